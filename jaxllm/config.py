@@ -1,0 +1,160 @@
+"""Frozen configurations, validated once. Flags and keywords bear vLLM's names where it has them.
+
+`EngineConfig` is what `LLM(...)` takes as keywords and every `jaxllm` command as flags; `FLAGS` metadata on
+each field is the single source of its help text. `resolve` (runner side) turns the Nones into numbers for
+the model and the device at hand.
+"""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jaxllm.errors import ConfigError
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+LoadFormat = Literal["auto", "safetensors", "orbax", "dummy"]
+SchedulingPolicy = Literal["fcfs", "priority"]
+
+
+def flag(default: Any, help_text: str) -> Any:
+    """A dataclass field with its help text: the one place a flag is described."""
+    if isinstance(default, (list, dict, set)):
+        raise TypeError("a flag's default must be immutable")
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Everything that shapes an engine. None means: decided from the model and the device."""
+
+    model: str = flag(
+        "demo", "A Hugging Face checkpoint directory, a directory written by `jaxllm convert`, or `demo`."
+    )
+    tokenizer: str | None = flag(None, "Directory of the tokenizer; the model's own by default.")
+    served_model_name: str | None = flag(None, "The name clients ask for; the model's directory name by default.")
+    load_format: LoadFormat = flag(
+        "auto", "auto, safetensors, orbax, or dummy (random weights from a bare config.json, for benchmarks)."
+    )
+    dtype: Dtype = flag(
+        "auto", "Weights and activations: auto (the checkpoint's type on a GPU, float32 on a CPU), float32, ..."
+    )
+    seed: int = flag(0, "Seed of dummy weights and of the seeds drawn for requests that bring none.")
+    max_model_len: int | None = flag(
+        None, "Prompt and output tokens of one request at most; the model's own limit by default."
+    )
+    max_num_seqs: int | None = flag(None, "Requests computed at once; 256 on a GPU and 16 on a CPU by default.")
+    max_num_batched_tokens: int | None = flag(
+        None, "Tokens of one prefill or mixed step at most; 8192 on a GPU and 512 on a CPU by default."
+    )
+    gpu_memory_utilization: float = flag(
+        0.92, "Share of the device's memory for weights, programs and the KV cache together."
+    )
+    kv_cache_memory_bytes: int | None = flag(
+        None, "Bytes of KV cache; planned from the device's memory on a GPU, 256 MiB on a CPU by default."
+    )
+    num_gpu_blocks_override: int | None = flag(None, "Pages of KV cache, whatever the memory plan says.")
+    block_size: int = flag(64, "Tokens per page of the KV cache: a power of two.")
+    enable_prefix_caching: bool = flag(True, "Reuse the KV cache of shared prompt prefixes.")
+    scheduling_policy: SchedulingPolicy = flag("fcfs", "fcfs, or priority (lower numbers first).")
+    max_queued: int = flag(4096, "Requests that may wait; one more is refused (RESOURCE_EXHAUSTED, 429).")
+    max_logprobs: int = flag(20, "Most likely tokens a request may ask to see per position.")
+    decode_steps: tuple[int, ...] | None = flag(
+        None, "Steps per decode program when nobody waits, e.g. 1,8; decided from the device by default."
+    )
+    stream_interval_ms: float = flag(20.0, "A stream gets tokens about this often or more; bounds the steps above.")
+    compilation_cache_dir: str | None = flag(
+        None, "Where compiled programs are kept between starts; ~/.cache/jaxllm by default, '' turns it off."
+    )
+
+    def __post_init__(self) -> None:
+        def positive(name: str, optional: bool = False) -> None:
+            value = getattr(self, name)
+            if value is None and optional:
+                return
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name}={value!r}: must be a positive integer")
+
+        if not self.model:
+            raise ConfigError("model is empty: name a checkpoint directory, or 'demo'")
+        choice("load_format", self.load_format, LoadFormat.__args__)  # type: ignore[attr-defined]
+        choice("dtype", self.dtype, Dtype.__args__)  # type: ignore[attr-defined]
+        choice("scheduling_policy", self.scheduling_policy, SchedulingPolicy.__args__)  # type: ignore[attr-defined]
+        for name in (
+            "max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes", "num_gpu_blocks_override",
+        ):  # fmt: skip
+            positive(name, optional=True)
+        for name in ("block_size", "max_queued"):
+            positive(name)
+        if self.block_size & (self.block_size - 1):
+            raise ConfigError(f"block_size={self.block_size}: the kernels need a power of two; try 64")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError(f"gpu_memory_utilization={self.gpu_memory_utilization}: must be in (0, 1]; try 0.9")
+        if not 0 <= self.max_logprobs <= 1024:
+            raise ConfigError(f"max_logprobs={self.max_logprobs}: must be in [0, 1024]")
+        if not self.stream_interval_ms > 0:
+            raise ConfigError(f"stream_interval_ms={self.stream_interval_ms}: must be positive")
+        if self.decode_steps is not None:
+            steps = tuple(sorted(set(self.decode_steps)))
+            if not steps or steps[0] != 1 or steps[-1] > self.block_size:
+                raise ConfigError(
+                    f"decode_steps={self.decode_steps}: must hold 1 and nothing above block_size={self.block_size}"
+                )
+            object.__setattr__(self, "decode_steps", steps)
+
+    @classmethod
+    def from_kwargs(cls, **kwargs: Any) -> "EngineConfig":
+        """Build from keywords; an unknown name is an error that offers the nearest known one."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name in kwargs:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+                raise ConfigError(f"unknown argument {name!r}{hint}")
+        return cls(**kwargs)
+
+    def replace(self, **changes: Any) -> "EngineConfig":
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """The numbers the scheduler works with; the runner's memory plan supplies num_pages.
+
+    num_pages counts page 0, the padding sink, which is never handed out.
+    """
+
+    num_pages: int
+    page_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    decode_steps: tuple[int, ...] = (1,)
+    stream_interval: float = 0.02  # seconds
+    enable_prefix_caching: bool = True
+    policy: SchedulingPolicy = "fcfs"
+    max_queued: int = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Where and how the services listen."""
+
+    host: str = flag("127.0.0.1", "Address both services listen on.")
+    grpc_port: int = flag(50051, "Port of the gRPC service; 0 takes a free one.")
+    http_port: int = flag(8000, "Port of the OpenAI HTTP front; 0 takes a free one, -1 starts none.")
+    drain_seconds: float = flag(30.0, "After SIGTERM, how long running requests may take to end.")
+    chat_template: str | None = flag(None, "A Jinja file to use instead of the checkpoint's chat template.")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.grpc_port < 65536:
+            raise ConfigError(f"grpc_port={self.grpc_port}: must be in [0, 65535]")
+        if not -1 <= self.http_port < 65536:
+            raise ConfigError(f"http_port={self.http_port}: must be in [-1, 65535]")
+        if self.drain_seconds < 0:
+            raise ConfigError(f"drain_seconds={self.drain_seconds}: must not be negative")
+
+
+def choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name}={value!r}: must be one of {', '.join(allowed)}")

@@ -1,0 +1,351 @@
+"""The plain data that crosses rooms: what a request is, what a step does, what a step yields.
+
+A `Request` carries everything about itself. The scheduler turns requests into a `StepPlan`, the runner
+turns a `StepPlan` into a `StepOutput`, the engine turns a `StepOutput` into one `Delta` per request.
+Nothing here imports JAX, and nothing here has behaviour beyond derived numbers and validation.
+
+Progress is a number, not a phase: `request.todo` counts the tokens whose keys and values are not in the
+cache yet. Prefill, a chunk of it, a decode step, a prefix hit and a recompute after preemption are all
+statements about that number.
+"""
+
+import enum
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from jaxllm.errors import RequestError
+
+MAX_STOP_TOKENS = 16
+"""Stop token ids (end-of-text ids included) that the device checks per request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How to draw tokens and when to stop. Names and meanings are those of vLLM and OpenAI.
+
+    Attributes:
+        max_tokens: new tokens at most; None means as many as the context holds.
+        min_tokens: new tokens before an end-of-text or stop token may end the request.
+        temperature: 0 is greedy.
+        top_k: keep the k most likely tokens; 0 or -1 keeps all.
+        top_p: keep the smallest set of most likely tokens whose probability reaches p; in (0, 1].
+        min_p: drop tokens less likely than min_p times the most likely one; in [0, 1].
+        repetition_penalty: divides positive and multiplies negative logits of tokens seen in prompt or output.
+        frequency_penalty: subtracted per occurrence in the output; in [-2, 2].
+        presence_penalty: subtracted once for tokens in the output; in [-2, 2].
+        seed: draws depend on (seed, sample index, position) alone; None takes a fresh one.
+        stop: strings that end the request, found across token borders.
+        stop_token_ids: token ids that end the request, beside the model's end-of-text ids.
+        ignore_eos: the model's end-of-text ids do not end the request.
+        include_stop_str_in_output: keep the stop string (or stop token's text) in the text.
+        skip_special_tokens: leave special tokens out of the text.
+        logprobs: None, or how many of the most likely tokens to report beside the drawn one.
+        prompt_logprobs: the same for every prompt token.
+    """
+
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        object.__setattr__(self, "stop", tuple(self.stop))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        if self.top_k == -1:
+            object.__setattr__(self, "top_k", 0)
+        for name in (
+            "temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise RequestError(f"{name}={value!r}: must be a finite number", name)
+        for name in ("max_tokens", "min_tokens", "top_k", "seed", "logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            optional = name in ("max_tokens", "seed", "logprobs", "prompt_logprobs")
+            if value is None and optional:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise RequestError(f"{name}={value!r}: must be an integer{' or None' if optional else ''}", name)
+        _require(self.max_tokens is None or self.max_tokens >= 1, self, "max_tokens", "must be at least 1")
+        _require(self.min_tokens >= 0, self, "min_tokens", "must not be negative")
+        _require(
+            self.max_tokens is None or self.min_tokens <= self.max_tokens,
+            self, "min_tokens", f"must not exceed max_tokens={self.max_tokens}",
+        )  # fmt: skip
+        _require(self.temperature >= 0, self, "temperature", "must not be negative; 0 is greedy")
+        _require(self.top_k >= 0, self, "top_k", "must be positive, or 0 or -1 to keep every token")
+        _require(0 < self.top_p <= 1, self, "top_p", "must be in (0, 1]; for greedy decoding set temperature=0")
+        _require(0 <= self.min_p <= 1, self, "min_p", "must be in [0, 1]")
+        _require(self.repetition_penalty > 0, self, "repetition_penalty", "must be positive; 1 is none")
+        _require(-2 <= self.frequency_penalty <= 2, self, "frequency_penalty", "must be in [-2, 2]")
+        _require(-2 <= self.presence_penalty <= 2, self, "presence_penalty", "must be in [-2, 2]")
+        _require(self.seed is None or 0 <= self.seed < 2**63, self, "seed", "must be in [0, 2**63)")
+        _require(self.logprobs is None or self.logprobs >= 0, self, "logprobs", "must not be negative")
+        _require(
+            self.prompt_logprobs is None or self.prompt_logprobs >= 0,
+            self, "prompt_logprobs", "must not be negative",
+        )  # fmt: skip
+        _require(all(isinstance(s, str) and s for s in self.stop), self, "stop", "must hold non-empty strings")
+        _require(
+            all(isinstance(t, int) and t >= 0 for t in self.stop_token_ids),
+            self, "stop_token_ids", "must hold token ids",
+        )  # fmt: skip
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    @property
+    def penalised(self) -> bool:
+        return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1, 0, 0)
+
+
+def _require(ok: bool, params: SamplingParams, name: str, why: str) -> None:
+    if not ok:
+        raise RequestError(f"{name}={getattr(params, name)!r}: {why}", name)
+
+
+class FinishReason(enum.StrEnum):
+    STOP = "stop"  # an end-of-text id, a stop token id or a stop string
+    LENGTH = "length"  # max_tokens or the context's end
+    ABORT = "abort"  # the client went away or asked for it
+    DEADLINE = "deadline"  # the request's deadline passed
+    ERROR = "error"  # the request failed alone; Delta.error says why
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One sequence to continue. The caller sets the first block; the scheduler owns the second.
+
+    Attributes:
+        prompt: token ids, at least one.
+        stop_ids: every token id that ends this request (end-of-text ids unless ignored, and stop_token_ids).
+        max_total: prompt and output tokens at most (from max_tokens and the context's length).
+        seed: what draws are keyed by; always a number (a fresh one where the client gave none).
+        sample_index: which of the prompt's samples this is; keyed into draws.
+        priority: lower runs earlier under the priority policy.
+        deadline: time.monotonic() at which the request ends unfinished, or None.
+        cache_salt: requests share cached prefixes only with requests of the same salt.
+
+        output: tokens drawn and known on the host.
+        num_inflight: tokens whose draw is submitted but not collected yet.
+        num_computed: tokens whose keys and values are in the cache once every submitted step has run.
+        num_cached: prompt tokens that the prefix cache supplied at the last admission.
+        pages: the block table; pages[i] holds positions [i * page, (i + 1) * page).
+        slot: the row of the device's per-request state, or -1 when not admitted.
+    """
+
+    request_id: str
+    prompt: list[int]
+    params: SamplingParams
+    stop_ids: tuple[int, ...]
+    max_total: int
+    seed: int
+    sample_index: int = 0
+    priority: int = 0
+    arrival: float = 0.0
+    deadline: float | None = None
+    cache_salt: str = ""
+
+    output: list[int] = field(default_factory=list)
+    num_inflight: int = 0
+    num_computed: int = 0
+    num_cached: int = 0
+    num_preemptions: int = 0
+    pages: list[int] = field(default_factory=list)
+    slot: int = -1
+    finish: FinishReason | None = None
+    first_scheduled: float | None = None
+    first_token: float | None = None
+
+    @property
+    def num_known(self) -> int:
+        """Tokens whose ids the host knows."""
+        return len(self.prompt) + len(self.output)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that exist, those still on the device included."""
+        return len(self.prompt) + len(self.output) + self.num_inflight
+
+    @property
+    def todo(self) -> int:
+        """Tokens that exist and are not computed. 1 is an ordinary decode step."""
+        return self.num_tokens - self.num_computed
+
+    def token_ids(self, start: int, stop: int) -> list[int]:
+        """The known ids at positions [start, stop)."""
+        split = len(self.prompt)
+        return self.prompt[start:stop] + self.output[max(0, start - split) : max(0, stop - split)]
+
+
+@dataclass(slots=True)
+class Row:
+    """One request's share of a step: compute positions [start, start + count) and maybe draw.
+
+    In an `extend` step the ids at those positions are host-known, except that the last one may still be on
+    the device (position == request.num_known at planning time: the token drawn by the step before); then
+    count is 1. In a `decode` step count is at most StepPlan.num_steps: the row draws one token per
+    iteration until its limit or a stop token.
+
+    Attributes:
+        tokens: the host-known ids at [start, start + count); empty if the one token is on the device.
+        fresh: the slot holds another request's state: send parameters, reset counts.
+        draws: the step reaches the request's last token, so a next token is drawn.
+        pages: the block table needed by this step, a snapshot.
+        new_pages: (index, page) added by this plan; at most one in a decode step.
+    """
+
+    request: Request
+    slot: int
+    start: int
+    count: int
+    tokens: list[int]
+    fresh: bool
+    draws: bool
+    pages: list[int]
+    new_pages: list[tuple[int, int]]
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """What the device does next. `copies` (source page, target page) run first: copy-on-write."""
+
+    kind: Literal["extend", "decode"]
+    rows: list[Row]
+    num_steps: int = 1
+    copies: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(row.count for row in self.rows)
+
+
+@dataclass(slots=True)
+class Logprobs:
+    """Log probabilities at consecutive positions.
+
+    token: [n] float32 of the drawn (or given) token. rank: [n] int32, 1 is the most likely.
+    top_ids, top: [n, k] int32 and float32, the k most likely in falling order.
+    """
+
+    token: np.ndarray
+    rank: np.ndarray
+    top_ids: np.ndarray
+    top: np.ndarray
+
+
+@dataclass(slots=True)
+class RowOutput:
+    """What a row yields: the drawn tokens (at most num_steps; fewer when the device saw its end)."""
+
+    tokens: list[int]
+    logprobs: Logprobs | None = None
+    prompt_logprobs: Logprobs | None = None  # for positions start + 1 .. start + count
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """rows[i] belongs to plan.rows[i]. `device_seconds` is submit-to-ready wall time, for metrics."""
+
+    rows: list[RowOutput]
+    device_seconds: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Delta:
+    """What the engine tells a request's owner after a step: new tokens, and the end when it comes.
+
+    Counts and times are cumulative and set on every delta; times are time.monotonic() values.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    logprobs: Logprobs | None = None
+    prompt_logprobs: Logprobs | None = None
+    finish: FinishReason | None = None
+    stop_token: int | None = None  # the token id that ended it, if one did (it is the last of token_ids)
+    error: str | None = None
+    num_prompt: int = 0
+    num_output: int = 0
+    num_cached: int = 0
+    arrival: float = 0.0
+    first_scheduled: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
+
+
+@dataclass(slots=True)
+class Load:
+    """A snapshot of how busy the engine is. Counters are totals since start."""
+
+    running: int = 0
+    waiting: int = 0
+    pages_total: int = 0
+    pages_free: int = 0  # free or evictable
+    prefix_queries: int = 0  # tokens looked up
+    prefix_hits: int = 0  # tokens found
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    steps_extend: int = 0
+    steps_decode: int = 0
+
+    @property
+    def cache_usage(self) -> float:
+        return 1.0 - self.pages_free / self.pages_total if self.pages_total else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PagedKV:
+    """What an attention layer caches: keys and values in pages of [page, num_kv_heads, head_dim] each.
+
+    A model declares one such specification per layer, in the order of its layers. `window` is the number of
+    positions a token sees, itself included; None is all of them.
+    """
+
+    num_kv_heads: int
+    head_dim: int
+    window: int | None = None
+
+    def elements_per_token(self) -> int:
+        """Keys and values of one token, in array elements."""
+        return 2 * self.num_kv_heads * self.head_dim
+
+
+CacheSpec = PagedKV
+"""The kinds of cache a layer may declare; more kinds join by union."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What the rooms above the runner may know of the loaded model. `path` also holds the tokenizer's files."""
+
+    name: str
+    architecture: str
+    dtype: str
+    num_parameters: int
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: tuple[int, ...]
+    max_logprobs: int
+    path: str
+    generation_defaults: dict[str, float | int]  # temperature, top_k, ... as the checkpoint's makers set them
