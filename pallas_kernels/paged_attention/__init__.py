@@ -1,0 +1,57 @@
+"""Causal attention of a step's ragged queries over paged keys and values."""
+
+import jax
+
+from pallas_kernels import choose
+
+
+def paged_attention(
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_table: jax.Array,
+    query_start: jax.Array,
+    kv_len: jax.Array,
+    *,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    decode: bool = False,
+) -> jax.Array:
+    """Attends each row's queries to that row's pages, which already hold this step's keys and values.
+
+    q: [T, H, D]; k_pages, v_pages: [P, page, KH, D], H a multiple of KH; page_table: [R, MP] int32;
+    query_start: [R + 1] int32; kv_len: [R] int32. Row r's queries are q[query_start[r] : query_start[r + 1]];
+    query i of it stands at position kv_len[r] - (query_start[r + 1] - i) and sees the positions up to its own,
+    of these only the last `window` if given. Scores are scale * q.k, then soft_cap * tanh(scores / soft_cap) if given.
+    decode (static): T == R and row r is token r, so query_start is not read.
+
+    Returns [T, H, D] in q.dtype; zeros for rows of kv_len 0 and for tokens behind query_start[R]. Only positions a
+    query sees are read into its result: whatever else lies in the pools, NaN included, has no influence.
+    """
+    tokens, heads, dim = q.shape
+    rows = page_table.shape[0]
+    if k_pages.shape != v_pages.shape or k_pages.shape[3] != dim or heads % k_pages.shape[2]:
+        raise ValueError(f"paged_attention: q {q.shape} does not fit pools {k_pages.shape}, {v_pages.shape}")
+    if query_start.shape != (rows + 1,) or kv_len.shape != (rows,) or (decode and tokens != rows):
+        raise ValueError(
+            f"paged_attention: q {q.shape}, page_table {page_table.shape}, query_start {query_start.shape} and"
+            f" kv_len {kv_len.shape} disagree about the rows"
+        )
+    if window is not None and window < 1:
+        raise ValueError(f"paged_attention: window={window} must be at least 1, or None for full attention")
+    result: jax.Array = choose.run(
+        "paged_attention",
+        ("reference",),
+        q,
+        k_pages,
+        v_pages,
+        page_table,
+        query_start,
+        kv_len,
+        scale=scale,
+        window=window,
+        soft_cap=soft_cap,
+        decode=decode,
+    )
+    return result

@@ -1,0 +1,119 @@
+"""paged_attention in plain XLA: tiles of one row's queries, blocks of pages, online softmax in float32."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+# Keys gathered at once; a table that holds no more is attended in one block, without a loop.
+_BLOCK_TOKENS = 1024
+# Queries attended at once in an extend step.
+_GROUP_TOKENS = 512
+_NEVER = -1e30  # a finite stand-in for -inf, so that a query that sees nothing yields no NaN
+
+
+def paged_attention(
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_table: jax.Array,
+    query_start: jax.Array,
+    kv_len: jax.Array,
+    *,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+    decode: bool,
+) -> jax.Array:
+    """See pallas_kernels.paged_attention."""
+    attend = functools.partial(_attend, k_pages=k_pages, v_pages=v_pages, scale=scale, window=window, soft_cap=soft_cap)
+    if decode:
+        return attend(q[:, None], kv_len[:, None] - 1, page_table)[:, 0]
+
+    tokens, rows = q.shape[0], page_table.shape[0]
+    tile = min(256, max(16, 1 << (tokens // rows).bit_length() - 1))
+    at_once = min(max(1, _GROUP_TOKENS // tile), -(-tokens // tile) + rows)
+    groups = -(-(-(-tokens // tile) + rows) // at_once)
+
+    lengths = query_start[1:] - query_start[:-1]
+    tile_end = jnp.cumsum((lengths + tile - 1) // tile)  # [R]: row r's tiles are tile_end[r - 1] : tile_end[r]
+    tile_start = jnp.concatenate([jnp.zeros((1,), jnp.int32), tile_end[:-1]])
+
+    def attend_group(group: jax.Array) -> jax.Array:
+        tiles = group * at_once + jnp.arange(at_once, dtype=jnp.int32)
+        row = jnp.minimum(jnp.searchsorted(tile_end, tiles, side="right"), rows - 1).astype(jnp.int32)
+        first = query_start[row] + (tiles - tile_start[row]) * tile
+        index = first[:, None] + jnp.arange(tile, dtype=jnp.int32)[None, :]
+        end = jnp.where(tiles < tile_end[-1], query_start[row + 1], 0)[:, None]
+        position = jnp.where(index < end, kv_len[row][:, None] - end + index, -1)
+        return attend(q[jnp.minimum(index, tokens - 1)], position, page_table[row])
+
+    out = jnp.zeros((groups, at_once, tile, *q.shape[1:]), q.dtype)
+    if groups == 1:
+        out = attend_group(jnp.int32(0))[None]
+    else:
+        out = jax.lax.fori_loop(
+            0, (tile_end[-1] + at_once - 1) // at_once, lambda g, out: out.at[g].set(attend_group(g)), out
+        )
+    token = jnp.arange(tokens, dtype=jnp.int32)
+    row = jnp.minimum(jnp.searchsorted(query_start[1:], token, side="right"), rows - 1).astype(jnp.int32)
+    place = tile_start[row] * tile + token - query_start[row]
+    real = token < query_start[-1]
+    return jnp.where(real[:, None, None], out.reshape(-1, *q.shape[1:])[jnp.where(real, place, 0)], 0)
+
+
+def _attend(
+    q: jax.Array,
+    position: jax.Array,
+    page_table: jax.Array,
+    *,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+) -> jax.Array:
+    """q: [N, B, H, D], N tiles of one row each; position: [N, B], -1 sees nothing; page_table: [N, MP]."""
+    num, size, heads, dim = q.shape
+    page, kv_heads = k_pages.shape[1:3]
+    q32 = q.astype(jnp.float32).reshape(num, size, kv_heads, heads // kv_heads, dim) * jnp.float32(scale)
+    pages = min(page_table.shape[1], max(1, _BLOCK_TOKENS // page))
+    page_table = jnp.pad(page_table, ((0, 0), (0, -page_table.shape[1] % pages)))
+    dot = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+    def attend_block(block: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        top, total, out = state
+        table = jax.lax.dynamic_slice_in_dim(page_table, block * pages, pages, axis=1)
+        seen = (block * pages * page + jnp.arange(pages * page, dtype=jnp.int32))[None, None, :]
+        visible = seen <= position[:, :, None]
+        if window is not None:
+            visible &= seen > position[:, :, None] - window
+        k, v = (pool[table].reshape(num, -1, kv_heads, dim).astype(jnp.float32) for pool in (k_pages, v_pages))
+        v = jnp.where(visible.any(axis=1)[:, :, None, None], v, 0.0)
+        scores = dot("nbkgd,nskd->nkgbs", q32, k)
+        if soft_cap is not None:
+            scores = soft_cap * jnp.tanh(scores / soft_cap)
+        scores = jnp.where(visible[:, None, None], scores, _NEVER)
+        higher = jnp.maximum(top, scores.max(axis=-1))
+        weights = jnp.where(visible[:, None, None], jnp.exp(scores - higher[..., None]), 0.0)
+        shrink = jnp.exp(top - higher)
+        return (
+            higher,
+            total * shrink + weights.sum(axis=-1),
+            out * shrink[..., None] + dot("nkgbs,nskd->nkgbd", weights, v),
+        )
+
+    shape = (num, kv_heads, heads // kv_heads, size)
+    state: tuple[jax.Array, ...] = (jnp.full(shape, _NEVER), jnp.zeros(shape), jnp.zeros((*shape, dim)))
+    if page_table.shape[1] == pages:
+        state = attend_block(jnp.int32(0), state)
+    else:
+        span = pages * page
+        start = jnp.int32(0)
+        if window is not None:
+            oldest = jnp.where(position >= 0, position, jnp.iinfo(jnp.int32).max).min() - window + 1
+            start = jnp.maximum(oldest, 0) // span
+        state = jax.lax.fori_loop(start, position.max() // span + 1, attend_block, state)
+    _, total, out = state
+    out = out / jnp.where(total > 0.0, total, 1.0)[..., None]
+    return jnp.moveaxis(out, 3, 1).reshape(q.shape).astype(q.dtype)
