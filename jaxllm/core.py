@@ -151,6 +151,10 @@ class Request:
         num_cached: prompt tokens that the prefix cache supplied at the last admission.
         pages: the block table; pages[i] holds positions [i * page, (i + 1) * page).
         slot: the row of the device's per-request state, or -1 when not admitted.
+        order: where the request stands among all; the smallest is served first and preempted last.
+        page_keys: the prefix index's key of each full page of known tokens, as far as they were needed.
+        num_indexed: how many of `pages`, from the first, the prefix index has been told of.
+        prompt_logprobs: what extend steps yielded so far, in order; delivered with the first token.
     """
 
     request_id: str
@@ -172,6 +176,10 @@ class Request:
     num_preemptions: int = 0
     pages: list[int] = field(default_factory=list)
     slot: int = -1
+    order: tuple[int, float, int] = (0, 0.0, 0)
+    page_keys: list[bytes] = field(default_factory=list)
+    num_indexed: int = 0
+    prompt_logprobs: list["Logprobs"] = field(default_factory=list)
     finish: FinishReason | None = None
     first_scheduled: float | None = None
     first_token: float | None = None
@@ -202,15 +210,17 @@ class Row:
     """One request's share of a step: compute positions [start, start + count) and maybe draw.
 
     In an `extend` step the ids at those positions are host-known, except that the last one may still be on
-    the device (position == request.num_known at planning time: the token drawn by the step before); then
-    count is 1. In a `decode` step count is at most StepPlan.num_steps: the row draws one token per
-    iteration until its limit or a stop token.
+    the device (drawn by a step that was not collected when this one was planned); then count is 1. In a
+    `decode` step count is StepPlan.num_steps or what the request's limit leaves of it: the row draws one
+    token per iteration until then or until a stop token.
 
     Attributes:
-        tokens: the host-known ids at [start, start + count); empty if the one token is on the device.
+        tokens: extend: the host-known ids at [start, start + count), empty if the one token is on the device.
+            decode: empty, the slot's last token is fed.
         fresh: the slot holds another request's state: send parameters, reset counts.
         draws: the step reaches the request's last token, so a next token is drawn.
-        pages: the block table needed by this step, a snapshot.
+        pages: the request's block table itself, not a copy: it may grow with the next plan, so read it on
+            submit. Decode rows need only new_pages.
         new_pages: (index, page) added by this plan; at most one in a decode step.
     """
 
