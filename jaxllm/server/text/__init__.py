@@ -1,0 +1,12 @@
+"""Text on one side, token ids on the other: the engine speaks tokens, whoever faces a person uses this room.
+
+tokenizer     Tokenizer: encode, decode, chat prompts, and the bytes each token stands for
+detokenizer   TextStream: the text of one request, token by token, with its stop strings
+chat          chat templates: messages to a prompt
+stop_strings  StopStrings: finding strings in text that comes in pieces
+"""
+
+from jaxllm.server.text.detokenizer import TextStream
+from jaxllm.server.text.tokenizer import Tokenizer
+
+__all__ = ["TextStream", "Tokenizer"]

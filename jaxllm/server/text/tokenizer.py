@@ -1,0 +1,163 @@
+"""The checkpoint's tokenizer: text to ids, ids to text, and the bytes that each id stands for."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxllm.errors import ConfigError
+from jaxllm.server.text import chat
+
+_VOCABULARY_FILES = (
+    "tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
+)  # fmt: skip
+
+
+class Tokenizer:
+    """A Hugging Face fast tokenizer, read from a local directory.
+
+    Each token stands for bytes that do not depend on its neighbours, so a text can be put together token by
+    token; `pieces` holds them. They are worked out from the tokenizer's declared decoder: the byte alphabet of
+    byte-level BPE, sentencepiece's <0xNN> bytes, and for other tokens whatever the decoder itself makes of them
+    behind another token.
+    """
+
+    def __init__(self, tokenizer: Any):
+        """tokenizer: transformers' PreTrainedTokenizerFast."""
+        self._hf = tokenizer
+        self._backend = tokenizer.backend_tokenizer
+        specials = {i for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
+        piece = _piece_function(self._backend)
+        self._pieces = _Pieces(piece)
+        self._pieces_without_specials = _Pieces(lambda token_id: b"" if token_id in specials else piece(token_id))
+        self.vocab_size = len(tokenizer)
+        """One more than the highest token id."""
+
+    @classmethod
+    def load(cls, path: str | Path, chat_template: str | None = None) -> "Tokenizer":
+        """Read the tokenizer of a checkpoint directory; chat_template names a Jinja file to use instead of its own.
+
+        Raises ConfigError when there is none, or none that can be read.
+        """
+        directory = Path(path)
+        if not any((directory / name).is_file() for name in _VOCABULARY_FILES):
+            raise ConfigError(
+                f"no tokenizer in {str(path)!r} (looked for {', '.join(_VOCABULARY_FILES)}): copy tokenizer.json "
+                "and tokenizer_config.json there, or name a directory that has them with --tokenizer"
+            )
+        # Without this, transformers warns on import that PyTorch is missing; nothing here wants it.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+        # AutoTokenizer builds some classes anew from the vocabulary and so departs from tokenizer.json (Phi-3's
+        # leading spaces, in transformers 5.23): the file is what the model was trained with.
+        loader = PreTrainedTokenizerFast if (directory / "tokenizer.json").is_file() else AutoTokenizer
+        try:
+            tokenizer = loader.from_pretrained(str(directory), local_files_only=True)
+        except Exception as error:  # transformers and tokenizers raise anything, bare Exception included
+            raise ConfigError(
+                f"the tokenizer in {str(path)!r} cannot be read: {str(error).strip().splitlines()[0]}; "
+                "a tokenizer.json (the fast tokenizer's file) is what is wanted"
+            ) from error
+        if not getattr(tokenizer, "is_fast", False):
+            raise ConfigError(
+                f"the tokenizer in {str(path)!r} is a slow one ({type(tokenizer).__name__}): convert it to "
+                "a tokenizer.json with transformers' save_pretrained"
+            )
+        if chat_template is not None:
+            tokenizer.chat_template = chat.read_template(chat_template)
+        return cls(tokenizer)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of the text; special tokens written out in it are recognised."""
+        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of whole sequences. Ids that stand for nothing are left out.
+
+        A sentencepiece tokenizer drops one leading space; use a TextStream for text that goes on from another.
+        """
+        return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self._hf.chat_template)
+
+    def render_chat(self, messages: Sequence[chat.Message], **kwargs: Any) -> str:
+        """The prompt's text for a conversation; keywords as in `chat.render`."""
+        return chat.render(self._hf, messages, **kwargs)
+
+    def apply_chat(self, messages: Sequence[chat.Message], **kwargs: Any) -> list[int]:
+        """The prompt's token ids for a conversation; the template writes the special tokens."""
+        return self.encode(self.render_chat(messages, **kwargs), add_special_tokens=False)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What the token adds to a text: part of a character for some tokens, nothing for ids without a token."""
+        return self._pieces[token_id]
+
+    def token_text(self, token_id: int) -> str:
+        """token_bytes as text; bytes that are no UTF-8 by themselves become U+FFFD."""
+        return self._pieces[token_id].decode("utf-8", "replace")
+
+    def pieces(self, skip_special_tokens: bool = False) -> Mapping[int, bytes]:
+        """The bytes of every token id, worked out when first asked for."""
+        return self._pieces_without_specials if skip_special_tokens else self._pieces
+
+
+class _Pieces(dict[int, bytes]):
+    """A table that fills itself: most requests use a small part of a vocabulary."""
+
+    def __init__(self, piece: Callable[[int], bytes]):
+        super().__init__()
+        self._piece = piece
+
+    def __missing__(self, token_id: int) -> bytes:
+        piece = self[token_id] = self._piece(token_id)
+        return piece
+
+
+def _piece_function(backend: Any) -> Callable[[int], bytes]:
+    """How one token's bytes follow from its name in the vocabulary. backend: tokenizers.Tokenizer."""
+    decoder = backend.decoder
+    kinds = _decoder_kinds(json.loads(decoder.__getstate__())) if decoder is not None else set()
+    join: Callable[[list[str]], str] = decoder.decode if decoder is not None else " ".join
+    alphabet = _byte_alphabet() if "ByteLevel" in kinds else None
+    before = join(["a"])
+
+    def piece(token_id: int) -> bytes:
+        name: str | None = backend.id_to_token(token_id)
+        if name is None:
+            return b""
+        if alphabet is not None:
+            try:
+                return bytes([alphabet[character] for character in name])
+            except KeyError:  # an added token, spelled as itself
+                return name.encode()
+        if "ByteFallback" in kinds and len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
+            try:
+                return bytes([int(name[3:5], 16)])
+            except ValueError:
+                pass
+        return join(["a", name])[len(before) :].encode()
+
+    return piece
+
+
+def _decoder_kinds(state: dict[str, Any]) -> set[str]:
+    """The types in a decoder's declaration, those inside a Sequence included."""
+    return {state["type"]}.union(*(_decoder_kinds(inner) for inner in state.get("decoders", ())))
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Byte-level BPE writes each byte as one printable character (Radford et al. 2019, GPT-2's bytes_to_unicode).
+
+    Printable Latin-1 stands for itself; the other bytes, in order, take the characters from U+0100 on.
+    """
+
+    def printable(byte: int) -> bool:
+        return 0x21 <= byte <= 0x7E or 0xA1 <= byte <= 0xAC or byte >= 0xAE
+
+    alphabet = {chr(byte): byte for byte in range(256) if printable(byte)}
+    others: Iterable[int] = (byte for byte in range(256) if not printable(byte))
+    return alphabet | {chr(0x100 + i): byte for i, byte in enumerate(others)}

@@ -1,0 +1,90 @@
+"""Tokenizers of every kind: ids as recorded elsewhere, bytes per token that add up to the text."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from vocabularies import TOKENIZERS, VECTORS
+
+from jaxllm.errors import ConfigError
+from jaxllm.server.text import Tokenizer
+
+Load = Callable[[str], Tokenizer]
+Vectors = Callable[[str], list[tuple[str, list[int]]]]
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_ids_of_the_recorded_vectors(name: str, load_tokenizer: Load, vectors: Vectors) -> None:
+    tokenizer = load_tokenizer(name)
+    for text, expected in vectors(name):
+        assert tokenizer.encode(text, add_special_tokens=False) == expected, repr(text)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_bytes_of_tokens_add_up_to_the_text(name: str, load_tokenizer: Load, vectors: Vectors) -> None:
+    """Behind another token, so that a tokenizer which strips the first space of a text has none to strip."""
+    tokenizer = load_tokenizer(name)
+    anchor = tokenizer.encode("a", add_special_tokens=False)
+    before = tokenizer.decode(anchor)
+    for text, _ in vectors(name):
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        joined = b"".join(tokenizer.token_bytes(i) for i in ids)
+        assert joined.decode("utf-8") == tokenizer.decode(anchor + ids, False)[len(before) :], repr(text)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_every_whole_character_token_decodes_to_its_bytes(name: str, load_tokenizer: Load) -> None:
+    tokenizer = load_tokenizer(name)
+    anchor = tokenizer.encode("a", add_special_tokens=False)
+    before = tokenizer.decode(anchor)
+    ids = range(tokenizer.vocab_size)
+    for i in ids if len(ids) < 2000 else random.Random(0).sample(ids, 2000):
+        assert tokenizer.token_text(i) == tokenizer.decode([*anchor, i], False)[len(before) :]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_special_tokens_can_be_left_out(name: str, load_tokenizer: Load) -> None:
+    tokenizer = load_tokenizer(name)
+    ids = tokenizer.encode("a b")
+    plain = tokenizer.encode("a b", add_special_tokens=False)
+    visible = tokenizer.pieces(skip_special_tokens=True)
+    assert b"".join(visible[i] for i in ids) == b"".join(map(tokenizer.token_bytes, plain))
+    assert tokenizer.decode(ids) == tokenizer.decode(plain)
+
+
+def test_encoding_is_that_of_transformers(tokenizer_directory: Callable[[str], Path], load_tokenizer: Load) -> None:
+    from transformers import AutoTokenizer
+
+    for name in ("qwen3-8b", "t5-small", "stories260K"):
+        reference = AutoTokenizer.from_pretrained(tokenizer_directory(name))
+        text = "Once upon a time, 世界 🙂"
+        for special in (True, False):
+            assert load_tokenizer(name).encode(text, special) == reference.encode(text, add_special_tokens=special)
+
+
+def test_an_id_without_a_token_stands_for_nothing(load_tokenizer: Load) -> None:
+    tokenizer = load_tokenizer("qwen3-8b")
+    assert tokenizer.token_bytes(tokenizer.vocab_size + 5) == b""
+    assert tokenizer.decode([tokenizer.vocab_size + 5]) == ""
+
+
+def test_half_a_character_is_a_replacement_character(load_tokenizer: Load) -> None:
+    tokenizer = load_tokenizer("gpt2")
+    ids = tokenizer.encode("🙂")
+    assert len(ids) > 1
+    assert tokenizer.token_text(ids[0]).endswith("\ufffd")
+    assert b"".join(map(tokenizer.token_bytes, ids)) == "🙂".encode()
+
+
+def test_a_directory_without_tokenizer_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no tokenizer in .*tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+    with pytest.raises(ConfigError, match="no tokenizer"):
+        Tokenizer.load("Qwen/Qwen3-0.6B")  # a hub's name is no directory, and nothing is fetched
+
+
+def test_a_broken_tokenizer_is_a_configuration_error(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Tokenizer.load(tmp_path)
