@@ -1,0 +1,170 @@
+"""One streamed request against a server, over gRPC or HTTP, timed where the tokens arrive.
+
+The HTTP client is a few lines on asyncio's streams instead of a library: at hundreds of streams the client's
+own time would otherwise show in the figures.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import grpc
+
+from jaxllm.bench.statistics import Record
+from jaxllm.bench.workloads import Prompt
+from jaxllm.errors import ConfigError, JaxllmError
+from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
+from jaxllm.server.grpc.stubs import jaxllm_pb2_grpc as pb_grpc
+
+
+class BenchError(JaxllmError):
+    """A benchmark could not be carried out, or its server did not do what it was asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server that is up. model: the name to ask for; "" lets the server choose."""
+
+    protocol: Literal["grpc", "http"]
+    host: str
+    port: int
+    model: str = ""
+
+    @classmethod
+    def parse(cls, text: str, model: str = "") -> "Target":
+        """grpc://HOST:PORT or http://HOST:PORT."""
+        protocol, separator, address = text.rstrip("/").partition("://")
+        host, _, port = address.rpartition(":")
+        if not separator or protocol not in ("grpc", "http") or not host or not port.isdigit():
+            raise ConfigError(f"target {text!r}: write grpc://HOST:PORT or http://HOST:PORT")
+        return cls(protocol, host.strip("[]"), int(port), model)  # type: ignore[arg-type]
+
+    @property
+    def address(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Client(Protocol):
+    async def __aenter__(self) -> "Client": ...
+    async def __aexit__(self, *exception: object) -> None: ...
+    async def run(self, prompt: Prompt, record: Record) -> None:
+        """Send the prompt and fill the record; raises what goes wrong."""
+
+
+def client_for(target: Target) -> Client:
+    return GrpcClient(target) if target.protocol == "grpc" else HttpClient(target)
+
+
+class GrpcClient:
+    """`Inference.GenerateStream` over one channel."""
+
+    def __init__(self, target: Target):
+        self._target = target
+
+    async def __aenter__(self) -> "GrpcClient":
+        self._channel = grpc.aio.insecure_channel(self._target.address)
+        self._stub = pb_grpc.InferenceStub(self._channel)
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self._channel.close(None)
+
+    async def run(self, prompt: Prompt, record: Record) -> None:
+        request = pb.GenerateRequest(
+            model=self._target.model,
+            token_ids=pb.TokenIds(ids=prompt.token_ids),
+            sampling=pb.Sampling(max_tokens=prompt.num_output, temperature=0, ignore_eos=True),
+        )
+        record.sent = time.monotonic()
+        try:
+            async for chunk in self._stub.GenerateStream(request):
+                if chunk.token_ids:
+                    record.arrivals.append(time.monotonic())
+                    record.num_output += len(chunk.token_ids)
+        except grpc.aio.AioRpcError as error:
+            raise BenchError(f"{error.code().name}: {error.details()}") from None
+
+    async def model_info(self) -> pb.GetModelInfoResponse:
+        return await pb_grpc.ControlStub(self._channel).GetModelInfo(pb.GetModelInfoRequest())
+
+
+class HttpClient:
+    """`POST /v1/completions` with server-sent events, on any OpenAI server; a connection per request."""
+
+    def __init__(self, target: Target):
+        self._target = target
+
+    async def __aenter__(self) -> "HttpClient":
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        pass
+
+    async def run(self, prompt: Prompt, record: Record) -> None:
+        body = {
+            "model": self._target.model,
+            "prompt": prompt.token_ids,
+            "max_tokens": prompt.num_output,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        record.sent = time.monotonic()
+        async for event in self._events("POST", "/v1/completions", body):
+            if "error" in event:
+                raise BenchError(str(event["error"]))
+            if event.get("choices"):
+                record.arrivals.append(time.monotonic())
+            if event.get("usage"):
+                record.num_output = event["usage"]["completion_tokens"]
+
+    async def model_name(self) -> str:
+        """The first model that /v1/models lists."""
+        async for answer in self._events("GET", "/v1/models"):
+            return answer["data"][0]["id"]
+        raise BenchError(f"http://{self._target.address}/v1/models gave no answer")
+
+    async def _events(self, method: str, path: str, body: dict | None = None) -> AsyncIterator[dict[str, Any]]:
+        """The JSON of each `data:` line; of a body that is no event stream, its one document."""
+        reader, writer = await asyncio.open_connection(self._target.host, self._target.port, limit=2**20)
+        try:
+            payload = json.dumps(body).encode() if body is not None else b""
+            head = f"{method} {path} HTTP/1.1\r\nHost: {self._target.address}\r\nConnection: close\r\n"
+            head += f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
+            writer.write(head.encode() + payload)
+            await writer.drain()
+            status = int((await reader.readline()).split()[1])
+            headers = {}
+            while line := (await reader.readline()).strip():
+                name, _, value = line.decode("latin-1").partition(":")
+                headers[name.lower()] = value.strip().lower()
+            pieces = _chunks(reader) if headers.get("transfer-encoding") == "chunked" else _until_eof(reader)
+            if status != 200 or not headers.get("content-type", "").startswith("text/event-stream"):
+                text = b"".join([piece async for piece in pieces]).decode("utf-8", "replace")
+                if status != 200:
+                    raise BenchError(f"HTTP {status}: {text[:300]}")
+                yield json.loads(text)
+                return
+            rest = b""
+            async for piece in pieces:
+                *lines, rest = (rest + piece).split(b"\n")
+                for line in lines:
+                    if line.startswith(b"data:") and line[5:].strip() != b"[DONE]":
+                        yield json.loads(line[5:])
+        finally:
+            writer.close()
+
+
+async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """The pieces of a body in chunked transfer coding (RFC 9112, section 7.1)."""
+    while size := int((await reader.readline()).split(b";")[0], 16):
+        yield (await reader.readexactly(size + 2))[:-2]
+
+
+async def _until_eof(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    while piece := await reader.read(2**16):
+        yield piece
