@@ -152,7 +152,7 @@ class Request:
         pages: the block table; pages[i] holds positions [i * page, (i + 1) * page).
         slot: the row of the device's per-request state, or -1 when not admitted.
         order: where the request stands among all; the smallest is served first and preempted last.
-        page_keys: the prefix index's key of each full page of known tokens, as far as they were needed.
+        page_keys: the prefix index's keys, as far as they were needed: [i] is that of the first i pages.
         num_indexed: how many of `pages`, from the first, the prefix index has been told of.
         prompt_logprobs: what extend steps yielded so far, in order; delivered with the first token.
     """
@@ -215,8 +215,8 @@ class Row:
     token per iteration until then or until a stop token.
 
     Attributes:
-        tokens: extend: the host-known ids at [start, start + count), empty if the one token is on the device.
-            decode: empty, the slot's last token is fed.
+        tokens: the host-known ids at [start, start + count); empty if the one token is on the device. Decode
+            rows feed the slot's last token in either case.
         fresh: the slot holds another request's state: send parameters, reset counts.
         draws: the step reaches the request's last token, so a next token is drawn.
         pages: the request's block table itself, not a copy: it may grow with the next plan, so read it on

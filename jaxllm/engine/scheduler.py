@@ -1,0 +1,509 @@
+"""Who computes what in the next step: requests go in, a `StepPlan` comes out, a `StepOutput` comes back.
+
+A request is in one of four places:
+
+- `waiting`, in order, without slot or pages: it is new, or was preempted and will be computed again;
+- `prefilling`: it has a slot and pages for every token that exists, and some of them are not computed;
+- `decoding`: only its newest token is not computed, and that token is the one its slot holds;
+- on its way out: the steps already submitted draw all it may have. It gave slot and pages back, as whatever
+  uses them next runs behind those steps, and ends when its tokens arrive.
+
+Steps run on the device in the order of their submission, and a plan is made while the step before it may
+still be running. Hence the rule that everything here rests on: what a submitted step writes, any later plan may
+read; what a submitted step still reads or writes, any later plan may reuse. A request that ended at a commit
+may still have a row in the one step that was submitted meanwhile; its tokens are ignored, and its writes land in
+pages before their next holder's do.
+"""
+
+import itertools
+import math
+import time
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from operator import attrgetter
+
+import numpy as np
+
+from jaxllm.cache import PagePool, PrefixIndex
+from jaxllm.config import SchedulerConfig
+from jaxllm.core import Delta, FinishReason, Load, Logprobs, Request, Row, StepOutput, StepPlan
+from jaxllm.engine.stop import accept
+from jaxllm.errors import ConfigError, QueueFullError, RequestError
+
+_by_order = attrgetter("order")
+
+
+class Scheduler:
+    """Continuous batching over one page pool.
+
+    step_seconds(rows) is the measured time of one decode step of that many rows; without it no decode step
+    is held too long for the stream interval.
+
+    Ending a request from outside (`abort`, `expire`) returns the Request; `delta_of(request)` is what its
+    owner is to be told.
+    """
+
+    def __init__(self, config: SchedulerConfig, step_seconds: Callable[[int], float] | None = None):
+        if config.num_pages < 2:
+            raise ConfigError(f"num_pages={config.num_pages}: page 0 is the sink, so there must be 2 or more")
+        if config.max_num_batched_tokens < config.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens={config.max_num_batched_tokens} is below max_num_seqs={config.max_num_seqs}: "
+                "every running request takes a token of each step; raise the one or lower the other"
+            )
+        if 1 not in config.decode_steps or max(config.decode_steps) > config.page_size:
+            raise ConfigError(
+                f"decode_steps={config.decode_steps}: must hold 1 and nothing above the page size {config.page_size}"
+            )
+        self.config = config
+        self.index = PrefixIndex(config.page_size)
+        self.pool = PagePool(config.num_pages - 1, on_evict=self.index.remove)
+        self.waiting: list[Request] = []
+        self.prefilling: dict[str, Request] = {}
+        self.decoding: dict[str, Request] = {}
+        self._step_seconds = step_seconds or (lambda rows: 0.0)
+        self._steps_descending = sorted(set(config.decode_steps), reverse=True)
+        self._requests: dict[str, Request] = {}
+        self._slots = list(reversed(range(config.max_num_seqs)))
+        self._arrivals = itertools.count()
+        self._next_deadline = math.inf  # no request's deadline is earlier
+        # Kept free on admission while others run, lest their next pages preempt the newcomer at once.
+        self._watermark = config.num_pages // 100
+        self._load = Load(pages_total=self.pool.num_pages)
+
+    @property
+    def has_work(self) -> bool:
+        """Some request has not ended."""
+        return bool(self._requests)
+
+    def load(self) -> Load:
+        waiting = len(self.waiting)
+        running = len(self._requests) - waiting
+        return replace(self._load, running=running, waiting=waiting, pages_free=self.pool.free)
+
+    def add(self, request: Request) -> None:
+        """Queues a request.
+
+        Raises QueueFullError, or RequestError if it leaves no room for output, if the pool could not hold it
+        even alone, or if its id is that of a request which has not ended.
+        """
+        if request.request_id in self._requests:
+            raise RequestError(
+                f"request_id={request.request_id!r}: a request of this id is running; choose another", "request_id"
+            )
+        if not 0 < len(request.prompt) < request.max_total:
+            raise RequestError(
+                f"prompt has {len(request.prompt)} tokens: it needs one at least, and room for one more "
+                f"within {request.max_total}",
+                "prompt",
+            )
+        # The last token's keys and values are never computed.
+        pages = self._pages_for(request.max_total - 1)
+        if pages > self.pool.num_pages:
+            raise RequestError(
+                f"prompt and output of up to {request.max_total} tokens need {pages} pages of "
+                f"{self.config.page_size}, and the KV cache has {self.pool.num_pages}: ask for fewer tokens, or "
+                "start the engine with more KV cache",
+                "max_tokens",
+            )
+        if len(self.waiting) >= self.config.max_queued:
+            raise QueueFullError(f"{len(self.waiting)} requests wait already: try again later, or raise --max-queued")
+        arrival = next(self._arrivals)
+        urgency = (request.priority, request.arrival) if self.config.policy == "priority" else (0, 0.0)
+        request.order = (*urgency, arrival)
+        request.page_keys = [self.index.root(request.cache_salt)]
+        self._requests[request.request_id] = request
+        if request.deadline is not None:
+            self._next_deadline = min(self._next_deadline, request.deadline)
+        insort(self.waiting, request, key=_by_order)
+
+    def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> Request | None:
+        """Ends a request at once; None if there is none of this id. Its slot and pages come back now."""
+        request = self._requests.get(request_id)
+        if request is not None:
+            self._end(request, reason)
+        return request
+
+    def expire(self, now: float) -> list[Request]:
+        """Ends the requests whose deadline has passed."""
+        if now < self._next_deadline:
+            return []
+        self._next_deadline = math.inf
+        expired = []
+        for request in self._requests.values():
+            if request.deadline is None:
+                continue
+            if request.deadline <= now:
+                expired.append(request)
+            else:
+                self._next_deadline = min(self._next_deadline, request.deadline)
+        for request in expired:
+            self._end(request, FinishReason.DEADLINE)
+        return expired
+
+    def flush_prefix_cache(self) -> int:
+        """Forgets every cached prefix; returns how many pages held nothing else. Running requests go on."""
+        self.index.clear()
+        for request in self._running():
+            # What was computed before the flush, and what rests on it, is not to be shared after it.
+            request.num_indexed = request.max_total
+        return self.pool.forget()
+
+    # --- planning ---
+
+    def plan(self, now: float) -> StepPlan | None:
+        """The next step, which the caller submits; None when no request can advance before the next commit."""
+        grown = self._grow_for_decode()
+        chunks, copies = self._plan_chunks(self.config.max_num_batched_tokens - len(self.decoding), now)
+        if chunks:
+            plan = StepPlan("extend", self._decode_rows(1, grown) + chunks, copies=copies)
+            self._load.steps_extend += 1
+        elif self.decoding:
+            steps = self._choose_steps()
+            grown |= self._grow(self._short_of_pages(steps))
+            plan = StepPlan("decode", self._decode_rows(steps, grown), num_steps=steps)
+            self._load.steps_decode += 1
+        else:
+            return None
+        self._account_for_chunks(chunks)
+        # From here on the copies precede whatever could overwrite their sources.
+        self.pool.release([source for source, _ in copies])
+        return plan
+
+    def _short_of_pages(self, steps: int) -> list[Request]:
+        """The decoding requests whose pages do not reach as far as `steps` more tokens (or their limit)."""
+        page_size = self.config.page_size
+        short = []
+        for request in self.decoding.values():
+            tokens = len(request.prompt) + len(request.output) + request.num_inflight
+            # The first of these steps computes position tokens - 1. At most one page is short, as steps <= page_size.
+            last = min(tokens + steps - 1, request.max_total - 1) - 1
+            if last >= page_size * len(request.pages):
+                short.append(request)
+        return short
+
+    def _grow(self, requests: list[Request]) -> dict[str, tuple[int, int]]:
+        """One more page for each; what Row.new_pages is to say, by request id."""
+        grown = {}
+        for request, page in zip(requests, self.pool.take(len(requests)), strict=True):
+            grown[request.request_id] = (len(request.pages), page)
+            request.pages.append(page)
+        return grown
+
+    def _grow_for_decode(self) -> dict[str, tuple[int, int]]:
+        """Pages for one step of every decoding request, preempting the last in order until they suffice.
+
+        Each preemption helps: a request that is not short of a page has room behind its last computed token,
+        in a page which is not full and so is its own alone; one that is short needs a page less. The first in
+        order is never preempted while another runs, and alone it fits (`add` saw to that), so it ends some day.
+        """
+        short = self._short_of_pages(1)
+        while len(short) > self.pool.free:
+            victim = max(self._running(), key=_by_order)
+            self._preempt(victim)
+            if victim in short:
+                short.remove(victim)
+        return self._grow(short)
+
+    def _preempt(self, request: Request) -> None:
+        """Back into the queue, to be computed again. Tokens in flight are valid and will be appended."""
+        self._release(request)
+        request.num_preemptions += 1
+        self._load.preemptions += 1
+        insort(self.waiting, request, key=_by_order)
+
+    def _plan_chunks(self, budget: int, now: float) -> tuple[list[Row], list[tuple[int, int]]]:
+        """Prompt chunks of at most `budget` tokens together, in order over the admitted and the waiting.
+
+        Also returns the copies that the admissions ask for; their source pages are held until the plan is done.
+        """
+        rows: list[Row] = []
+        copies: list[tuple[int, int]] = []
+        prefilling = deque(sorted(self.prefilling.values(), key=_by_order))
+        admitting = True
+        while budget > 0:
+            waiting = self.waiting[0] if admitting and self.waiting else None
+            if waiting is not None and (not prefilling or waiting.order < prefilling[0].order):
+                admitting = self._admit(waiting, copies, now)
+                if not admitting:
+                    continue  # none behind the first may overtake it, or it might wait forever
+                request, fresh = waiting, True
+            elif prefilling:
+                request, fresh = prefilling.popleft(), False
+            else:
+                break
+            start = request.num_computed
+            count = min(request.todo, budget)
+            budget -= count
+            tokens = request.token_ids(start, start + count)
+            new_pages = list(enumerate(request.pages)) if fresh else []
+            draws = count == request.todo
+            rows.append(Row(request, request.slot, start, count, tokens, fresh, draws, request.pages, new_pages))
+        return rows, copies
+
+    def _admit(self, request: Request, copies: list[tuple[int, int]], now: float) -> bool:
+        """Gives the first of the queue a slot and pages for all its tokens, cached ones where there are.
+
+        Not while tokens of it are in flight: they would have to be computed too, and nobody knows them.
+        """
+        if not self._slots or request.num_inflight:
+            return False
+        shared, source, cached = self._cached_prefix(request)
+        needed = self._pages_for(request.num_known) - len(shared)
+        spare = self.pool.free - sum(map(self.pool.is_idle, shared))
+        if self.prefilling or self.decoding:
+            spare -= self._watermark
+        if source is not None and spare - self.pool.is_idle(source) < needed:
+            source, cached = None, len(shared) * self.config.page_size
+        if spare < needed:
+            return False
+
+        del self.waiting[0]
+        self.prefilling[request.request_id] = request
+        request.slot = self._slots.pop()
+        self.pool.share(shared)
+        if source is not None:
+            self.pool.share([source])
+        request.pages = shared + self.pool.take(needed)
+        if source is not None:
+            copies.append((source, request.pages[len(shared)]))
+        request.num_computed = cached
+        request.num_cached = min(cached, len(request.prompt))
+        request.num_indexed = len(shared)
+        if request.first_scheduled is None:
+            request.first_scheduled = now
+            self._load.prompt_tokens += len(request.prompt)
+        if self._may_read_cache(request):
+            self._load.prefix_queries += request.num_known
+            self._load.prefix_hits += cached
+        return True
+
+    def _may_read_cache(self, request: Request) -> bool:
+        """Prompt logprobs need the whole prompt computed."""
+        return self.config.enable_prefix_caching and request.params.prompt_logprobs is None
+
+    def _cached_prefix(self, request: Request) -> tuple[list[int], int | None, int]:
+        """Full pages to share, a page to copy (or None), and the tokens that both cover together.
+
+        Never the last token: it must be computed for the next one to be drawn.
+        """
+        if not self._may_read_cache(request):
+            return [], None, 0
+        page_size = self.config.page_size
+        usable = request.num_known - 1
+        shared: list[int] = []
+        while (len(shared) + 1) * page_size <= usable:
+            page = self.index.page(self._page_key(request, len(shared)))
+            if page is None:
+                break
+            shared.append(page)
+        start = len(shared) * page_size
+        rest = request.token_ids(start, min(usable, start + page_size))
+        source, partial = self.index.partial(request.page_keys[len(shared)], rest)
+        return shared, source if partial else None, start + partial
+
+    def _account_for_chunks(self, chunks: list[Row]) -> None:
+        """Advances the requests of these rows to where the plan takes them."""
+        for row in chunks:
+            request = row.request
+            request.num_computed += row.count
+            self._index_full_pages(request)
+            if row.draws:
+                request.num_inflight += 1
+                if request.num_tokens == request.max_total:
+                    self._release(request)
+                else:
+                    del self.prefilling[request.request_id]
+                    self.decoding[request.request_id] = request
+
+    def _choose_steps(self) -> int:
+        """The most decode steps that the pages, the stream interval and the longest remaining row allow."""
+        longest = max(request.max_total - request.num_tokens for request in self.decoding.values())
+        seconds = self._step_seconds(len(self.decoding))
+        for steps in self._steps_descending:
+            if (
+                steps <= longest
+                and steps * seconds <= self.config.stream_interval
+                and len(self._short_of_pages(steps)) <= self.pool.free
+            ):
+                return steps
+        return 1  # whatever the clock says; its pages are there already
+
+    def _decode_rows(self, steps: int, grown: dict[str, tuple[int, int]]) -> list[Row]:
+        """A row for every decoding request, all of which advance by `steps` or to their limit."""
+        rows = []
+        leaving = []
+        for request in self.decoding.values():
+            tokens = len(request.prompt) + len(request.output) + request.num_inflight
+            count = min(steps, request.max_total - tokens)
+            known = [] if request.num_inflight else [request.output[-1]]
+            new_pages = [grown[request.request_id]] if request.request_id in grown else []
+            rows.append(Row(request, request.slot, tokens - 1, count, known, False, True, request.pages, new_pages))
+            request.num_computed += count
+            request.num_inflight += count
+            if tokens + count == request.max_total:
+                leaving.append(request)
+        for request in leaving:
+            self._release(request)
+        return rows
+
+    # --- what comes back ---
+
+    def commit(self, plan: StepPlan, output: StepOutput) -> list[Delta]:
+        """Appends what a step drew, ends the requests that it ends.
+
+        Returns a Delta for each request that got tokens. Rows of requests that ended meanwhile are ignored.
+        Prompt logprobs come with a request's first token, however many steps computed them.
+        """
+        now = time.monotonic()
+        page_size = self.config.page_size
+        deltas = []
+        for row, result in zip(plan.rows, output.rows, strict=True):
+            request = row.request
+            if request.finish is not None:
+                continue
+            if result.prompt_logprobs is not None:
+                _collect_prompt_logprobs(request, row, result.prompt_logprobs)
+            if not row.draws:
+                continue
+            reserved = row.count if plan.kind == "decode" else 1
+            tokens, finish = accept(request, result.tokens)
+            assert finish is not None or len(tokens) == reserved, (
+                f"{request.request_id}: {len(tokens)} of {reserved} tokens came back, and none of them ends it"
+            )
+            request.num_inflight -= reserved
+            request.output += tokens
+            self._load.generation_tokens += len(tokens)
+            if request.first_token is None:
+                request.first_token = now
+            if finish is not None:
+                self._end(request, finish)
+            elif request.num_computed >= page_size * (request.num_indexed + 1):
+                self._index_full_pages(request)
+            delta = delta_of(request, now)
+            delta.token_ids = tokens
+            if result.logprobs is not None:
+                delta.logprobs = _slice(result.logprobs, 0, len(tokens))
+            if finish is FinishReason.STOP:
+                delta.stop_token = tokens[-1]
+            if request.prompt_logprobs:
+                delta.prompt_logprobs = _concatenate(request.prompt_logprobs)
+                request.prompt_logprobs = []
+            deltas.append(delta)
+        return deltas
+
+    # --- pages and places ---
+
+    def _running(self) -> Iterable[Request]:
+        return itertools.chain(self.prefilling.values(), self.decoding.values())
+
+    def _pages_for(self, tokens: int) -> int:
+        return -(-tokens // self.config.page_size)
+
+    def _page_key(self, request: Request, number: int) -> bytes:
+        """The prefix index's key of a full page of known tokens; those before it are in page_keys already."""
+        keys = request.page_keys
+        if number + 1 == len(keys):
+            page_size = self.config.page_size
+            keys.append(self.index.key(keys[number], request.token_ids(number * page_size, (number + 1) * page_size)))
+        return keys[number + 1]
+
+    def _index_full_pages(self, request: Request) -> None:
+        """Tells the prefix index of the pages that are full of known tokens whose computation is planned.
+
+        Planned is enough: the plan is submitted before the next one is made, so whoever shares the page
+        then, or copies it, reads it in a later step. This plan's own admissions and copies are over.
+        """
+        if not self.config.enable_prefix_caching:
+            return
+        page_size = self.config.page_size
+        full = min(request.num_computed, request.num_known) // page_size
+        while request.num_indexed < full:
+            number = request.num_indexed
+            key = self._page_key(request, number)
+            tokens = request.token_ids(number * page_size, (number + 1) * page_size)
+            if self.index.add(request.pages[number], request.page_keys[number], tokens, key):
+                self.pool.keep(request.pages[number])
+            request.num_indexed += 1
+
+    def _index_last_page(self, request: Request) -> None:
+        """Tells the prefix index of the page that will not become full, as its holder lets go of it.
+
+        A row of this request may still be in flight, but it writes behind the tokens that are told of.
+        """
+        page_size = self.config.page_size
+        computed = min(request.num_computed, request.num_known)
+        full = computed // page_size
+        if not self.config.enable_prefix_caching or request.num_indexed != full or computed == full * page_size:
+            return
+        tokens = request.token_ids(full * page_size, computed)
+        if self.index.add(request.pages[full], request.page_keys[full], tokens, None):
+            self.pool.keep(request.pages[full])
+
+    def _release(self, request: Request) -> None:
+        """Takes a running request's slot and pages back; what they hold stays in the prefix cache."""
+        self._index_full_pages(request)
+        self._index_last_page(request)
+        self.pool.release(request.pages)
+        self._slots.append(request.slot)
+        self.prefilling.pop(request.request_id, None)
+        self.decoding.pop(request.request_id, None)
+        request.pages = []  # not cleared: rows of submitted steps share the old list
+        request.slot = -1
+        request.num_computed = 0
+
+    def _end(self, request: Request, reason: FinishReason) -> None:
+        """Ends a request wherever it is."""
+        request.finish = reason
+        # The last token's keys and values count for nothing: if the device ended the row, it never computed them.
+        request.num_computed = min(request.num_computed, request.num_known - 1)
+        del self._requests[request.request_id]
+        if request.slot >= 0:
+            self._release(request)
+            return
+        place = bisect_left(self.waiting, request.order, key=_by_order)
+        if place < len(self.waiting) and self.waiting[place] is request:
+            del self.waiting[place]
+
+
+def delta_of(request: Request, now: float) -> Delta:
+    """What a request's owner is told at this moment, without tokens; the end, if it has ended."""
+    ended = request.finish is not None
+    return Delta(
+        request_id=request.request_id,
+        token_ids=[],
+        finish=request.finish,
+        num_prompt=len(request.prompt),
+        num_output=len(request.output),
+        num_cached=request.num_cached,
+        arrival=request.arrival,
+        first_scheduled=request.first_scheduled,
+        first_token=request.first_token,
+        finished=now if ended else None,
+    )
+
+
+def _collect_prompt_logprobs(request: Request, row: Row, chunk: Logprobs) -> None:
+    """Keeps what is new of a chunk, whose first entry is for position row.start + 1.
+
+    After a preemption chunks come again; behind the prompt's end the entries are for drawn tokens.
+    """
+    if not request.output:
+        collected = sum(len(part.token) for part in request.prompt_logprobs)
+        request.prompt_logprobs.append(_slice(chunk, collected - row.start, len(request.prompt) - 1 - row.start))
+
+
+def _slice(logprobs: Logprobs, start: int, stop: int) -> Logprobs:
+    part = slice(start, stop)
+    return Logprobs(logprobs.token[part], logprobs.rank[part], logprobs.top_ids[part], logprobs.top[part])
+
+
+def _concatenate(parts: list[Logprobs]) -> Logprobs:
+    return Logprobs(
+        token=np.concatenate([part.token for part in parts]),
+        rank=np.concatenate([part.rank for part in parts]),
+        top_ids=np.concatenate([part.top_ids for part in parts]),
+        top=np.concatenate([part.top for part in parts]),
+    )

@@ -1,0 +1,21 @@
+"""When a request ends by its tokens. Stop strings need text and are server/text's part."""
+
+from jaxllm.core import FinishReason, Request
+
+
+def accept(request: Request, drawn: list[int]) -> tuple[list[int], FinishReason | None]:
+    """The drawn tokens that belong to the request, and why it ends with the last of them, if it does.
+
+    A token of `stop_ids` ends it (and is part of the output) unless the output, that token included, is
+    shorter than min_tokens; `max_total` tokens of prompt and output end it. What was drawn behind the end is
+    dropped: the device checks a subset of this, so it may have drawn too many, never too few.
+    """
+    known = len(request.output)
+    room = request.max_total - len(request.prompt) - known
+    min_tokens = request.params.min_tokens
+    for count, token in enumerate(drawn, 1):
+        if token in request.stop_ids and known + count >= min_tokens:
+            return drawn[:count], FinishReason.STOP
+        if count == room:
+            return drawn[:count], FinishReason.LENGTH
+    return drawn, None
