@@ -1,0 +1,56 @@
+"""The seam between a model's heads and whatever computes attention."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm.layers.step import DenseStep, Step
+from pallas_kernels.kv_write import kv_write
+from pallas_kernels.paged_attention import paged_attention
+
+LayerCache = tuple[jax.Array, jax.Array]
+"""Keys and values of one layer: two arrays [pages, page, kv heads, head dim]."""
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    step: Step | DenseStep,
+    cache: LayerCache | None,
+    *,
+    scale: float,
+    window: int | None = None,
+) -> tuple[jax.Array, LayerCache | None]:
+    """Causal attention of the step's tokens, over the pages with a Step and over themselves with a DenseStep.
+
+    q: [T, H, D]; k, v: [T, KH, D]; cache: the layer's pages, or None with a DenseStep.
+    window: positions a token sees, itself included; None is all.
+    Returns [T, H, D] in q.dtype and the cache with this step's keys and values written.
+    """
+    if isinstance(step, DenseStep):
+        assert cache is None
+        return _attend_dense(q, k, v, step.batch, scale, window), None
+    assert cache is not None
+    k_pages, v_pages = kv_write(*cache, k, v, step.write_index)
+    out = paged_attention(
+        q, k_pages, v_pages, step.page_table, step.query_start, step.kv_len,
+        scale=scale, window=window, decode=step.decode,
+    )  # fmt: skip
+    return out, (k_pages, v_pages)
+
+
+def _attend_dense(q: jax.Array, k: jax.Array, v: jax.Array, batch: int, scale: float, window: int | None) -> jax.Array:
+    """q: [B * S, H, D]; k, v: [B * S, KH, D]. Differentiable."""
+    kv_heads, dim = k.shape[1:]
+    length = q.shape[0] // batch
+    grouped = q.reshape(batch, length, kv_heads, -1, dim)
+    k, v = (x.reshape(batch, length, kv_heads, dim) for x in (k, v))
+    precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
+
+    scores = jnp.einsum("bqhgd,bkhd->bhgqk", grouped, k, precision=precision, preferred_element_type=jnp.float32)
+    behind = jnp.arange(length)[:, None] - jnp.arange(length)[None, :]  # how far the key stands behind the query
+    seen = (behind >= 0) if window is None else (behind >= 0) & (behind < window)
+    scores = jnp.where(seen[None, None, None], scores * scale, -jnp.inf)
+    shares = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    out = jnp.einsum("bhgqk,bkhd->bqhgd", shares, v, precision=precision, preferred_element_type=jnp.float32)
+    return out.astype(q.dtype).reshape(q.shape)

@@ -1,0 +1,81 @@
+"""What every language model here is: tokens in, hidden states and cache out, logits on demand."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxllm.core import CacheSpec, PagedKV
+from jaxllm.layers.attention import LayerCache
+from jaxllm.layers.embed import Embed
+from jaxllm.layers.linear import Linear
+from jaxllm.layers.parameter import Dtype, Source
+from jaxllm.layers.step import DenseStep, Step
+from jaxllm.models.config import Fields, ModelConfig
+
+Cache = tuple[LayerCache, ...]
+
+
+class CausalLM(nnx.Module):
+    """Base of the families. A subclass sets embed, layers and head, and says how its tokens become hidden states.
+
+    Class attributes:
+        checkpoint_names: our parameter's path (`*` for a layer's index) -> the checkpoint's tensors.
+        checkpoint_prefix: what some checkpoints leave out at the front of every name.
+        checkpoint_ignored: regular expressions of tensors that some checkpoints hold and no model needs.
+    """
+
+    checkpoint_names: ClassVar[Mapping[str, Source]] = {}
+    checkpoint_prefix: ClassVar[str] = ""
+    checkpoint_ignored: ClassVar[tuple[str, ...]] = ()
+
+    config: ModelConfig
+    embed: Embed
+    layers: nnx.List[Any]
+    head: Linear | None
+
+    @classmethod
+    def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        """Reads the family's config.json."""
+        raise NotImplementedError(f"{cls.__name__} must say how it reads a config.json")
+
+    def __init__(self, config: ModelConfig, dtype: Dtype):
+        """Builds the model with abstract parameters of `dtype`."""
+        self.config = config
+
+    def __call__(self, step: Step | DenseStep, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
+        """Runs the step's tokens through the layers.
+
+        cache: per layer (k_pages, v_pages), donated by the caller, with a Step; None with a DenseStep.
+        Returns the final norm's output [T, E] and the cache with this step's keys and values.
+        """
+        raise NotImplementedError
+
+    def run_layers(self, x: jax.Array, cache: Cache | None, *shared: Any) -> tuple[jax.Array, Cache | None]:
+        """x [T, E] through every layer, called as layer(x, *shared, its cache). Unrolled: scans copy weights."""
+        if cache is None:
+            for layer in self.layers:
+                x, _ = layer(x, *shared, None)
+            return x, None
+        new = []
+        for layer, layer_cache in zip(self.layers, cache, strict=True):
+            x, layer_cache = layer(x, *shared, layer_cache)
+            new.append(layer_cache)
+        return x, tuple(new)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """hidden [..., E] -> [..., V] float32."""
+        return self.embed.logits(hidden) if self.head is None else self.head(hidden, jnp.float32)
+
+    def cache_specs(self) -> tuple[CacheSpec, ...]:
+        """What each layer caches."""
+        config = self.config
+        return tuple(PagedKV(config.num_kv_heads, config.head_dim, window) for window in config.windows)
+
+    def ignores_tensor(self, name: str) -> bool:
+        """Whether a checkpoint may hold this tensor although the model has no use for it."""
+        tied = self.head is None and name.endswith("lm_head.weight")
+        return tied or any(re.search(pattern, name) for pattern in self.checkpoint_ignored)

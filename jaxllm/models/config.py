@@ -1,0 +1,290 @@
+"""What a checkpoint's config.json says, checked: every field is consumed, ignored on purpose, or an error."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from jaxllm.errors import ConfigError
+from jaxllm.layers.mlp import ACTIVATIONS
+from jaxllm.layers.rope import Linear, Llama3, Rope, Yarn
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The numbers a decoder is built from, whatever its family calls them.
+
+    Attributes:
+        max_position_embeddings: positions the checkpoint is made for.
+        windows: per layer, positions a token sees, itself included; None is all.
+        rope: None for a family with learned positions.
+        initializer_range: standard deviation of random weights.
+        dtype: the checkpoint's own type.
+        eos_token_ids: ids that end a text; generation_config.json may name others.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    norm_eps: float
+    activation: str
+    tie_word_embeddings: bool
+    qkv_bias: bool
+    out_bias: bool
+    mlp_bias: bool
+    windows: tuple[int | None, ...]
+    rope: Rope | None
+    initializer_range: float
+    dtype: str
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.windows) == self.num_layers
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"config.json: num_key_value_heads={self.num_kv_heads} must divide num_attention_heads={self.num_heads}"
+            )
+        if self.rope is not None and self.head_dim % 2:
+            raise ConfigError(f"config.json: head_dim={self.head_dim} must be even for rotary position embedding")
+        if self.activation not in ACTIVATIONS:
+            raise ConfigError(
+                f"config.json: activation {self.activation!r} is not supported; known: {', '.join(ACTIVATIONS)}"
+            )
+
+    @property
+    def out_std(self) -> float:
+        """Standard deviation of random weights that write to the residual stream, smaller in deeper models (GPT-2)."""
+        return self.initializer_range / (2 * self.num_layers) ** 0.5
+
+
+_REQUIRED: Any = object()
+
+_WITHOUT_INFLUENCE = """
+    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path attention_dropout auto_map
+    chunk_size_feed_forward classifier_dropout embd_pdrop attn_pdrop resid_pdrop gradient_checkpointing
+    hidden_dropout_prob attention_probs_dropout_prob id2label label2id is_decoder is_llama_config
+    keys_to_ignore_at_inference name_or_path num_labels output_attentions output_hidden_states
+    output_router_logits pad_token_id pretraining_tp problem_type reorder_and_upcast_attn return_dict
+    return_dict_in_generate sep_token_id task_specific_params tokenizer_class torchscript transformers.js_config
+    transformers_version unsloth_fixed unsloth_version use_cache use_bfloat16 use_return_dict
+"""
+_GENERATION_DEFAULTS = """
+    bad_words_ids begin_suppress_tokens decoder_start_token_id diversity_penalty do_sample early_stopping
+    encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id
+    length_penalty max_length max_new_tokens min_length no_repeat_ngram_size num_beam_groups num_beams
+    num_return_sequences output_scores prefix remove_invalid_values repetition_penalty suppress_tokens temperature
+    tf_legacy_loss tie_encoder_decoder top_k top_p typical_p
+"""
+
+IGNORED = frozenset(f"{_WITHOUT_INFLUENCE} {_GENERATION_DEFAULTS}".split())
+"""Fields about training, the file or other programs, and generation settings, now generation_config.json's."""
+
+EXPECTED: dict[str, tuple[Any, ...]] = {
+    "add_cross_attention": (False, None),
+    "cross_attention_hidden_size": (None,),
+    "is_encoder_decoder": (False, None),
+    "partial_rotary_factor": (1, None),
+    "pruned_heads": ({}, None),
+    "quantization_config": (None,),
+    "rope_interleaved": (False, None),
+    "use_mrope": (False, None),
+}
+"""Fields whose other values would change the computation in a way that no model here implements."""
+
+
+class Fields:
+    """The fields of a JSON object, ticked off as they are read."""
+
+    def __init__(self, values: dict[str, Any], where: str = "config.json: "):
+        self.values = values
+        self.where = where
+        self.left = set(values)
+
+    def raw(self, name: str, default: Any = None) -> Any:
+        """The value as it stands, null included, or the default where the field is absent."""
+        self.left.discard(name)
+        return self.values.get(name, default)
+
+    def take(self, name: str, kind: type, default: Any = _REQUIRED) -> Any:
+        """The value checked to be of `kind`; the default, not checked, where the field is absent or null."""
+        value = self.raw(name)
+        if value is None:
+            if default is _REQUIRED:
+                raise ConfigError(f"{self.where}{name} is missing; a checkpoint's own config.json has it")
+            return default
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ConfigError(f"{self.where}{name}={value!r} must be of type {kind.__name__}")
+        return value
+
+    def size(self, name: str, default: Any = _REQUIRED) -> Any:
+        """A positive integer, or the default."""
+        value = self.take(name, int, default)
+        if value is not None and value < 1:
+            raise ConfigError(f"{self.where}{name}={value}: must be positive")
+        return value
+
+    def expect(self, name: str, *allowed: Any) -> None:
+        """An absent field, or one of the allowed values."""
+        if name in self.values and self.raw(name) not in allowed:
+            shown = ", ".join(repr(value) for value in allowed)
+            raise ConfigError(
+                f"{self.where}{name}={_short(self.values[name])} is not supported, only {shown};"
+                " take another checkpoint of this model, or add the case to its family in jaxllm/models"
+            )
+
+    def finish(self) -> None:
+        """Every field must have been read by now."""
+        for name, allowed in EXPECTED.items():
+            self.expect(name, *allowed)
+        unknown = sorted(self.left - IGNORED)
+        if unknown:
+            shown = ", ".join(f"{name}={_short(self.values[name])}" for name in unknown)
+            raise ConfigError(
+                f"{self.where}unknown field{'s'[: len(unknown) > 1]} {shown}: it may change what the model computes;"
+                " remove it from the file if it does not, or teach jaxllm/models/config.py about it"
+            )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def decoder_config(
+    fields: Fields, architecture: str, *, head_dim: int | None = None, eos_token_id: int | None = None, **family: Any
+) -> ModelConfig:
+    """The fields that Llama and its kin share; `family` gives the others.
+
+    head_dim, eos_token_id: the family's own where the file has no such field.
+    """
+    num_layers = fields.size("num_hidden_layers")
+    hidden_size = fields.size("hidden_size")
+    num_heads = fields.size("num_attention_heads")
+    head_dim = fields.size("head_dim", head_dim or hidden_size // num_heads)
+    rope, max_position_embeddings = read_rope(fields, head_dim, fields.size("max_position_embeddings"))
+    shared: dict[str, Any] = {
+        "vocab_size": fields.size("vocab_size"),
+        "hidden_size": hidden_size,
+        "intermediate_size": fields.size("intermediate_size"),
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+        "num_kv_heads": fields.size("num_key_value_heads", num_heads),
+        "head_dim": head_dim,
+        "max_position_embeddings": max_position_embeddings,
+        "norm_eps": fields.take("rms_norm_eps", float, 1e-6),
+        "activation": fields.take("hidden_act", str, "silu"),
+        "tie_word_embeddings": fields.take("tie_word_embeddings", bool, False),
+        "qkv_bias": False,
+        "out_bias": False,
+        "mlp_bias": False,
+        "windows": (None,) * num_layers,
+        "rope": rope,
+    }
+    return ModelConfig(architecture=architecture, **(shared | common(fields, eos_token_id) | family))
+
+
+def common(fields: Fields, eos_token_id: int | None = None) -> dict[str, Any]:
+    """The fields that every family has. eos_token_id: the family's own where the file has no such field."""
+    eos = fields.raw("eos_token_id", eos_token_id)
+    for name in ("architectures", "model_type"):  # read by the registry
+        fields.raw(name)
+    dtype = fields.take("dtype", str, None) or fields.take("torch_dtype", str, "float32")
+    fields.raw("torch_dtype")
+    dtype = dtype.removeprefix("torch.")
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ConfigError(f"{fields.where}dtype={dtype!r}: must be float32, bfloat16 or float16")
+    return {
+        "initializer_range": fields.take("initializer_range", float, 0.02),
+        "dtype": dtype,
+        "bos_token_id": fields.take("bos_token_id", int, None),
+        "eos_token_ids": token_ids(eos, f"{fields.where}eos_token_id"),
+    }
+
+
+def token_ids(value: Any, name: str) -> tuple[int, ...]:
+    """An id, a list of ids or null, as a tuple."""
+    ids = () if value is None else tuple(value) if isinstance(value, list) else (value,)
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise ConfigError(f"{name}={value!r} must be a token id, a list of them, or null")
+    return ids
+
+
+def read_windows(fields: Fields, num_layers: int) -> tuple[int | None, ...]:
+    """Per-layer windows as Qwen's files give them: use_sliding_window, max_window_layers, layer_types."""
+    window = fields.size("sliding_window", None)
+    first = fields.take("max_window_layers", int, 28)
+    types = fields.take("layer_types", list, None)
+    if not fields.take("use_sliding_window", bool, False):
+        window = None
+    if types is None:
+        return tuple(window if layer >= first else None for layer in range(num_layers))
+    known = {"full_attention": None, "sliding_attention": window}
+    if len(types) != num_layers or not set(types) <= set(known):
+        raise ConfigError(
+            f"{fields.where}layer_types must hold {num_layers} times full_attention or sliding_attention,"
+            f" not {_short(types)}"
+        )
+    return tuple(known[kind] for kind in types)
+
+
+def read_rope(fields: Fields, head_dim: int, max_position_embeddings: int) -> tuple[Rope, int]:
+    """Rotary embedding from `rope_theta` and `rope_scaling` (transformers 4) or `rope_parameters` (5).
+
+    Returns it and the positions the checkpoint is made for, which YaRN extends.
+    """
+    theta = fields.take("rope_theta", float, 10000.0)
+    scaling = fields.take("rope_scaling", dict, {}) | fields.take("rope_parameters", dict, {})
+    inner = Fields(scaling, f"{fields.where}rope ")
+    theta = inner.take("rope_theta", float, theta)
+    old_name = inner.take("type", str, "default")
+    kind = inner.take("rope_type", str, old_name)
+    inner.expect("partial_rotary_factor", 1, None)
+
+    if kind == "default":
+        rope = Rope(head_dim, theta)
+    elif kind == "linear":
+        rope = Rope(head_dim, theta, Linear(inner.take("factor", float)))
+    elif kind == "llama3":
+        original = inner.size("original_max_position_embeddings", max_position_embeddings)
+        low, high = inner.take("low_freq_factor", float), inner.take("high_freq_factor", float)
+        rope = Rope(head_dim, theta, Llama3(inner.take("factor", float), low, high, original))
+    elif kind == "yarn":
+        original = inner.size("original_max_position_embeddings", max_position_embeddings)
+        factor = inner.take("factor", float, max_position_embeddings / original)
+        rope = Rope(
+            head_dim,
+            theta,
+            Yarn(
+                factor,
+                original,
+                attention_factor=inner.take("attention_factor", float, _yarn_attention_factor(inner, factor)),
+                beta_fast=inner.take("beta_fast", float, 32.0),
+                beta_slow=inner.take("beta_slow", float, 1.0),
+                truncate=inner.take("truncate", bool, True),
+            ),
+        )
+        max_position_embeddings = max(max_position_embeddings, int(original * factor))
+    else:
+        raise ConfigError(
+            f"{inner.where}type {kind!r} is not supported; known: default, linear, llama3, yarn."
+            " Remove it from the file to serve within the original context"
+        )
+    inner.finish()
+    return rope, max_position_embeddings
+
+
+def _yarn_attention_factor(rope: Fields, factor: float) -> float:
+    """What cos and sin are multiplied by where the file does not say: the paper's 0.1 ln(factor) + 1, or DeepSeek's."""
+    growth = math.log(factor) if factor > 1 else 0.0
+    mscale, mscale_all_dim = rope.take("mscale", float, None), rope.take("mscale_all_dim", float, None)
+    if mscale and mscale_all_dim:
+        return (0.1 * mscale * growth + 1.0) / (0.1 * mscale_all_dim * growth + 1.0)
+    return 0.1 * growth + 1.0

@@ -1,0 +1,146 @@
+"""Llama 2, 3 and 3.x (Touvron et al. 2023; Llama team 2024): the block that most families vary.
+
+To try an idea, subclass: `class MyModel(LlamaForCausalLM): attention_class = MyAttention`, and pass
+model_class=MyModel.
+"""
+
+from typing import ClassVar
+
+import jax
+from flax import nnx
+
+from jaxllm.layers.attention import LayerCache, attend
+from jaxllm.layers.embed import Embed
+from jaxllm.layers.linear import Linear
+from jaxllm.layers.mlp import MLP, GatedMLP
+from jaxllm.layers.norm import LayerNorm, RMSNorm
+from jaxllm.layers.parameter import Dtype, Source
+from jaxllm.layers.step import DenseStep, Step
+from jaxllm.models.causal_lm import Cache, CausalLM
+from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from pallas_kernels.rope import rope
+
+Rotation = tuple[jax.Array, jax.Array] | None
+"""cos, sin of the step's positions: [T, D/2] float32 each; None in a family with learned positions."""
+
+
+class LlamaAttention(nnx.Module):
+    """Grouped-query attention with rotary positions; queries, keys and values from one matmul."""
+
+    def __init__(self, config: ModelConfig, layer: int, dtype: Dtype):
+        self.head_dim = config.head_dim
+        self.window = config.windows[layer]
+        heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.qkv = Linear(
+            config.hidden_size, (heads, kv_heads, kv_heads), dtype,
+            axes=("embed", "qkv"), bias=config.qkv_bias, std=config.initializer_range,
+        )  # fmt: skip
+        self.out = Linear(
+            heads, config.hidden_size, dtype, axes=("heads", "embed"), bias=config.out_bias, std=config.out_std
+        )
+
+    def __call__(
+        self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: LayerCache | None
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """x [T, E] -> [T, E], cache."""
+        q, k, v = (part.reshape(x.shape[0], -1, self.head_dim) for part in self.qkv.split(x))
+        q, k = self.place(q, k, rotation)
+        mixed, cache = attend(q, k, v, step, cache, scale=self.head_dim**-0.5, window=self.window)
+        return self.out(mixed.reshape(x.shape[0], -1)), cache
+
+    def place(self, q: jax.Array, k: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array]:
+        """q [T, H, D], k [T, KH, D] turned by their positions."""
+        assert rotation is not None
+        return rope(q, *rotation), rope(k, *rotation)
+
+
+class LlamaBlock(nnx.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    norm_class: ClassVar[type[RMSNorm] | type[LayerNorm]] = RMSNorm
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        dtype: Dtype,
+        attention_class: type[LlamaAttention],
+        mlp_class: type[GatedMLP] | type[MLP],
+    ):
+        self.attention_norm = self.norm_class(config.hidden_size, config.norm_eps, dtype)
+        self.attention = attention_class(config, layer, dtype)
+        self.mlp_norm = self.norm_class(config.hidden_size, config.norm_eps, dtype)
+        self.mlp = mlp_class(
+            config.hidden_size, config.intermediate_size, config.activation, dtype,
+            bias=config.mlp_bias, std=config.initializer_range, out_std=config.out_std,
+        )  # fmt: skip
+
+    def __call__(
+        self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: LayerCache | None
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """x [T, E] -> [T, E], cache."""
+        mixed, cache = self.attention(self.attention_norm(x), rotation, step, cache)
+        x = x + mixed
+        return x + self.mlp(self.mlp_norm(x)), cache
+
+
+class LlamaForCausalLM(CausalLM):
+    """The whole model. Its classes are attributes, so that a subclass swaps one."""
+
+    block_class: ClassVar[type[LlamaBlock]] = LlamaBlock
+    attention_class: ClassVar[type[LlamaAttention]] = LlamaAttention
+    mlp_class: ClassVar[type[GatedMLP]] = GatedMLP
+
+    checkpoint_prefix = "model."
+    checkpoint_ignored = (r"rotary_emb\.inv_freq$",)
+    checkpoint_names: ClassVar[dict[str, Source]] = {
+        "embed.table": Source.of("model.embed_tokens.weight"),
+        "layers.*.attention_norm.weight": Source.of("model.layers.*.input_layernorm.weight"),
+        "layers.*.attention.qkv.kernel": Source.linear(
+            "model.layers.*.self_attn.q_proj.weight",
+            "model.layers.*.self_attn.k_proj.weight",
+            "model.layers.*.self_attn.v_proj.weight",
+        ),
+        "layers.*.attention.qkv.bias": Source.of(
+            "model.layers.*.self_attn.q_proj.bias",
+            "model.layers.*.self_attn.k_proj.bias",
+            "model.layers.*.self_attn.v_proj.bias",
+        ),
+        "layers.*.attention.out.kernel": Source.linear("model.layers.*.self_attn.o_proj.weight"),
+        "layers.*.attention.out.bias": Source.of("model.layers.*.self_attn.o_proj.bias"),
+        "layers.*.mlp_norm.weight": Source.of("model.layers.*.post_attention_layernorm.weight"),
+        "layers.*.mlp.gate_up.kernel": Source.linear(
+            "model.layers.*.mlp.gate_proj.weight", "model.layers.*.mlp.up_proj.weight"
+        ),
+        "layers.*.mlp.gate_up.bias": Source.of("model.layers.*.mlp.gate_proj.bias", "model.layers.*.mlp.up_proj.bias"),
+        "layers.*.mlp.down.kernel": Source.linear("model.layers.*.mlp.down_proj.weight"),
+        "layers.*.mlp.down.bias": Source.of("model.layers.*.mlp.down_proj.bias"),
+        "norm.weight": Source.of("model.norm.weight"),
+        "head.kernel": Source.linear("lm_head.weight"),
+    }
+
+    @classmethod
+    def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        bias = fields.take("attention_bias", bool, False)
+        mlp_bias = fields.take("mlp_bias", bool, False)
+        return decoder_config(fields, architecture, eos_token_id=2, qkv_bias=bias, out_bias=bias, mlp_bias=mlp_bias)
+
+    def __init__(self, config: ModelConfig, dtype: Dtype):
+        super().__init__(config, dtype)
+        assert config.rope is not None
+        self.rope = config.rope
+        self.embed = Embed(config.vocab_size, config.hidden_size, dtype, std=config.initializer_range)
+        self.layers = nnx.List(
+            self.block_class(config, layer, dtype, self.attention_class, self.mlp_class)
+            for layer in range(config.num_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps, dtype)
+        self.head = None
+        if not config.tie_word_embeddings:
+            self.head = Linear(
+                config.hidden_size, config.vocab_size, dtype, axes=("embed", "vocab"), std=config.initializer_range
+            )
+
+    def __call__(self, step: Step | DenseStep, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
+        x, cache = self.run_layers(self.embed(step.tokens), cache, self.rope(step.positions), step)
+        return self.norm(x), cache

@@ -1,0 +1,34 @@
+"""Qwen3 (Qwen team 2025): Llama whose queries and keys are normalised head by head before they are turned."""
+
+from typing import ClassVar
+
+import jax
+
+from jaxllm.layers.norm import RMSNorm
+from jaxllm.layers.parameter import Dtype, Source
+from jaxllm.models.config import Fields, ModelConfig, decoder_config, read_windows
+from jaxllm.models.llama import LlamaAttention, LlamaForCausalLM, Rotation
+
+
+class Qwen3Attention(LlamaAttention):
+    def __init__(self, config: ModelConfig, layer: int, dtype: Dtype):
+        super().__init__(config, layer, dtype)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps, dtype)
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps, dtype)
+
+    def place(self, q: jax.Array, k: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array]:
+        return super().place(self.q_norm(q), self.k_norm(k), rotation)
+
+
+class Qwen3ForCausalLM(LlamaForCausalLM):
+    attention_class = Qwen3Attention
+    checkpoint_names: ClassVar[dict[str, Source]] = LlamaForCausalLM.checkpoint_names | {
+        "layers.*.attention.q_norm.weight": Source.of("model.layers.*.self_attn.q_norm.weight"),
+        "layers.*.attention.k_norm.weight": Source.of("model.layers.*.self_attn.k_norm.weight"),
+    }
+
+    @classmethod
+    def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        windows = read_windows(fields, fields.size("num_hidden_layers"))
+        bias = fields.take("attention_bias", bool, False)
+        return decoder_config(fields, architecture, head_dim=128, windows=windows, qkv_bias=bias, out_bias=bias)

@@ -1,0 +1,70 @@
+"""Which class serves which architecture: one row each."""
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from jaxllm.errors import ConfigError, UnknownModelError
+from jaxllm.layers.parameter import Dtype
+from jaxllm.models.causal_lm import CausalLM
+from jaxllm.models.config import Fields, ModelConfig
+from jaxllm.models.gpt2 import GPT2LMHeadModel
+from jaxllm.models.llama import LlamaForCausalLM
+from jaxllm.models.mistral import MistralForCausalLM
+from jaxllm.models.qwen2 import Qwen2ForCausalLM
+from jaxllm.models.qwen3 import Qwen3ForCausalLM
+
+MODELS: dict[str, tuple[str, type[CausalLM]]] = {
+    "LlamaForCausalLM": ("llama", LlamaForCausalLM),
+    "MistralForCausalLM": ("mistral", MistralForCausalLM),
+    "Qwen2ForCausalLM": ("qwen2", Qwen2ForCausalLM),
+    "Qwen3ForCausalLM": ("qwen3", Qwen3ForCausalLM),
+    "GPT2LMHeadModel": ("gpt2", GPT2LMHeadModel),
+}
+"""Architecture, as `architectures` in config.json names it -> its `model_type` and its class."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A checkpoint's architecture, resolved: its name, its configuration and the class that builds it."""
+
+    name: str
+    config: ModelConfig
+    model_class: type[CausalLM]
+
+    def build(self, dtype: Dtype) -> CausalLM:
+        """The model with abstract parameters of `dtype`: nothing is allocated."""
+        return self.model_class(self.config, dtype)
+
+
+def resolve(hf_config: dict[str, Any], model_class: type[CausalLM] | None = None) -> Architecture:
+    """From the content of a config.json. `model_class` takes the place of the registry's class.
+
+    Raises UnknownModelError, naming the nearest, for an architecture that is not in the registry, and ConfigError for
+    a field that cannot be honoured.
+    """
+    name = _architecture(hf_config)
+    if model_class is None:
+        if name not in MODELS:
+            near = difflib.get_close_matches(name, MODELS, 1, cutoff=0.0)[0]
+            raise UnknownModelError(
+                f"architecture {name!r} is not in the registry; the nearest is {near!r}, known: {', '.join(MODELS)}."
+                " If it computes as one of these does, name that in config.json; otherwise pass model_class, or add a"
+                " row to jaxllm/models/registry.py"
+            )
+        model_class = MODELS[name][1]
+    fields = Fields(hf_config)
+    config = model_class.configure(fields, name)
+    fields.finish()
+    return Architecture(name, config, model_class)
+
+
+def _architecture(hf_config: dict[str, Any]) -> str:
+    """The name in `architectures`, or the one that `model_type` stands for."""
+    names = hf_config.get("architectures")
+    if isinstance(names, list) and names and isinstance(names[0], str):
+        return names[0]
+    model_type = hf_config.get("model_type")
+    if not isinstance(model_type, str):
+        raise ConfigError("config.json: neither architectures nor model_type says what the model is")
+    return next((name for name, (kind, _) in MODELS.items() if kind == model_type), model_type)

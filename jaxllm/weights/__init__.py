@@ -1,0 +1,7 @@
+"""Checkpoints: finding one, reading its config, filling a model from it, writing one that loads faster."""
+
+from jaxllm.weights.directory import read_config, read_generation_config, resolve_model_path
+from jaxllm.weights.load import load
+from jaxllm.weights.orbax import save_orbax
+
+__all__ = ["load", "read_config", "read_generation_config", "resolve_model_path", "save_orbax"]

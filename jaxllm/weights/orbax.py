@@ -1,0 +1,76 @@
+"""Converted checkpoints: the model's own parameters, already fused and cast, in an Orbax directory."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from jaxllm.errors import CheckpointError, ConfigError
+from jaxllm.layers.parameter import Parameter, parameters
+from jaxllm.weights.fit import Fit
+
+FOLDER = "orbax"
+_COPIED = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".md"}
+
+
+def is_converted(directory: Path) -> bool:
+    return (directory / FOLDER).is_dir()
+
+
+def save_orbax(model: Any, hf_config: dict[str, Any], source_path: str | Path, target_path: str | Path) -> None:
+    """Writes the loaded model to a new directory, with its config.json and what stands beside it: tokenizer, templates.
+
+    hf_config: the content of the source's config.json; its dtype becomes the model's.
+    """
+    source, target = Path(source_path), Path(target_path).expanduser().absolute()
+    if target.exists() and any(target.iterdir()):
+        raise ConfigError(f"{target}: is not empty; name a new directory")
+    target.mkdir(parents=True, exist_ok=True)
+    arrays = {name: parameter.get_value() for name, parameter in parameters(model).items()}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(target / FOLDER, arrays)
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.suffix in _COPIED and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, target / path.name)
+    dtype = str(next(iter(arrays.values())).dtype)
+    config = {name: value for name, value in hf_config.items() if name != "torch_dtype"} | {"dtype": dtype}
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
+def read(
+    model: Any, directory: Path, wanted: dict[str, Parameter], dtypes: dict[str, jnp.dtype]
+) -> Iterator[tuple[str, jax.Array]]:
+    """The parameters by name, cast to their dtypes, on the default device."""
+    if not is_converted(directory):
+        raise CheckpointError(f"{directory}: no folder {FOLDER!r}; `jaxllm convert` writes one")
+    folder = (directory / FOLDER).absolute()
+    device = jax.sharding.SingleDeviceSharding(jnp.zeros(()).device)
+    with ocp.StandardCheckpointer() as checkpointer:
+        try:
+            stored = checkpointer.metadata(folder).item_metadata.tree
+        except Exception as error:  # Orbax raises whatever its storage layers raise
+            raise _damaged(folder, error) from error
+        fit = Fit(folder, type(model).__name__)
+        fit.missing += [name for name in wanted if name not in stored]
+        fit.unused += [name for name in stored if name not in wanted]
+        for name in wanted.keys() & stored.keys():
+            fit.compare(name, stored[name].shape, wanted[name].shape)
+        fit.check()
+        target = {
+            name: jax.ShapeDtypeStruct(parameter.shape, dtypes[name], sharding=device)
+            for name, parameter in wanted.items()
+        }
+        try:
+            arrays = checkpointer.restore(folder, target)
+        except Exception as error:
+            raise _damaged(folder, error) from error
+    yield from arrays.items()
+
+
+def _damaged(folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{folder} is incomplete or damaged: {error}; run `jaxllm convert` again")
