@@ -1,0 +1,180 @@
+"""Between the wire's messages and the engine's plain data: requests come in, chunks and statuses go out."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grpc
+import numpy as np
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from jaxllm.core import Delta, FinishReason, Load, Logprobs, SamplingParams
+from jaxllm.errors import EngineDeadError, QueueFullError, RequestError
+from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
+from jaxllm.server.text import Tokenizer
+
+FINISH_REASONS = {
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+    FinishReason.ABORT: pb.FINISH_REASON_ABORT,
+    FinishReason.DEADLINE: pb.FINISH_REASON_DEADLINE,
+    FinishReason.ERROR: pb.FINISH_REASON_ERROR,
+}
+_STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
+_SAMPLING_FIELDS = frozenset(field.name for field in dataclasses.fields(SamplingParams))
+
+
+class CallError(Exception):
+    """A call ends with this status. `param` names the request field at fault, if one is."""
+
+    def __init__(self, code: grpc.StatusCode, message: str, param: str = ""):
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+
+    @classmethod
+    def of(cls, error: Exception) -> "CallError":
+        """The status an error of this package means; anything else is INTERNAL."""
+        match error:
+            case CallError():
+                return error
+            case RequestError():
+                return cls(grpc.StatusCode.INVALID_ARGUMENT, str(error), error.param or "")
+            case QueueFullError():
+                return cls(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+            case EngineDeadError():
+                return cls(grpc.StatusCode.UNAVAILABLE, str(error))
+        return cls(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
+
+    @classmethod
+    def read(cls, wire: pb.Error) -> "CallError":
+        return cls(_STATUS_CODES[wire.code], wire.message, wire.param)
+
+    def write(self, wire: pb.Error) -> None:
+        wire.code = self.code.value[0]
+        wire.message = self.message
+        wire.param = self.param
+
+
+def reject_unknown_fields(message: Message) -> None:
+    """RequestError when the message, or one inside it, carries a field that its declaration does not have."""
+    unknown = UnknownFieldSet(message)
+    if len(unknown):
+        raise RequestError(
+            f"{message.DESCRIPTOR.name} has no field number {unknown[0].field_number}: "
+            "the client speaks a later version of the protocol; leave the field out, or upgrade the server"
+        )
+    for field, value in message.ListFields():
+        if field.message_type is not None and field.message_type.file is message.DESCRIPTOR.file:
+            for inner in (value,) if isinstance(value, Message) else value:
+                reject_unknown_fields(inner)
+
+
+def sampling_params(wire: pb.Sampling, defaults: Mapping[str, float | int]) -> SamplingParams:
+    """Set fields as they are, unset ones from the checkpoint's generation defaults, then from SamplingParams.
+
+    max_tokens is the exception: unset, the request goes on to the end of the context. Raises RequestError.
+    """
+    values: dict[str, Any] = {name: value for name, value in defaults.items() if name in _SAMPLING_FIELDS}
+    values.setdefault("max_tokens", None)
+    for field, value in wire.ListFields():
+        if field.type == FieldDescriptor.TYPE_FLOAT:
+            value = shortest(value)
+        elif field.name in ("stop", "stop_token_ids"):
+            value = tuple(value)
+        values[field.name] = value
+    return SamplingParams(**values)
+
+
+def shortest(value: float) -> float:
+    """The decimal a client wrote into a float32 field: 0.9, not 0.8999999761581421."""
+    return float(str(np.float32(value)))
+
+
+def chat_messages(chat: pb.Chat) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Messages and keywords as `Tokenizer.apply_chat` takes them."""
+    messages: list[dict[str, Any]] = []
+    for message in chat.messages:
+        messages.append({"role": message.role, "content": message.content})
+        if message.name:
+            messages[-1]["name"] = message.name
+    keywords: dict[str, Any] = MessageToDict(chat.template_kwargs)
+    if "messages" in keywords:
+        raise RequestError(
+            "template_kwargs must not hold 'messages': they have a field of their own", "template_kwargs"
+        )
+    if chat.continue_final_message:
+        keywords["continue_final_message"] = True
+    return messages, keywords
+
+
+def write_logprobs(
+    target: "RepeatedCompositeFieldContainer[pb.TokenLogprob]",
+    token_ids: Sequence[int],
+    logprobs: Logprobs,
+    tokenizer: Tokenizer,
+) -> None:
+    """Append one entry per token; logprobs holds len(token_ids) positions or more."""
+    tops = zip(logprobs.top_ids.tolist(), logprobs.top.tolist(), strict=True)
+    for token_id, logprob, rank, (top_ids, top) in zip(
+        token_ids, logprobs.token.tolist(), logprobs.rank.tolist(), tops, strict=False
+    ):
+        entry = target.add(
+            token_id=token_id,
+            logprob=logprob,
+            rank=rank,
+            token=tokenizer.token_text(token_id),
+            token_bytes=tokenizer.token_bytes(token_id),
+        )
+        for top_id, top_logprob in zip(top_ids, top, strict=True):
+            entry.top.add(
+                token_id=top_id,
+                logprob=top_logprob,
+                token=tokenizer.token_text(top_id),
+                token_bytes=tokenizer.token_bytes(top_id),
+            )
+
+
+def part(logprobs: Logprobs, start: int, stop: int) -> Logprobs:
+    """The positions [start, stop)."""
+    return Logprobs(
+        logprobs.token[start:stop], logprobs.rank[start:stop], logprobs.top_ids[start:stop], logprobs.top[start:stop]
+    )
+
+
+def write_timings(target: pb.Timings, delta: Delta, now: float) -> None:
+    """What is known of a request's course at its end; stages that it did not reach stay 0."""
+    finished = delta.finished if delta.finished is not None else now
+    scheduled = delta.first_scheduled if delta.first_scheduled is not None else finished
+    target.queue_seconds = scheduled - delta.arrival
+    target.total_seconds = finished - delta.arrival
+    if delta.first_token is not None:
+        target.prefill_seconds = delta.first_token - scheduled
+        target.first_token_seconds = delta.first_token - delta.arrival
+        target.decode_seconds = finished - delta.first_token
+
+
+def response_of(chunks: Sequence[pb.GenerateChunk]) -> pb.GenerateResponse:
+    """All chunks of a finished request as one answer."""
+    last = chunks[-1]
+    return pb.GenerateResponse(
+        request_id=last.request_id,
+        text="".join(chunk.text for chunk in chunks),
+        token_ids=[token for chunk in chunks for token in chunk.token_ids],
+        logprobs=[entry for chunk in chunks for entry in chunk.logprobs],
+        prompt_logprobs=[entry for chunk in chunks for entry in chunk.prompt_logprobs],
+        counts=last.counts,
+        finish=last.finish,
+        timings=last.timings,
+        prompt_token_ids=[token for chunk in chunks for token in chunk.prompt_token_ids],
+    )
+
+
+def load_response(load: Load) -> pb.GetLoadResponse:
+    fields = {field.name: getattr(load, field.name) for field in dataclasses.fields(load)}
+    return pb.GetLoadResponse(cache_usage=load.cache_usage, **fields)

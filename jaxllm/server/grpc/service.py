@@ -1,0 +1,302 @@
+"""The services `Inference` and `Control` on one grpc.aio server, with health and reflection beside them."""
+# ruff: noqa: N802 (methods bear the names of their RPCs)
+
+import asyncio
+import contextlib
+import importlib.metadata
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from jaxllm.errors import ConfigError, RequestError
+from jaxllm.server.grpc import conversions
+from jaxllm.server.grpc.conversions import CallError
+from jaxllm.server.grpc.session import Call, Requests
+from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
+from jaxllm.server.grpc.stubs import jaxllm_pb2_grpc as pb_grpc
+
+log = logging.getLogger(__name__)
+
+MESSAGE_BYTES = 1 << 20  # of one SessionResponse, or one chunk if that is more; clients accept 4 MiB by default
+SERVICES = ("jaxllm.v1.Inference", "jaxllm.v1.Control")
+OPTIONS = (
+    ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a silent half of the traffic
+    ("grpc.max_receive_message_length", 64 << 20),  # a prompt of millions of token ids
+    ("grpc.max_send_message_length", -1),
+    # A client whose machine vanished is noticed, and its requests end.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+)
+
+
+class Backend:
+    """What the services stand on: nothing while the model loads, then its requests.
+
+    Attributes:
+        config: the server's configuration, as GetServerInfo shows it.
+        requests: None while the model loads.
+        metrics: renders the Prometheus exposition.
+        device: what the engine runs on, once known.
+    """
+
+    def __init__(self, config: dict[str, Any], metrics: Callable[[], str]):
+        self.config = config
+        self.metrics = metrics
+        self.requests: Requests | None = None
+        self.platform = ""
+        self.device = ""
+        self.started = time.monotonic()
+
+    def ready(self) -> Requests:
+        """Raises CallError(UNAVAILABLE) while the model loads."""
+        if self.requests is None:
+            raise CallError(
+                grpc.StatusCode.UNAVAILABLE, "the model is still loading: wait until the health service says SERVING"
+            )
+        return self.requests
+
+
+@contextlib.asynccontextmanager
+async def statuses(context: grpc.aio.ServicerContext, request: Message | None = None) -> AsyncIterator[None]:
+    """Ends the call with the status that an error means; a request with unknown fields is such an error."""
+    try:
+        if request is not None:
+            conversions.reject_unknown_fields(request)
+        yield
+    except grpc.aio.AbortError:
+        raise
+    except Exception as raised:
+        error = CallError.of(raised)
+        if error.code is grpc.StatusCode.INTERNAL:
+            log.exception("a call failed")
+        if error.param:
+            context.set_trailing_metadata((("jaxllm-param", error.param),))
+        await context.abort(error.code, error.message)
+
+
+class InferenceService(pb_grpc.InferenceServicer):
+    def __init__(self, backend: Backend):
+        self._backend = backend
+
+    async def Generate(self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext) -> pb.GenerateResponse:
+        async with self._call(request, context) as call:
+            return conversions.response_of(_raise_error(await call.take(whole=True)))
+
+    # The two streaming methods write to their context instead of yielding: a generator left suspended by a
+    # cancelled call would be cleaned up at some later time, and its requests go on until then.
+    async def GenerateStream(  # type: ignore[override]
+        self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
+    ) -> None:
+        async with self._call(request, context) as call:
+            while chunks := _raise_error(await call.take()):
+                for chunk in chunks:
+                    await context.write(chunk)
+
+    async def Session(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[pb.SessionRequest], context: grpc.aio.ServicerContext
+    ) -> None:
+        async with statuses(context):
+            requests = self._backend.ready()
+            call = Call(reading=True)
+            reader = asyncio.create_task(_read_session(request_iterator, requests, call))
+            reader.add_done_callback(lambda _: call.close())
+            try:
+                while chunks := await call.take():
+                    for message in _messages(chunks):
+                        await context.write(message)
+                await reader
+            finally:
+                reader.cancel()
+                requests.discard(call)
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext) -> pb.TokenizeResponse:
+        async with statuses(context, request):
+            requests = self._backend.ready()
+            requests.check_model(request.model)
+            match request.WhichOneof("prompt"):
+                case "text":
+                    special = not request.HasField("add_special_tokens") or request.add_special_tokens
+                    token_ids = await requests.encode(request.text, special)
+                case "chat":
+                    token_ids = await requests.encode_chat(request.chat)
+                case _:
+                    raise RequestError("nothing to tokenize: set text or chat", "prompt")
+            return pb.TokenizeResponse(
+                token_ids=token_ids,
+                tokens=[requests.tokenizer.token_text(token) for token in token_ids],
+                max_model_len=requests.client.info.max_model_len,
+            )
+
+    async def Detokenize(
+        self, request: pb.DetokenizeRequest, context: grpc.aio.ServicerContext
+    ) -> pb.DetokenizeResponse:
+        async with statuses(context, request):
+            requests = self._backend.ready()
+            requests.check_model(request.model)
+            size = requests.tokenizer.vocab_size
+            for token in request.token_ids:
+                if token >= size:
+                    raise RequestError(f"token_ids holds {token}: the vocabulary ends at {size - 1}", "token_ids")
+            return pb.DetokenizeResponse(
+                text=requests.tokenizer.decode(list(request.token_ids), request.skip_special_tokens)
+            )
+
+    @contextlib.asynccontextmanager
+    async def _call(self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[Call]:
+        """One request's call, begun; what still runs when it is left is aborted."""
+        async with statuses(context, request):
+            requests = self._backend.ready()
+            remaining = context.time_remaining()
+            deadline = None if remaining is None else time.monotonic() + remaining
+            call = Call()
+            try:
+                await requests.submit(requests.open(request, call), request, deadline)
+                yield call
+            finally:
+                requests.discard(call)
+
+
+class ControlService(pb_grpc.ControlServicer):
+    def __init__(self, backend: Backend):
+        self._backend = backend
+
+    async def GetServerInfo(
+        self, request: pb.GetServerInfoRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetServerInfoResponse:
+        async with statuses(context, request):
+            response = pb.GetServerInfoResponse(
+                version=importlib.metadata.version("jaxllm"),
+                jax_version=importlib.metadata.version("jax"),
+                platform=self._backend.platform,
+                device=self._backend.device,
+                uptime_seconds=time.monotonic() - self._backend.started,
+            )
+            response.config.update(self._backend.config)
+            return response
+
+    async def GetModelInfo(
+        self, request: pb.GetModelInfoRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetModelInfoResponse:
+        async with statuses(context, request):
+            requests = self._backend.ready()
+            info = requests.client.info
+            return pb.GetModelInfoResponse(
+                name=info.name,
+                architecture=info.architecture,
+                dtype=info.dtype,
+                parameters=info.num_parameters,
+                vocab_size=info.vocab_size,
+                max_model_len=info.max_model_len,
+                eos_token_ids=info.eos_token_ids,
+                has_chat_template=requests.tokenizer.has_chat_template,
+                max_logprobs=info.max_logprobs,
+                path=info.path,
+            )
+
+    async def GetLoad(self, request: pb.GetLoadRequest, context: grpc.aio.ServicerContext) -> pb.GetLoadResponse:
+        async with statuses(context, request):
+            return conversions.load_response(self._backend.ready().client.load())
+
+    async def Abort(self, request: pb.AbortRequest, context: grpc.aio.ServicerContext) -> pb.AbortResponse:
+        async with statuses(context, request):
+            requests = self._backend.ready()
+            if request.request_id:
+                return pb.AbortResponse(aborted=requests.abort(request.request_id))
+            return pb.AbortResponse(aborted=requests.abort_all())
+
+    async def FlushPrefixCache(
+        self, request: pb.FlushPrefixCacheRequest, context: grpc.aio.ServicerContext
+    ) -> pb.FlushPrefixCacheResponse:
+        async with statuses(context, request):
+            requests = self._backend.ready()
+            requests.check_serving()
+            # The engine's thread does it between two steps; this one waits elsewhere than on the event loop.
+            return pb.FlushPrefixCacheResponse(pages=await asyncio.to_thread(requests.client.flush_prefix_cache))
+
+    async def GetMetrics(
+        self, request: pb.GetMetricsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetMetricsResponse:
+        async with statuses(context, request):
+            return pb.GetMetricsResponse(text=self._backend.metrics())
+
+
+class Health:
+    """grpc.health.v1 for the server as a whole ("") and for each service, all with one status."""
+
+    def __init__(self) -> None:
+        self.servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
+
+    async def set(self, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", *SERVICES):
+            await self.servicer.set(name, status)
+
+
+def make_server(backend: Backend, health: Health) -> grpc.aio.Server:
+    """A server with every service on it, listening nowhere yet."""
+    server = grpc.aio.server(options=OPTIONS)
+    pb_grpc.add_InferenceServicer_to_server(InferenceService(backend), server)
+    pb_grpc.add_ControlServicer_to_server(ControlService(backend), server)
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+    reflection.enable_server_reflection((*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
+    return server
+
+
+def listen(server: grpc.aio.Server, host: str, port: int) -> int:
+    """The port taken. Raises ConfigError when it is in use or the host is not this machine's."""
+    try:
+        return server.add_insecure_port(address(host, port))
+    except RuntimeError as error:
+        raise ConfigError(
+            f"grpc_port={port}: cannot listen on {address(host, port)}, it is in use or not this machine's; "
+            "choose another with --grpc-port (0 takes a free one) or --host"
+        ) from error
+
+
+def address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def _read_session(messages: AsyncIterator[pb.SessionRequest], requests: Requests, call: Call) -> None:
+    """Start and abort requests as the client's messages say, to the end of its side of the stream."""
+    async for message in messages:
+        try:
+            conversions.reject_unknown_fields(message)
+            match message.WhichOneof("action"):
+                case "generate":
+                    if not message.generate.request_id:
+                        raise RequestError("request_id is empty: a session's chunks are told apart by it", "request_id")
+                    requests.start(requests.open(message.generate, call), message.generate)
+                case "abort":
+                    # One that has ended meanwhile is no error: the abort and its last chunk crossed.
+                    if message.abort in call.requests:
+                        requests.abort(message.abort)
+                case _:
+                    raise RequestError("the message says neither generate nor abort", "action")
+        except (RequestError, CallError) as error:
+            call.fail(message.generate.request_id, CallError.of(error))
+
+
+def _raise_error(chunks: list[pb.GenerateChunk]) -> list[pb.GenerateChunk]:
+    """The chunks; CallError when the last one tells of an error."""
+    if chunks and chunks[-1].HasField("error"):
+        raise CallError.read(chunks[-1].error)
+    return chunks
+
+
+def _messages(chunks: Sequence[pb.GenerateChunk]) -> Iterator[pb.SessionResponse]:
+    """As few messages as their size allows."""
+    start = size = 0
+    for i, chunk in enumerate(chunks):
+        size += chunk.ByteSize()
+        if size > MESSAGE_BYTES and i > start:
+            yield pb.SessionResponse(chunks=chunks[start:i])
+            start, size = i, chunk.ByteSize()
+    yield pb.SessionResponse(chunks=chunks[start:])

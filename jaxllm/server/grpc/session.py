@@ -1,0 +1,349 @@
+"""From a call's requests to the engine, and from the engine's deltas to the chunks of a call.
+
+`Requests` holds every request in flight. The engine's thread hands it deltas; the event loop is woken once for
+all that wait, turns each into text and adds it to the chunks of its `Call`. A call's handler takes the chunks and
+writes them. What a slow reader has not taken yet is merged, so that neither the engine nor another client ever
+waits for it, and what is held for it is no more than its answers.
+"""
+
+import asyncio
+import functools
+import logging
+import math
+import time
+import uuid
+from collections import deque
+from typing import TYPE_CHECKING
+
+import grpc
+
+from jaxllm.core import Delta, FinishReason, Logprobs
+from jaxllm.errors import RequestError
+from jaxllm.server.grpc import conversions
+from jaxllm.server.grpc.conversions import CallError
+from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
+from jaxllm.server.text import TextStream, Tokenizer
+
+if TYPE_CHECKING:  # what it imports at run time is a device's
+    from jaxllm.engine import EngineClient
+
+log = logging.getLogger(__name__)
+
+CHUNK_WEIGHT = 8192  # tokens and log probabilities in a chunk before the next one begins: 300 kB or so
+INLINE_CHARACTERS = 4096  # a longer prompt is tokenized in a thread, so that it holds up nobody's stream
+
+
+class Call:
+    """One call's requests in flight and the chunks that wait for its client.
+
+    Attributes:
+        requests: those that have not ended, by id.
+        reading: more requests may come.
+    """
+
+    def __init__(self, reading: bool = False):
+        self.requests: dict[str, Generation] = {}
+        self.reading = reading
+        self._chunks: list[pb.GenerateChunk] = []
+        self._open: dict[str, tuple[pb.GenerateChunk, int]] = {}
+        self._wake = asyncio.Event()
+
+    def chunk(self, request_id: str, weight: int) -> pb.GenerateChunk:
+        """The waiting chunk of a request to which `weight` tokens and log probabilities are to be added."""
+        chunk, held = self._open.get(request_id, (None, 0))
+        if chunk is None or held + weight > CHUNK_WEIGHT:
+            chunk, held = self._append(request_id), 0
+        self._open[request_id] = chunk, held + weight
+        return chunk
+
+    def fail(self, request_id: str, error: CallError) -> None:
+        """Add a chunk of its own that tells of an error."""
+        error.write(self._append(request_id).error)
+
+    def close(self) -> None:
+        """No more requests come."""
+        self.reading = False
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Let `take` look again: a request has ended."""
+        self._wake.set()
+
+    async def take(self, whole: bool = False) -> list[pb.GenerateChunk]:
+        """All that waits, in order for each request; empty at the end of the call. whole: wait for that end."""
+        while (whole or not self._chunks) and (self.reading or self.requests):
+            self._wake.clear()
+            await self._wake.wait()
+        taken, self._chunks = self._chunks, []
+        self._open.clear()
+        return taken
+
+    def _append(self, request_id: str) -> pb.GenerateChunk:
+        chunk = pb.GenerateChunk(request_id=request_id)
+        self._chunks.append(chunk)
+        self._wake.set()
+        return chunk
+
+
+class Generation:
+    """One request of a call: takes the engine's deltas, adds text and all the rest to the call's chunks.
+
+    Attributes:
+        submitted: the engine has been given it.
+        ended: its last chunk is made, or nobody wants it any more.
+    """
+
+    def __init__(self, request_id: str, call: Call):
+        self.request_id = request_id
+        self.call = call
+        self.submitted = False
+        self.ended = False
+
+    def prepare(self, prompt: list[int], text: TextStream, tokenizer: Tokenizer, call_deadline: bool) -> None:
+        """call_deadline: the request's deadline is the call's own and ends the call."""
+        self._prompt = prompt
+        self._text = text
+        self._tokenizer = tokenizer
+        self._call_deadline = call_deadline
+        self._begun = False
+        self._prompt_logprobs = 1  # the position of the next: the first prompt token has none
+
+    def take(self, delta: Delta, alive: bool) -> None:
+        """Add what is new; sets `ended` with the last delta, or before it where a stop string ends the request.
+
+        alive: whether the engine is; an error means something else when it is not.
+        """
+        if delta.finish is FinishReason.ERROR:
+            code = grpc.StatusCode.INTERNAL if alive else grpc.StatusCode.UNAVAILABLE
+            self.fail(CallError(code, delta.error or "the engine failed"))
+            return
+        if delta.finish is FinishReason.DEADLINE and self._call_deadline:
+            self.fail(CallError(grpc.StatusCode.DEADLINE_EXCEEDED, "the call's deadline passed"))
+            return
+        if delta.prompt_logprobs is not None:
+            self._add_prompt_logprobs(delta.prompt_logprobs)
+        known = self._text.num_tokens
+        text, stop = self._text.feed(delta.token_ids, delta.finish is not None, delta.stop_token)
+        token_ids = delta.token_ids[: self._text.num_tokens - known]  # none behind a stop string
+        weight = len(token_ids)
+        if delta.logprobs is not None:
+            weight *= 2 + delta.logprobs.top.shape[1]
+        chunk = self._chunk(weight)
+        if text:
+            chunk.text += text
+        chunk.token_ids.extend(token_ids)
+        if delta.logprobs is not None:
+            conversions.write_logprobs(chunk.logprobs, token_ids, delta.logprobs, self._tokenizer)
+        chunk.counts.prompt = delta.num_prompt
+        chunk.counts.completion = self._text.num_tokens
+        chunk.counts.cached = delta.num_cached
+        if stop is not None:
+            chunk.finish.reason = pb.FINISH_REASON_STOP
+            chunk.finish.stop_string = stop
+        elif delta.finish is not None:
+            chunk.finish.reason = conversions.FINISH_REASONS[delta.finish]
+            if delta.stop_token is not None:
+                chunk.finish.stop_token_id = delta.stop_token
+        else:
+            return
+        conversions.write_timings(chunk.timings, delta, time.monotonic())
+        self.ended = True
+
+    def fail(self, error: CallError) -> None:
+        self.call.fail(self.request_id, error)
+        self.ended = True
+
+    def abort(self) -> None:
+        """End it before the engine has been given it."""
+        self.call.chunk(self.request_id, 0).finish.reason = pb.FINISH_REASON_ABORT
+        self.ended = True
+
+    def _chunk(self, weight: int) -> pb.GenerateChunk:
+        chunk = self.call.chunk(self.request_id, weight)
+        if not self._begun:
+            chunk.prompt_token_ids.extend(self._prompt)
+            self._begun = True
+        return chunk
+
+    def _add_prompt_logprobs(self, logprobs: Logprobs) -> None:
+        """Cut to the size of chunks: a prompt's log probabilities can be many megabytes."""
+        positions, top = logprobs.top.shape
+        size = max(1, CHUNK_WEIGHT // (1 + top))
+        for start in range(0, positions, size):
+            piece = conversions.part(logprobs, start, start + size)
+            token_ids = self._prompt[self._prompt_logprobs :][: len(piece.token)]
+            chunk = self._chunk(len(token_ids) * (1 + top))
+            conversions.write_logprobs(chunk.prompt_logprobs, token_ids, piece, self._tokenizer)
+            self._prompt_logprobs += len(token_ids)
+
+
+class Requests:
+    """Every request in flight, between the event loop and the engine's thread.
+
+    Attributes:
+        client: the engine.
+        tokenizer: text to token ids and back.
+        refusal: why no request is taken any more, or None.
+    """
+
+    def __init__(self, client: "EngineClient", tokenizer: Tokenizer):
+        """On the event loop that serves the calls."""
+        self.client = client
+        self.tokenizer = tokenizer
+        self.refusal: str | None = None
+        self._loop = asyncio.get_running_loop()
+        self._running: dict[str, Generation] = {}
+        self._deltas: deque[tuple[Generation, Delta]] = deque()
+        self._woken = False
+        self._starting: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def open(self, wire: pb.GenerateRequest, call: Call) -> Generation:
+        """Enter a request under its id. Raises CallError or RequestError."""
+        self.check_serving()
+        self.check_model(wire.model)
+        request_id = wire.request_id or f"gen-{uuid.uuid4().hex}"
+        if request_id in self._running:
+            raise CallError(
+                grpc.StatusCode.ALREADY_EXISTS,
+                f"request_id={request_id!r}: a request of that id is still running; choose another, or leave it empty",
+                "request_id",
+            )
+        generation = Generation(request_id, call)
+        self._running[request_id] = call.requests[request_id] = generation
+        return generation
+
+    def start(self, generation: Generation, wire: pb.GenerateRequest) -> None:
+        """`submit` without waiting for it."""
+        task = self._loop.create_task(self.submit(generation, wire, None))
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+
+    async def submit(self, generation: Generation, wire: pb.GenerateRequest, call_deadline: float | None) -> None:
+        """Give the engine an opened request. Whatever goes wrong is written to its call.
+
+        call_deadline: time.monotonic() at which the call ends, or None.
+        """
+        arrival = time.monotonic()
+        try:
+            params = conversions.sampling_params(wire.sampling, self.client.info.generation_defaults)
+            deadline = call_deadline
+            if wire.HasField("timeout_seconds"):
+                if not (math.isfinite(wire.timeout_seconds) and wire.timeout_seconds > 0):
+                    raise RequestError(
+                        f"timeout_seconds={wire.timeout_seconds}: must be a positive number", "timeout_seconds"
+                    )
+                deadline = min(arrival + wire.timeout_seconds, math.inf if call_deadline is None else call_deadline)
+            prompt = await self._prompt(wire)
+            if generation.ended:
+                return
+            request = self.client.make_request(
+                prompt,
+                params,
+                request_id=generation.request_id,
+                priority=wire.priority,
+                deadline=deadline,
+                cache_salt=wire.cache_salt,
+            )
+            text = TextStream(self.tokenizer, params)
+            generation.prepare(prompt, text, self.tokenizer, call_deadline is not None and deadline == call_deadline)
+            generation.submitted = True
+            self.client.submit(request, functools.partial(self._put, generation))
+        except Exception as error:
+            if not generation.ended:
+                generation.fail(CallError.of(error))
+        finally:
+            if generation.ended or not generation.submitted:
+                self._close(generation)
+
+    def abort(self, request_id: str) -> bool:
+        """End a request with FINISH_REASON_ABORT; False when there is none of that id."""
+        generation = self._running.get(request_id)
+        if generation is None:
+            return False
+        if generation.submitted:
+            self.client.abort(request_id)  # its last delta ends the answer
+        else:
+            generation.abort()
+            self._close(generation)
+        return True
+
+    def abort_all(self) -> int:
+        return sum(self.abort(request_id) for request_id in list(self._running))
+
+    def discard(self, call: Call) -> None:
+        """Nobody waits for this call any more: end what it still has running."""
+        for generation in list(call.requests.values()):
+            generation.ended = True
+            if generation.submitted:
+                self.client.abort(generation.request_id)
+            self._close(generation)
+
+    def check_serving(self) -> None:
+        """Raises CallError(UNAVAILABLE) when no request can be answered."""
+        if not self.client.alive:
+            raise CallError(
+                grpc.StatusCode.UNAVAILABLE, "the engine is dead: the server's log says why; it is to restart"
+            )
+        if self.refusal is not None:
+            raise CallError(grpc.StatusCode.UNAVAILABLE, self.refusal)
+
+    def check_model(self, name: str) -> None:
+        """Raises CallError(NOT_FOUND) when a client asks for a model that is not served here."""
+        if name and name != self.client.info.name:
+            raise CallError(
+                grpc.StatusCode.NOT_FOUND,
+                f"model={name!r} is not served here; {self.client.info.name!r} is, and is also taken when empty",
+                "model",
+            )
+
+    async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        if len(text) <= INLINE_CHARACTERS:
+            return self.tokenizer.encode(text, add_special_tokens)
+        return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens)
+
+    async def encode_chat(self, chat: pb.Chat) -> list[int]:
+        messages, keywords = conversions.chat_messages(chat)
+        return await self.encode(self.tokenizer.render_chat(messages, **keywords), False)
+
+    async def _prompt(self, wire: pb.GenerateRequest) -> list[int]:
+        match wire.WhichOneof("prompt"):
+            case "token_ids":
+                return list(wire.token_ids.ids)
+            case "chat":
+                return await self.encode_chat(wire.chat)
+            case "text" if wire.text:
+                return await self.encode(wire.text, not wire.HasField("add_special_tokens") or wire.add_special_tokens)
+        raise RequestError("the prompt is empty: set text, token_ids or chat", "prompt")
+
+    def _put(self, generation: Generation, delta: Delta) -> None:
+        """On the engine's thread: leave a delta for the event loop, waking it unless that is under way already."""
+        self._deltas.append((generation, delta))
+        if not self._woken:
+            self._woken = True
+            self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        # Cleared first: a delta that arrives from here on wakes the loop again, so that none is left behind.
+        self._woken = False
+        alive = self.client.alive
+        while self._deltas:
+            generation, delta = self._deltas.popleft()
+            if generation.ended:
+                continue
+            try:
+                generation.take(delta, alive)
+            except Exception as error:  # one request's text must not cost the others theirs
+                log.exception("request %s failed", generation.request_id)
+                generation.fail(CallError.of(error))
+            if generation.ended:
+                if delta.finish is None:
+                    self.client.abort(generation.request_id)
+                self._close(generation)
+
+    def _close(self, generation: Generation) -> None:
+        if self._running.get(generation.request_id) is generation:
+            del self._running[generation.request_id], generation.call.requests[generation.request_id]
+            generation.call.wake()
