@@ -155,15 +155,14 @@ class Scheduler:
 
     def plan(self, now: float) -> StepPlan | None:
         """The next step, which the caller submits; None when no request can advance before the next commit."""
-        grown = self._grow_for_decode()
-        chunks, copies = self._plan_chunks(self.config.max_num_batched_tokens - len(self.decoding), now)
+        reserved = self._reserve_for_decode()
+        chunks, copies = self._plan_chunks(self.config.max_num_batched_tokens - len(self.decoding), reserved, now)
         if chunks:
-            plan = StepPlan("extend", self._decode_rows(1, grown) + chunks, copies=copies)
+            plan = StepPlan("extend", self._decode_rows(1) + chunks, copies=copies)
             self._load.steps_extend += 1
         elif self.decoding:
             steps = self._choose_steps()
-            grown |= self._grow(self._short_of_pages(steps))
-            plan = StepPlan("decode", self._decode_rows(steps, grown), num_steps=steps)
+            plan = StepPlan("decode", self._decode_rows(steps), num_steps=steps)
             self._load.steps_decode += 1
         else:
             return None
@@ -172,40 +171,35 @@ class Scheduler:
         self.pool.release([source for source, _ in copies])
         return plan
 
-    def _short_of_pages(self, steps: int) -> list[Request]:
-        """The decoding requests whose pages do not reach as far as `steps` more tokens (or their limit)."""
-        page_size = self.config.page_size
-        short = []
-        for request in self.decoding.values():
-            tokens = len(request.prompt) + len(request.output) + request.num_inflight
-            # The first of these steps computes position tokens - 1. At most one page is short, as steps <= page_size.
-            last = min(tokens + steps - 1, request.max_total - 1) - 1
-            if last >= page_size * len(request.pages):
-                short.append(request)
-        return short
-
-    def _grow(self, requests: list[Request]) -> dict[str, tuple[int, int]]:
-        """One more page for each; what Row.new_pages is to say, by request id."""
-        grown = {}
-        for request, page in zip(requests, self.pool.take(len(requests)), strict=True):
-            grown[request.request_id] = (len(request.pages), page)
-            request.pages.append(page)
-        return grown
-
-    def _grow_for_decode(self) -> dict[str, tuple[int, int]]:
-        """Pages for one step of every decoding request, preempting the last in order until they suffice.
+    def _reserve_for_decode(self) -> int:
+        """Free pages that the decoding requests need for one step, preempting the last in order until they suffice.
 
         Each preemption helps: a request that is not short of a page has room behind its last computed token,
         in a page which is not full and so is its own alone; one that is short needs a page less. The first in
         order is never preempted while another runs, and alone it fits (`add` saw to that), so it ends some day.
         """
+        if self.pool.free >= len(self.decoding) and not self.prefilling and not (self.waiting and self._slots):
+            return 0  # enough for all, and nobody else takes any: no need to count
         short = self._short_of_pages(1)
         while len(short) > self.pool.free:
             victim = max(self._running(), key=_by_order)
             self._preempt(victim)
             if victim in short:
                 short.remove(victim)
-        return self._grow(short)
+        return len(short)
+
+    def _short_of_pages(self, steps: int) -> list[Request]:
+        """The decoding requests whose pages do not reach as far as `steps` more tokens, or their limit.
+
+        Each is one page short, as no decode program has more steps than a page has tokens.
+        """
+        page_size = self.config.page_size
+        short = []
+        for request in self.decoding.values():
+            tokens = len(request.prompt) + len(request.output) + request.num_inflight
+            if min(tokens + steps, request.max_total) - 1 > page_size * len(request.pages):
+                short.append(request)
+        return short
 
     def _preempt(self, request: Request) -> None:
         """Back into the queue, to be computed again. Tokens in flight are valid and will be appended."""
@@ -214,8 +208,10 @@ class Scheduler:
         self._load.preemptions += 1
         insort(self.waiting, request, key=_by_order)
 
-    def _plan_chunks(self, budget: int, now: float) -> tuple[list[Row], list[tuple[int, int]]]:
+    def _plan_chunks(self, budget: int, reserved: int, now: float) -> tuple[list[Row], list[tuple[int, int]]]:
         """Prompt chunks of at most `budget` tokens together, in order over the admitted and the waiting.
+
+        Admissions leave `reserved` pages free.
 
         Also returns the copies that the admissions ask for; their source pages are held until the plan is done.
         """
@@ -226,7 +222,7 @@ class Scheduler:
         while budget > 0:
             waiting = self.waiting[0] if admitting and self.waiting else None
             if waiting is not None and (not prefilling or waiting.order < prefilling[0].order):
-                admitting = self._admit(waiting, copies, now)
+                admitting = self._admit(waiting, reserved, copies, now)
                 if not admitting:
                     continue  # none behind the first may overtake it, or it might wait forever
                 request, fresh = waiting, True
@@ -243,7 +239,7 @@ class Scheduler:
             rows.append(Row(request, request.slot, start, count, tokens, fresh, draws, request.pages, new_pages))
         return rows, copies
 
-    def _admit(self, request: Request, copies: list[tuple[int, int]], now: float) -> bool:
+    def _admit(self, request: Request, reserved: int, copies: list[tuple[int, int]], now: float) -> bool:
         """Gives the first of the queue a slot and pages for all its tokens, cached ones where there are.
 
         Not while tokens of it are in flight: they would have to be computed too, and nobody knows them.
@@ -252,7 +248,7 @@ class Scheduler:
             return False
         shared, source, cached = self._cached_prefix(request)
         needed = self._pages_for(request.num_known) - len(shared)
-        spare = self.pool.free - sum(map(self.pool.is_idle, shared))
+        spare = self.pool.free - reserved - sum(map(self.pool.is_idle, shared))
         if self.prefilling or self.decoding:
             spare -= self._watermark
         if source is not None and spare - self.pool.is_idle(source) < needed:
@@ -320,29 +316,34 @@ class Scheduler:
 
     def _choose_steps(self) -> int:
         """The most decode steps that the pages, the stream interval and the longest remaining row allow."""
-        longest = max(request.max_total - request.num_tokens for request in self.decoding.values())
         seconds = self._step_seconds(len(self.decoding))
         for steps in self._steps_descending:
             if (
-                steps <= longest
-                and steps * seconds <= self.config.stream_interval
-                and len(self._short_of_pages(steps)) <= self.pool.free
+                steps * seconds <= self.config.stream_interval
+                and any(request.max_total - request.num_tokens >= steps for request in self.decoding.values())
+                and (self.pool.free >= len(self.decoding) or self.pool.free >= len(self._short_of_pages(steps)))
             ):
                 return steps
-        return 1  # whatever the clock says; its pages are there already
+        return 1  # whatever the clock says; its pages are reserved
 
-    def _decode_rows(self, steps: int, grown: dict[str, tuple[int, int]]) -> list[Row]:
+    def _decode_rows(self, steps: int) -> list[Row]:
         """A row for every decoding request, all of which advance by `steps` or to their limit."""
+        page_size = self.config.page_size
         rows = []
         leaving = []
         for request in self.decoding.values():
-            tokens = len(request.prompt) + len(request.output) + request.num_inflight
+            inflight = request.num_inflight
+            pages = request.pages
+            tokens = len(request.prompt) + len(request.output) + inflight
             count = min(steps, request.max_total - tokens)
-            known = [] if request.num_inflight else [request.output[-1]]
-            new_pages = [grown[request.request_id]] if request.request_id in grown else []
-            rows.append(Row(request, request.slot, tokens - 1, count, known, False, True, request.pages, new_pages))
+            known = [] if inflight else request.output[-1:]
+            new_pages = []
+            if tokens - 1 + count > page_size * len(pages):
+                new_pages.append((len(pages), self.pool.take(1)[0]))
+                pages.append(new_pages[0][1])
+            rows.append(Row(request, request.slot, tokens - 1, count, known, False, True, pages, new_pages))
             request.num_computed += count
-            request.num_inflight += count
+            request.num_inflight = inflight + count
             if tokens + count == request.max_total:
                 leaving.append(request)
         for request in leaving:
@@ -382,8 +383,7 @@ class Scheduler:
                 self._end(request, finish)
             elif request.num_computed >= page_size * (request.num_indexed + 1):
                 self._index_full_pages(request)
-            delta = delta_of(request, now)
-            delta.token_ids = tokens
+            delta = delta_of(request, now, tokens)
             if result.logprobs is not None:
                 delta.logprobs = _slice(result.logprobs, 0, len(tokens))
             if finish is FinishReason.STOP:
@@ -468,20 +468,23 @@ class Scheduler:
             del self.waiting[place]
 
 
-def delta_of(request: Request, now: float) -> Delta:
-    """What a request's owner is told at this moment, without tokens; the end, if it has ended."""
-    ended = request.finish is not None
-    return Delta(
-        request_id=request.request_id,
-        token_ids=[],
-        finish=request.finish,
-        num_prompt=len(request.prompt),
-        num_output=len(request.output),
-        num_cached=request.num_cached,
-        arrival=request.arrival,
-        first_scheduled=request.first_scheduled,
-        first_token=request.first_token,
-        finished=now if ended else None,
+def delta_of(request: Request, now: float, tokens: list[int] | None = None) -> Delta:
+    """What a request's owner is told at this moment: these new tokens, and the end, if it has ended."""
+    return Delta(  # by position, in the order of its fields: half the time of keywords, once per row and step
+        request.request_id,
+        tokens or [],
+        None,
+        None,
+        request.finish,
+        None,
+        None,
+        len(request.prompt),
+        len(request.output),
+        request.num_cached,
+        request.arrival,
+        request.first_scheduled,
+        request.first_token,
+        now if request.finish is not None else None,
     )
 
 

@@ -12,9 +12,8 @@ def accept(request: Request, drawn: list[int]) -> tuple[list[int], FinishReason 
     """
     known = len(request.output)
     room = request.max_total - len(request.prompt) - known
-    min_tokens = request.params.min_tokens
     for count, token in enumerate(drawn, 1):
-        if token in request.stop_ids and known + count >= min_tokens:
+        if token in request.stop_ids and known + count >= request.params.min_tokens:
             return drawn[:count], FinishReason.STOP
         if count == room:
             return drawn[:count], FinishReason.LENGTH
