@@ -42,6 +42,7 @@ class SamplingParams:
         ignore_eos: the model's end-of-text ids do not end the request.
         include_stop_str_in_output: keep the stop string (or stop token's text) in the text.
         skip_special_tokens: leave special tokens out of the text.
+        detokenize: make text of the tokens; without it the answer is token ids alone, and stop strings cannot be found.
         logprobs: None, or how many of the most likely tokens to report beside the drawn one.
         prompt_logprobs: the same for every prompt token.
     """
@@ -61,6 +62,7 @@ class SamplingParams:
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
+    detokenize: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
 
@@ -104,6 +106,7 @@ class SamplingParams:
             self, "prompt_logprobs", "must not be negative",
         )  # fmt: skip
         _require(all(isinstance(s, str) and s for s in self.stop), self, "stop", "must hold non-empty strings")
+        _require(self.detokenize or not self.stop, self, "stop", "stop strings need text; leave detokenize=True")
         _require(
             all(isinstance(t, int) and t >= 0 for t in self.stop_token_ids),
             self, "stop_token_ids", "must hold token ids",
