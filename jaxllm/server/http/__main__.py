@@ -1,0 +1,65 @@
+"""Starts the HTTP front: `python -m jaxllm.server.http --grpc 127.0.0.1:50051 --host 127.0.0.1 --port 8000`.
+
+Prints `http://HOST:PORT` on standard output once it listens. It answers 503 until the engine can be reached, and
+again whenever it cannot. SIGTERM ends it when the running answers are through (bounded), SIGINT likewise.
+"""
+
+import argparse
+import logging
+import signal
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+
+from jaxllm.errors import ConfigError
+from jaxllm.server.http.app import build
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. ConfigError when the address cannot be had."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(
+            f"http_port={port}: cannot listen on {host}:{port} ({error.strerror}); "
+            "stop what holds it, or choose another --http-port (0 takes a free one)"
+        ) from error
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m jaxllm.server.http", description="The OpenAI HTTP front.")
+    parser.add_argument("--grpc", required=True, metavar="HOST:PORT", help="the engine's gRPC service")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on, 0 for a free one (default 8000)")
+    parser.add_argument("--drain-seconds", type=float, default=30.0, help="how long answers may take to end at the end")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    # uvicorn raises the signal again when it has shut down: this makes that an ordinary end.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _exit)
+    try:
+        listener = listen(options.host, options.port)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    config = uvicorn.Config(
+        build(options.grpc),
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=max(1, round(options.drain_seconds)),
+    )
+    host, port = listener.getsockname()[:2]
+    print(f"http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+    uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

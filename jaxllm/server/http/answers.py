@@ -1,0 +1,309 @@
+"""From the engine's chunks to OpenAI's answers: one JSON object, or a stream of server-sent events.
+
+One class per endpoint says where the text goes and how log probabilities look; what surrounds them is shared. The
+parts of an event that stay the same are encoded once per request, so that an event costs one encoded string.
+"""
+
+import time
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic_core import to_json
+
+from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
+from jaxllm.server.http.errors import ApiError, from_number
+from jaxllm.server.http.requests import ChatRequest, CompletionRequest
+
+DONE = b"data: [DONE]\n\n"
+LEAST_LOGPROB = -9999.0
+"""OpenAI's value for a token that is impossible: JSON has no infinity."""
+_REASONS = {pb.FINISH_REASON_STOP: "stop", pb.FINISH_REASON_LENGTH: "length"}
+
+
+class Choice:
+    """What has come of one choice: everything for a whole answer, the running counts for a stream."""
+
+    def __init__(self, index: int):
+        self.index = index
+        self.texts: list[str] = []
+        self.token_ids: list[int] = []
+        self.logprobs: list[pb.TokenLogprob] = []
+        self.prompt_token_ids: list[int] = []
+        self.prompt_logprobs: list[pb.TokenLogprob] = []
+        self.counts = pb.Counts()
+        self.finish: pb.Finish | None = None
+        self.offset = 0  # characters of the tokens reported so far, for text_offset
+        self.started = False
+
+    def add(self, chunk: pb.GenerateChunk) -> None:
+        """Raises ApiError when the request failed or was ended by the server."""
+        if chunk.HasField("error"):
+            raise from_number(chunk.error.code, chunk.error.message, chunk.error.param)
+        self.texts.append(chunk.text)
+        self.token_ids.extend(chunk.token_ids)
+        self.logprobs.extend(chunk.logprobs)
+        self.prompt_token_ids.extend(chunk.prompt_token_ids)
+        self.prompt_logprobs.extend(chunk.prompt_logprobs)
+        if chunk.HasField("counts"):
+            self.counts = chunk.counts
+        if chunk.HasField("finish"):
+            if chunk.finish.reason not in _REASONS:
+                raise _ended(chunk.finish.reason)
+            self.finish = chunk.finish
+
+    def clear(self) -> None:
+        """Forget what an event has carried."""
+        self.texts, self.token_ids, self.logprobs, self.prompt_token_ids = [], [], [], []
+
+    @property
+    def finish_reason(self) -> str | None:
+        return _REASONS[self.finish.reason] if self.finish else None
+
+    @property
+    def stop_reason(self) -> str | int | None:
+        """The stop string or stop token id that was met (vLLM's field)."""
+        field = self.finish.WhichOneof("stop") if self.finish else None
+        return getattr(self.finish, field) if field else None
+
+
+def _ended(reason: int) -> ApiError:
+    if reason == pb.FINISH_REASON_ABORT:
+        return ApiError(503, "the request was aborted on the server; try again", code="aborted")
+    if reason == pb.FINISH_REASON_DEADLINE:
+        return ApiError(504, "the request's deadline passed before it ended", code="deadline_exceeded")
+    return ApiError(500, "the request failed in the engine", code="internal")
+
+
+class Answer[R: (CompletionRequest, ChatRequest)]:
+    """The answer to one HTTP request. Feed it chunks with `add`; read `body` at the end, or `events` all along.
+
+    Class attributes: the id's prefix, the `object` of whole answers and of events, and the JSON that comes before
+    and after the text in an event's choice.
+    """
+
+    prefix: str
+    object: str
+    event_object: str
+    before_text: bytes
+    after_text: bytes
+
+    def __init__(self, request: R, model: str):
+        self.request: R = request
+        self.head: dict[str, Any] = {
+            "id": f"{self.prefix}-{uuid.uuid4().hex}",
+            "object": self.object,
+            "created": int(time.time()),
+            "model": model,
+        }
+        self.choices: dict[str, Choice] = {}
+        options = request.stream_options
+        self._usage_at_end = bool(options and options.include_usage)
+        self._usage_always = bool(options and options.continuous_usage_stats)
+        event_head = to_json(self.head | {"object": self.event_object})[:-1]
+        self._event_head = b"data: " + event_head + b',"choices":['
+
+    def expect(self, request_ids: Iterable[str]) -> None:
+        """Name the requests of the choices, in order."""
+        for index, request_id in enumerate(request_ids):
+            self.choices[request_id] = Choice(index)
+
+    def add(self, chunks: Iterable[pb.GenerateChunk]) -> list[Choice]:
+        """Takes chunks; returns the choices they belong to. Raises ApiError when one of them failed."""
+        touched = {}
+        for chunk in chunks:
+            choice = self.choices[chunk.request_id]
+            choice.add(chunk)
+            touched[choice.index] = choice
+        return list(touched.values())
+
+    def body(self) -> bytes:
+        """The whole answer as JSON, once every choice has finished."""
+        choices = [self._choice(choice) for choice in self.choices.values()]
+        return to_json({**self.head, "choices": choices, **self._extras(), "usage": self._usage()})
+
+    def events(self, choices: Iterable[Choice]) -> bytes:
+        """The events that say what is new of these choices."""
+        events = []
+        for choice in choices:
+            if not choice.started:
+                choice.started = True
+                events.extend(self._opening(choice))
+            text = "".join(choice.texts)
+            if not (choice.logprobs or choice.finish or self.request.return_token_ids):
+                if text:
+                    events.append(
+                        b"".join((
+                            self._event_head, b'{"index":%d,' % choice.index, self.before_text, to_json(text),
+                            self.after_text, b',"logprobs":null,"finish_reason":null}]', self._usage_part(), b"}\n\n",
+                        ))
+                    )  # fmt: skip
+            elif text or choice.token_ids or choice.finish:
+                events.append(self._full_event(choice, text))
+            choice.clear()
+        return b"".join(events)
+
+    def last_events(self) -> bytes:
+        """What ends the stream."""
+        if not self._usage_at_end:
+            return DONE
+        head = self._event_head + b'],"usage":'
+        return head + to_json(self._usage()) + b"}\n\n" + DONE
+
+    def _usage_part(self) -> bytes:
+        if self._usage_always:
+            return b',"usage":' + to_json(self._usage())
+        return b',"usage":null' if self._usage_at_end else b""
+
+    def _full_event(self, choice: Choice, text: str) -> bytes:
+        rest: dict[str, Any] = {
+            "logprobs": self._logprobs(choice) if choice.logprobs else None,
+            "finish_reason": choice.finish_reason,
+            "stop_reason": choice.stop_reason,
+        }
+        if self.request.return_token_ids:
+            rest["token_ids"] = choice.token_ids
+            if choice.prompt_token_ids:
+                rest["prompt_token_ids"] = choice.prompt_token_ids
+        return b"".join((
+            self._event_head, b'{"index":%d,' % choice.index, self.before_text, to_json(text), self.after_text,
+            b",", to_json(rest)[1:], b"]", self._usage_part(), b"}\n\n",
+        ))  # fmt: skip
+
+    def _choice(self, choice: Choice) -> dict[str, Any]:
+        answer: dict[str, Any] = {
+            "index": choice.index,
+            **self._text("".join(choice.texts)),
+            "logprobs": None if self.request.num_logprobs is None else self._logprobs(choice),
+            "finish_reason": choice.finish_reason,
+            "stop_reason": choice.stop_reason,
+        }
+        if self.request.return_token_ids:
+            answer["token_ids"] = choice.token_ids
+        return answer
+
+    def _usage(self) -> dict[str, Any]:
+        counts = [choice.counts for choice in self.choices.values()]
+        prompt = sum(count.prompt for count in counts)
+        completion = sum(count.completion for count in counts)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": sum(count.cached for count in counts)},
+        }
+
+    def _prompt_logprobs(self, choice: Choice) -> list[dict[str, Any] | None]:
+        """vLLM's form: per prompt token a dictionary by token id; the first token has none."""
+        return [None, *(_by_id(entry) for entry in choice.prompt_logprobs)]
+
+    def _opening(self, choice: Choice) -> list[bytes]:
+        """Events before the first text of a choice."""
+        return []
+
+    def _text(self, text: str) -> dict[str, Any]:
+        """The part of a whole choice that holds the text."""
+        raise NotImplementedError
+
+    def _logprobs(self, choice: Choice) -> dict[str, Any]:
+        """The log probabilities that the choice holds now."""
+        raise NotImplementedError
+
+    def _extras(self) -> dict[str, Any]:
+        """Fields of a whole answer beside the choices."""
+        return {}
+
+
+class CompletionAnswer(Answer[CompletionRequest]):
+    """`text_completion`: the text in `text`, log probabilities in parallel lists."""
+
+    prefix = "cmpl"
+    object = "text_completion"
+    event_object = "text_completion"
+    before_text = b'"text":'
+    after_text = b""
+
+    def _text(self, text: str) -> dict[str, Any]:
+        return {"text": text}
+
+    def _choice(self, choice: Choice) -> dict[str, Any]:
+        answer = super()._choice(choice)
+        if self.request.return_token_ids:
+            answer["prompt_token_ids"] = choice.prompt_token_ids
+        if self.request.prompt_logprobs is not None:
+            answer["prompt_logprobs"] = self._prompt_logprobs(choice)
+        return answer
+
+    def _logprobs(self, choice: Choice) -> dict[str, Any]:
+        """Offsets count the characters of the tokens' own texts from the start of the choice's text."""
+        offsets = []
+        for entry in choice.logprobs:
+            offsets.append(choice.offset)
+            choice.offset += len(entry.token)
+        return {
+            "tokens": [entry.token for entry in choice.logprobs],
+            "token_logprobs": [_finite(entry.logprob) for entry in choice.logprobs],
+            "top_logprobs": [_by_text(entry) for entry in choice.logprobs],
+            "text_offset": offsets,
+        }
+
+
+class ChatAnswer(Answer[ChatRequest]):
+    """`chat.completion`: the text in a message, log probabilities as a list of tokens."""
+
+    prefix = "chatcmpl"
+    object = "chat.completion"
+    event_object = "chat.completion.chunk"
+    before_text = b'"delta":{"content":'
+    after_text = b"}"
+
+    def _opening(self, choice: Choice) -> list[bytes]:
+        opening = b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]'
+        return [self._event_head + opening % choice.index + self._usage_part() + b"}\n\n"]
+
+    def _text(self, text: str) -> dict[str, Any]:
+        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+
+    def _extras(self) -> dict[str, Any]:
+        extras: dict[str, Any] = {}
+        (choice,) = self.choices.values()
+        if self.request.return_token_ids:
+            extras["prompt_token_ids"] = choice.prompt_token_ids
+        if self.request.prompt_logprobs is not None:
+            extras["prompt_logprobs"] = self._prompt_logprobs(choice)
+        return extras
+
+    def _logprobs(self, choice: Choice) -> dict[str, Any]:
+        content = [{**_token(entry), "top_logprobs": [_token(top) for top in entry.top]} for entry in choice.logprobs]
+        return {"content": content, "refusal": None}
+
+
+def _token(entry: pb.TokenLogprob | pb.TopLogprob) -> dict[str, Any]:
+    return {"token": entry.token, "logprob": _finite(entry.logprob), "bytes": list(entry.token_bytes)}
+
+
+def _by_text(entry: pb.TokenLogprob) -> dict[str, float]:
+    """The most likely tokens and the drawn one. Where two have the same text, the likelier stands."""
+    likely: dict[str, float] = {}
+    tokens: tuple[pb.TopLogprob | pb.TokenLogprob, ...] = (*entry.top, entry)
+    for top in tokens:
+        likely.setdefault(top.token, _finite(top.logprob))
+    return likely
+
+
+def _by_id(entry: pb.TokenLogprob) -> dict[str, Any]:
+    likely = {str(top.token_id): _ranked(top, rank) for rank, top in enumerate(entry.top, 1)}
+    return likely | {str(entry.token_id): _ranked(entry, entry.rank)}
+
+
+def _ranked(token: pb.TokenLogprob | pb.TopLogprob, rank: int) -> dict[str, Any]:
+    return {"logprob": _finite(token.logprob), "rank": rank, "decoded_token": token.token}
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, LEAST_LOGPROB)
+
+
+def error_events(error: ApiError) -> bytes:
+    """An error in the midst of a stream, and the stream's end."""
+    return b"data: " + error.body() + b"\n\n" + DONE

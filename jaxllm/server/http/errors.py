@@ -1,0 +1,82 @@
+"""Errors in OpenAI's form, and how gRPC's status codes become HTTP's."""
+
+from typing import Any
+
+import grpc
+from pydantic_core import to_json
+
+
+class ApiError(Exception):
+    """What an HTTP client is told: `{"error": {"message", "type", "param", "code"}}` under `status`.
+
+    `kind` is OpenAI's `type`; it follows from the status unless given. `code` is a stable word for programs.
+    """
+
+    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None):
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+
+    @property
+    def kind(self) -> str:
+        if self.status == 429:
+            return "rate_limit_error"
+        return "invalid_request_error" if self.status < 500 else "server_error"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """A full queue and an engine that is loading pass: clients that retry should wait a little."""
+        return {"retry-after": "1"} if self.status in (429, 503) else {}
+
+    def body(self) -> bytes:
+        error: dict[str, Any] = {
+            "message": self.message,
+            "type": self.kind,
+            "param": self.param,
+            "code": self.code,
+        }
+        return to_json({"error": error})
+
+
+_STATUS = {
+    grpc.StatusCode.INVALID_ARGUMENT: (400, "invalid_value"),
+    grpc.StatusCode.OUT_OF_RANGE: (400, "invalid_value"),
+    grpc.StatusCode.FAILED_PRECONDITION: (400, "failed_precondition"),
+    grpc.StatusCode.NOT_FOUND: (404, "model_not_found"),
+    grpc.StatusCode.ALREADY_EXISTS: (409, "already_exists"),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: (429, "queue_full"),
+    grpc.StatusCode.UNIMPLEMENTED: (501, "not_implemented"),
+    grpc.StatusCode.UNAVAILABLE: (503, "unavailable"),
+    grpc.StatusCode.CANCELLED: (503, "aborted"),
+    grpc.StatusCode.ABORTED: (503, "aborted"),
+    grpc.StatusCode.DEADLINE_EXCEEDED: (504, "deadline_exceeded"),
+}
+_BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
+PARAM_METADATA = "jaxllm-param"
+"""Trailing metadata of a failed unary call: the request field at fault."""
+
+
+def from_status(code: grpc.StatusCode, message: str, param: str | None = None) -> ApiError:
+    status, word = _STATUS.get(code, (500, "internal"))
+    return ApiError(status, message or code.name, param=param or None, code=word)
+
+
+def from_number(code: int, message: str, param: str | None = None) -> ApiError:
+    """For the Error of a chunk, whose code is a number (google.rpc.Code)."""
+    return from_status(_BY_NUMBER.get(code, grpc.StatusCode.UNKNOWN), message, param)
+
+
+def from_call(error: grpc.aio.AioRpcError) -> ApiError:
+    """For a unary call that failed. A deadline there is ours, and means that the engine does not answer."""
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return unavailable("the engine did not answer in time")
+    trailing: dict[str, Any] = dict(error.trailing_metadata() or ())  # type: ignore[arg-type]  # pairs, at run time
+    if error.code() is grpc.StatusCode.UNAVAILABLE:
+        return unavailable(error.details() or "the engine cannot be reached")
+    return from_status(error.code(), error.details() or "", trailing.get(PARAM_METADATA))
+
+
+def unavailable(why: str) -> ApiError:
+    return ApiError(503, f"{why}; try again later", code="unavailable")
