@@ -1,0 +1,185 @@
+"""Engine: the runner and the scheduler, and the loop that joins them."""
+
+import time
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from jaxllm.config import EngineConfig, SchedulerConfig
+from jaxllm.core import Delta, FinishReason, Load, ModelInfo, Request, SamplingParams, StepOutput, StepPlan
+from jaxllm.engine.intake import Intake
+from jaxllm.engine.scheduler import Scheduler, delta_of
+from jaxllm.errors import EngineDeadError
+from jaxllm.progress import Report
+
+
+class StepRunner(Protocol):
+    """What the loop asks of `jaxllm.runner.Runner`."""
+
+    config: EngineConfig
+    info: ModelInfo
+    scheduler_config: SchedulerConfig
+
+    def submit(self, plan: StepPlan) -> Any: ...
+    def collect(self, handle: Any) -> StepOutput: ...
+    def step_seconds(self, num_rows: int) -> float: ...
+    def prompt_logits(self, token_ids: list[int]) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """A step that was committed. num_tokens: computed in an extend step, drawn in a decode step."""
+
+    kind: Literal["extend", "decode"]
+    num_rows: int
+    num_tokens: int
+    seconds: float
+
+
+class Engine:
+    """Continues requests, many at once. One thread drives it by calling `step` while it `has_work`.
+
+    Only `make_request`, `load` and the attributes may be used from other threads.
+
+    Attributes:
+        info: the model.
+        config: with every None resolved.
+        runner: the programs and the memory plan, for views and metrics.
+        last_step: what the last call of `step` committed, or None if it committed nothing.
+        death: why the engine can do no more, or None.
+    """
+
+    def __init__(self, runner: StepRunner):
+        self.runner = runner
+        self.info = runner.info
+        self.config = runner.config
+        self.last_step: StepRecord | None = None
+        self.death: str | None = None
+        self._scheduler = Scheduler(runner.scheduler_config, runner.step_seconds)
+        self._intake = Intake(runner.info, runner.scheduler_config, runner.config.seed)
+        self._submitted: tuple[StepPlan, Any] | None = None
+        self._requests: dict[str, Request] = {}
+        self._ended: list[Delta] = []
+
+    @classmethod
+    def start(cls, config: EngineConfig, model_class: type | None = None, progress: Report | None = None) -> "Engine":
+        """Load the model, plan the memory, compile every program.
+
+        model_class: a module class to build in place of the architecture's own.
+        """
+        from jaxllm.runner import Runner  # brings JAX, which nothing else here needs
+
+        return cls(Runner.load(config, model_class=model_class, progress=progress))
+
+    def make_request(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+        cache_salt: str = "",
+        sample_index: int = 0,
+    ) -> Request:
+        """A request as `add` takes it. deadline: a time.monotonic() value. Raises RequestError."""
+        return self._intake.request(
+            prompt,
+            params,
+            request_id=request_id,
+            priority=priority,
+            deadline=deadline,
+            cache_salt=cache_salt,
+            sample_index=sample_index,
+        )
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises QueueFullError, RequestError (its id is in use) or EngineDeadError."""
+        if self.death is not None:
+            raise EngineDeadError(self.death)
+        self._scheduler.add(request)
+        self._requests[request.request_id] = request
+
+    def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> bool:
+        """End a request; its pages are free at once and the next `step` returns its last delta.
+
+        False when no request of this id is running.
+        """
+        request = self._requests.get(request_id)
+        if request is None:
+            return False
+        self._scheduler.abort(request_id, reason)
+        self._tell_end(request, time.monotonic())
+        return True
+
+    @property
+    def has_work(self) -> bool:
+        """`step` has something to do: a request to advance, a step to collect, an end to tell of."""
+        return bool(self._requests or self._submitted or self._ended)
+
+    def step(self) -> list[Delta]:
+        """Submit the next step, then commit the one before it, which the device has meanwhile done.
+
+        Returns one Delta for each request that got tokens or ended. Raises EngineDeadError when anything fails;
+        every request has then ended, and `take_ended` returns their last deltas.
+        """
+        if self.death is not None:
+            raise EngineDeadError(self.death)
+        try:
+            now = time.monotonic()
+            for request in self._scheduler.expire(now):
+                self._tell_end(request, now)
+            plan = self._scheduler.plan(now)
+            previous, self._submitted = self._submitted, (plan, self.runner.submit(plan)) if plan is not None else None
+            if previous is not None:
+                self._commit(*previous)
+            else:
+                self.last_step = None
+                assert plan is not None or not self._requests, "requests are waiting and no step can be planned"
+        except Exception as error:
+            self._die(error)
+            raise EngineDeadError(self.death) from error
+        return self.take_ended()
+
+    def take_ended(self) -> list[Delta]:
+        """The deltas that no call of `step` has returned yet."""
+        deltas, self._ended = self._ended, []
+        return deltas
+
+    def load(self) -> Load:
+        return self._scheduler.load()
+
+    def flush_prefix_cache(self) -> int:
+        """Forget every cached prefix; returns the pages that it frees. Running requests go on."""
+        return self._scheduler.flush_prefix_cache()
+
+    def prompt_logits(self, token_ids: list[int]) -> np.ndarray:
+        """[T, V] float32: the logits behind each token of one sequence. For research; compiles on first use."""
+        return self.runner.prompt_logits(self._intake.token_ids(token_ids, new_tokens=0))
+
+    def _commit(self, plan: StepPlan, handle: Any) -> None:
+        output = self.runner.collect(handle)
+        deltas = self._scheduler.commit(plan, output)
+        for delta in deltas:
+            if delta.finish is not None:
+                del self._requests[delta.request_id]
+        self._ended += deltas
+        drawn = plan.kind == "decode"
+        num_tokens = sum(len(row.tokens) for row in output.rows) if drawn else plan.num_tokens
+        self.last_step = StepRecord(plan.kind, len(plan.rows), num_tokens, output.device_seconds)
+
+    def _tell_end(self, request: Request, now: float, error: str | None = None) -> None:
+        delta = delta_of(request, now)
+        delta.error = error
+        self._ended.append(delta)
+        del self._requests[request.request_id]
+
+    def _die(self, error: Exception) -> None:
+        """Nobody knows what state the device is in: every request ends here, and none can follow."""
+        self.death = f"the engine died of {type(error).__name__}: {error}; the log has the details, restart it to go on"
+        self._submitted = None
+        now = time.monotonic()
+        for request in list(self._requests.values()):
+            request.finish = FinishReason.ERROR
+            self._tell_end(request, now, self.death)
