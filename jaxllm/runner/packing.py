@@ -1,0 +1,169 @@
+"""The one int32 array a program takes and the one it yields: how plans are written and outputs read. Host only."""
+
+import enum
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from jaxllm.core import Logprobs, Request, Row, RowOutput
+from jaxllm.runner.state import NUM_PARAMS
+
+COPY_PAIRS = 16
+"""Page copies of one copy program."""
+
+SEED_PADDING = np.iinfo(np.int32).max
+"""No token, in a seed program's ids."""
+
+
+class RowFlag(enum.IntFlag):
+    FRESH = 1  # the slot holds another request's state
+    DRAWS = 2
+    ON_DEVICE = 4  # the row's one token is the slot's last
+
+
+@dataclass(frozen=True)
+class ExtendLayout:
+    """An extend program's packed array: [R, 4] slot, start, count, flags; [R, NUM_PARAMS]; [R, MP] pages; [T] ids;
+    and, if scored, [T] the token that follows each. Works on numpy arrays (views) and traced ones alike."""
+
+    rows: int
+    max_pages: int
+    tokens: int
+    scored: bool
+
+    @property
+    def size(self) -> int:
+        return self.rows * (4 + NUM_PARAMS + self.max_pages) + self.tokens * (1 + self.scored)
+
+    def split(self, packed: Any) -> tuple[Any, Any, Any, Any, Any]:
+        """head, params, pages, ids, targets (empty unless scored)."""
+        parts, at = [], 0
+        for width in (4, NUM_PARAMS, self.max_pages):
+            parts.append(packed[at : at + self.rows * width].reshape(self.rows, width))
+            at += self.rows * width
+        return parts[0], parts[1], parts[2], packed[at : at + self.tokens], packed[at + self.tokens :]
+
+    def pack(self, rows: list[Row], params: np.ndarray, sink: int) -> np.ndarray:
+        """rows of a plan; params: [S + 1, NUM_PARAMS] int32 by slot."""
+        packed = np.zeros(self.size, np.int32)
+        head, row_params, pages, ids, targets = self.split(packed)
+        n = len(rows)
+        head[:n] = [(row.slot, row.start, row.count, row.fresh + 2 * row.draws + 4 * (not row.tokens)) for row in rows]
+        head[n:, 0] = sink
+        row_params[:n] = params[head[:n, 0]]
+        lengths = np.fromiter((len(row.pages) for row in rows), np.int64, n)
+        ends = np.cumsum(lengths)
+        index = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+        pages[np.repeat(np.arange(n), lengths), index] = list(chain.from_iterable(row.pages for row in rows))
+        at = 0
+        for row in rows:
+            if row.tokens:
+                ids[at : at + row.count] = row.tokens
+                if self.scored:
+                    following = row.request.token_ids(row.start + 1, row.start + 1 + row.count)
+                    targets[at : at + len(following)] = following
+            at += row.count
+        return packed
+
+
+def pack_decode(rows: list[Row], size: int, sink: int, max_pages: int) -> np.ndarray:
+    """[size, 3] slot and the (index, page) to add to its block table, flattened; an index of max_pages adds none."""
+    none = (max_pages, 0)
+    table = [(row.slot, *(row.new_pages[0] if row.new_pages else none)) for row in rows]
+    table += [(sink, *none)] * (size - len(rows))
+    return np.asarray(table, np.int32).ravel()
+
+
+def pack_copies(copies: list[tuple[int, int]]) -> np.ndarray:
+    """At most COPY_PAIRS (source, target) pages, flattened; the rest is (0, 0), the sink onto itself."""
+    packed = np.zeros((COPY_PAIRS, 2), np.int32)
+    packed[: len(copies)] = copies
+    return packed.ravel()
+
+
+def pack_seeds(request: Request, slot: int, size: int) -> list[np.ndarray]:
+    """The packed arrays of the seed programs that rebuild a slot's penalty counts from a request's known tokens."""
+    ids = np.concatenate([np.asarray(request.prompt, np.int32), -1 - np.asarray(request.output, np.int32)])
+    calls = []
+    for at in range(0, len(ids), size):
+        packed = np.full(2 + size, SEED_PADDING, np.int32)
+        packed[:2] = slot, at == 0
+        packed[2 : 2 + len(ids[at : at + size])] = ids[at : at + size]
+        calls.append(packed)
+    return calls
+
+
+class _Reader:
+    """Takes arrays off the front of a packed output."""
+
+    def __init__(self, packed: np.ndarray):
+        self._rest = packed
+
+    def take(self, *shape: int, dtype: type = np.int32) -> np.ndarray:
+        size = int(np.prod(shape))
+        part, self._rest = self._rest[:size], self._rest[size:]
+        return part.view(dtype).reshape(shape)
+
+    def logprobs(self, *shape: int, n: int) -> Logprobs:
+        return Logprobs(
+            token=self.take(*shape, dtype=np.float32),
+            rank=self.take(*shape),
+            top_ids=self.take(*shape, n),
+            top=self.take(*shape, n, dtype=np.float32),
+        )
+
+
+def read_decode(
+    packed: np.ndarray, rows: list[Row], size: int, steps: int, num_logprobs: int | None
+) -> list[RowOutput]:
+    """Outputs of a decode program. num_logprobs: None if the program reports none."""
+    reader = _Reader(packed)
+    tokens = reader.take(steps, size).T[: len(rows)].tolist()
+    counts = reader.take(size).tolist()
+    outputs = [RowOutput(drawn[:count]) for drawn, count in zip(tokens, counts, strict=False)]
+    if num_logprobs is not None:
+        logprobs = reader.logprobs(steps, size, n=num_logprobs)
+        for i, row in enumerate(rows):
+            top = row.request.params.logprobs
+            if top is not None:
+                outputs[i].logprobs = _select(logprobs, (slice(counts[i]), i), top)
+    return outputs
+
+
+def read_extend(packed: np.ndarray, rows: list[Row], layout: ExtendLayout, num_logprobs: int | None) -> list[RowOutput]:
+    """Outputs of an extend program. num_logprobs: None if the program reports none.
+
+    Prompt log probabilities cover the row's positions start + 1 to start + count that lie within the prompt.
+    """
+    reader = _Reader(packed)
+    tokens, drawn = reader.take(layout.rows).tolist(), reader.take(layout.rows).tolist()
+    outputs = [RowOutput([tokens[i]] if drawn[i] else []) for i in range(len(rows))]
+    if num_logprobs is None:
+        return outputs
+    logprobs = reader.logprobs(layout.rows, n=num_logprobs)
+    for i, row in enumerate(rows):
+        top = row.request.params.logprobs
+        if top is not None and drawn[i]:
+            outputs[i].logprobs = _select(logprobs, slice(i, i + 1), top)
+    if layout.scored:
+        scores = reader.logprobs(layout.tokens, n=num_logprobs)
+        at = 0
+        for i, row in enumerate(rows):
+            count = min(row.start + row.count, len(row.request.prompt) - 1) - row.start
+            top = row.request.params.prompt_logprobs
+            if top is not None and count > 0:
+                outputs[i].prompt_logprobs = _select(scores, slice(at, at + count), top)
+            at += row.count
+    return outputs
+
+
+def _select(logprobs: Logprobs, index: Any, top: int) -> Logprobs:
+    """Copies, so that a few numbers do not keep a step's whole output alive."""
+    return Logprobs(
+        token=logprobs.token[index].copy(),
+        rank=logprobs.rank[index].copy(),
+        top_ids=logprobs.top_ids[index][..., :top].copy(),
+        top=logprobs.top[index][..., :top].copy(),
+    )

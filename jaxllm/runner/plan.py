@@ -1,0 +1,231 @@
+"""Memory is planned, not probed: what weights, state, programs and the KV cache take, before anything runs."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm import weights
+from jaxllm.config import EngineConfig
+from jaxllm.errors import ConfigError
+from jaxllm.models import registry
+from jaxllm.runner.programs import VARIANTS, FlatModel, Geometry, ProgramKey, Programs
+from jaxllm.runner.resolve import claim_memory, device_budget, given, on_gpu, resolve
+from jaxllm.runner.table import ProgramTable, Progress, closed_table, use_compilation_cache
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CPU_CACHE = 256 << 20
+MARGIN = 64
+"""One part in so many of the device is left for fragmentation."""
+
+
+@dataclass(frozen=True)
+class ProgramCost:
+    """What a compiled program takes: bytes of temporaries and outputs, and floating-point operations a run."""
+
+    name: str
+    temp_bytes: int
+    flops: float
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How the device's memory is divided. Bytes throughout; budget_bytes is None where the device sets no limit.
+
+    program_bytes: of the hungriest program; 0 where the pool's size did not depend on it and nothing was compiled.
+    num_pages counts the padding page. programs: the table, as far as it is compiled.
+    """
+
+    model: str
+    device: str
+    dtype: str
+    parameters: int
+    weight_bytes: int
+    state_bytes: int
+    program_bytes: int
+    budget_bytes: int | None
+    kv_bytes_per_token: int
+    page_size: int
+    num_pages: int
+    max_model_len: int
+    max_num_seqs: int
+    programs: tuple[ProgramCost, ...] = ()
+
+    @property
+    def kv_bytes(self) -> int:
+        return self.num_pages * self.page_size * self.kv_bytes_per_token
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens the KV cache holds."""
+        return (self.num_pages - 1) * self.page_size
+
+    @property
+    def largest_batch(self) -> int:
+        """Requests of max_model_len that fit at once."""
+        return (self.num_pages - 1) // -(-self.max_model_len // self.page_size)
+
+
+@dataclass
+class Prepared:
+    """An engine's programs before its weights: the abstract model, the sizes decided for it, and its table."""
+
+    config: EngineConfig
+    architecture: registry.Architecture
+    model: Any
+    flat: FlatModel
+    table: ProgramTable
+    plan: MemoryPlan
+
+
+def plan_memory(
+    config: EngineConfig, *, model_class: Any = None, programs: bool = False, progress: Progress | None = None
+) -> MemoryPlan:
+    """The memory plan of an engine, without loading its weights.
+
+    programs: compile the whole table for its costs; otherwise only the hungriest programs are compiled.
+    """
+    prepared = prepare(config, model_class=model_class, measure=True)
+    if programs:
+        prepared.table.compile(prepared.plan.num_pages, progress)
+        return with_costs(prepared.plan, prepared.table)
+    return prepared.plan
+
+
+def prepare(config: EngineConfig, *, model_class: Any = None, measure: bool = False) -> Prepared:
+    """Reads the model's configuration, resolves the engine's and sizes the pool.
+
+    measure: compile the hungriest programs even where the pool's size does not depend on them.
+    """
+    claim_memory(config)
+    use_compilation_cache(config.compilation_cache_dir)
+    path = weights.resolve_model_path(config.model)
+    architecture = registry.resolve(weights.read_config(path), model_class)
+    resolved = resolve(config, architecture.config)
+    dtype = jnp.dtype(resolved.dtype)
+    model = architecture.build(dtype)
+    flat = FlatModel.of(model)
+    specs = model.cache_specs()
+    token_bytes = sum(spec.elements_per_token() for spec in specs) * dtype.itemsize
+    weight_bytes = _bytes(flat.leaves)
+    budget = device_budget(resolved)
+    wants_all = config.num_gpu_blocks_override is None and config.kv_cache_memory_bytes is None and budget is not None
+
+    def build(max_model_len: int) -> tuple[ProgramTable, int]:
+        """The table for a context length, and the bytes of its state."""
+        geometry = Geometry(
+            max_num_seqs=given(resolved.max_num_seqs),
+            page_size=resolved.block_size,
+            max_pages=-(-max_model_len // resolved.block_size),
+            vocab_size=architecture.config.vocab_size,
+            num_logprobs=min(resolved.max_logprobs, architecture.config.vocab_size),
+            specs=specs,
+        )
+        keys = closed_table(
+            geometry.max_num_seqs, given(resolved.max_num_batched_tokens), given(resolved.decode_steps), gpu=on_gpu()
+        )
+        table = ProgramTable(Programs(flat, geometry), keys, flat.leaves, dtype)
+        return table, _bytes(jax.eval_shape(geometry.state))
+
+    max_model_len = given(resolved.max_model_len)
+    table, state_bytes = build(max_model_len)
+    program_bytes = _program_bytes(table) if wants_all or measure else 0
+    page_bytes = resolved.block_size * token_bytes
+    if config.num_gpu_blocks_override is not None:
+        pages = config.num_gpu_blocks_override
+    elif wants_all:
+        assert budget is not None
+        free = budget - budget // MARGIN - weight_bytes - state_bytes - program_bytes
+        pages = _round_pages(max(0, free) // page_bytes)
+    else:
+        pages = (config.kv_cache_memory_bytes or DEFAULT_CPU_CACHE) // page_bytes
+    max_pages = table.programs.geometry.max_pages
+    pages = min(pages, given(resolved.max_num_seqs) * max_pages + 1) if not config.num_gpu_blocks_override else pages
+
+    if pages - 1 < max_pages:
+        held = max(0, pages - 1) * resolved.block_size
+        if config.max_model_len is not None or held == 0:
+            raise ConfigError(
+                f"the KV cache holds {held} tokens ({pages} pages of {resolved.block_size}, one of them padding), "
+                f"fewer than one request of max_model_len={max_model_len}: weights {_show(weight_bytes)}, state "
+                f"{_show(state_bytes)}, programs {_show(program_bytes)}, a token {_show(token_bytes)}"
+                f"{f', of {_show(budget)}' if budget else ''}. Lower max_model_len or max_num_batched_tokens, or raise "
+                "gpu_memory_utilization, kv_cache_memory_bytes or num_gpu_blocks_override"
+            )
+        log.warning("max_model_len lowered from %d to %d: the KV cache holds no more", max_model_len, held)
+        max_model_len = held
+        table, state_bytes = build(max_model_len)
+
+    plan = MemoryPlan(
+        model=str(resolved.served_model_name),
+        device=jax.devices()[0].device_kind,
+        dtype=resolved.dtype,
+        parameters=sum(leaf.size for leaf in flat.leaves),
+        weight_bytes=weight_bytes,
+        state_bytes=state_bytes,
+        program_bytes=program_bytes,
+        budget_bytes=budget,
+        kv_bytes_per_token=token_bytes,
+        page_size=resolved.block_size,
+        num_pages=pages,
+        max_model_len=max_model_len,
+        max_num_seqs=given(resolved.max_num_seqs),
+    )
+    resolved = resolved.replace(max_model_len=max_model_len, kv_cache_memory_bytes=plan.kv_bytes)
+    return Prepared(resolved, architecture, model, flat, table, plan)
+
+
+def with_costs(plan: MemoryPlan, table: ProgramTable) -> MemoryPlan:
+    """The plan with what the table's compiled programs take."""
+    costs = tuple(_cost(key, compiled) for key, compiled in sorted(table.compiled.items()))
+    fields = {name: getattr(plan, name) for name in plan.__dataclass_fields__}
+    hungriest = max((cost.temp_bytes for cost in costs), default=0)
+    return MemoryPlan(**(fields | {"programs": costs, "program_bytes": max(plan.program_bytes, hungriest)}))
+
+
+def _program_bytes(table: ProgramTable) -> int:
+    """Bytes of temporaries and outputs of the hungriest program: one of the largest of each kind and variant."""
+    largest: dict[tuple[str, str], ProgramKey] = {}
+    for key in table.keys:
+        kind = (key.kind, key.variant)
+        if kind not in largest or largest[kind] < key:
+            largest[kind] = key
+    demanding = [
+        max((key for key in largest.values() if key.kind == kind), key=lambda key: VARIANTS.index(key.variant))
+        for kind in ("extend", "decode")
+    ]
+    pages = table.programs.geometry.max_pages + 1  # any pool does: what a program takes beside it is the same
+    return max(_cost(key, table.compile_one(key, pages)).temp_bytes for key in demanding)
+
+
+def _cost(key: ProgramKey, compiled: jax.stages.Compiled) -> ProgramCost:
+    memory = compiled.memory_analysis()
+    assert memory is not None
+    new_outputs = max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
+    flops = (compiled.cost_analysis() or {}).get("flops", 0.0)
+    return ProgramCost(str(key), memory.temp_size_in_bytes + new_outputs, flops)
+
+
+def _round_pages(pages: int) -> int:
+    """Down to a multiple of 256, or of a power of two about an eighth of a small pool: a pool that differs a little
+    from start to start would find nothing in the compilation cache."""
+    unit = min(256, 1 << max(0, (pages // 8).bit_length() - 1))
+    return pages // unit * unit
+
+
+def _bytes(leaves: Iterable[Any]) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def _show(size: int) -> str:
+    """Bytes for people."""
+    amount, unit = float(size), "B"
+    for larger in ("KiB", "MiB", "GiB"):
+        if amount < 1024:
+            break
+        amount, unit = amount / 1024, larger
+    return f"{amount:.4g} {unit}"

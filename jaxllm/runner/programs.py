@@ -1,0 +1,325 @@
+"""What runs on the device: the functions that are compiled, one per shape and variant.
+
+Every program takes (weights, cache, state, packed) and returns (cache, state, out): weights are the model's flat
+leaves, cache is the flat tuple of page pools (k0, v0, k1, v1, ...), packed and out are one int32 array each. Cache
+and state are donated. Layouts of packed and out stand in packing.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxllm.core import PagedKV
+from jaxllm.layers.step import DenseStep, Step
+from jaxllm.runner.packing import COPY_PAIRS, SEED_PADDING, ExtendLayout, RowFlag
+from jaxllm.runner.state import FIRST_PARAM, Column, State, new_state, row_params
+from jaxllm.sampling import TokenLogprobs, forbid, greedy, penalise, sample, token_logprobs
+
+Variant = Literal["greedy", "sampled", "full", "scored"]
+VARIANTS: tuple[Variant, ...] = ("greedy", "sampled", "full", "scored")
+"""What a program can do for its rows, each including the one before.
+
+greedy: argmax. sampled: temperature, top-k, top-p, min-p. full: penalties, min_tokens and log probabilities.
+scored (extend only): log probabilities of the prompt's tokens.
+"""
+
+Leaves = tuple[jax.Array, ...]
+SCORE_BLOCK = 256
+"""Prompt tokens whose logits exist at once while they are scored."""
+
+
+@dataclass(frozen=True, order=True)
+class ProgramKey:
+    """Names a program. size is tokens (extend, seed), rows (decode) or page pairs (copy)."""
+
+    kind: Literal["extend", "decode", "copy", "seed"]
+    size: int
+    variant: Variant = "greedy"
+    steps: int = 1
+
+    def __str__(self) -> str:
+        steps = f" x {self.steps} steps" if self.kind == "decode" else ""
+        unit = {"extend": "tokens", "decode": "rows", "copy": "pages", "seed": "tokens"}[self.kind]
+        variant = f", {self.variant}" if self.kind in ("extend", "decode") else ""
+        return f"{self.kind} of {self.size} {unit}{steps}{variant}"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The sizes all programs share."""
+
+    max_num_seqs: int
+    page_size: int
+    max_pages: int  # per request
+    vocab_size: int
+    num_logprobs: int
+    specs: tuple[PagedKV, ...]
+
+    @property
+    def sink(self) -> int:
+        """The slot of padding rows."""
+        return self.max_num_seqs
+
+    def extend_rows(self, tokens: int) -> int:
+        return min(tokens, self.max_num_seqs)
+
+    def state(self) -> State:
+        return new_state(self.max_num_seqs, self.max_pages, self.vocab_size)
+
+    def cache(self, num_pages: int, dtype: Any) -> Leaves:
+        """Empty pools of num_pages pages: keys and values of each layer in turn."""
+        return tuple(
+            jnp.zeros((num_pages, self.page_size, spec.num_kv_heads, spec.head_dim), dtype)
+            for spec in self.specs
+            for _ in range(2)
+        )
+
+
+@dataclass(frozen=True)
+class FlatModel:
+    """An NNX model taken apart once: programs get its leaves as a flat tuple and put it together while tracing."""
+
+    graphdef: nnx.GraphDef
+    treedef: Any
+    leaves: Leaves = field(repr=False)
+
+    @classmethod
+    def of(cls, model: nnx.Module) -> "FlatModel":
+        graphdef, state = nnx.split(model)
+        leaves, treedef = jax.tree.flatten(state)
+        return cls(graphdef, treedef, tuple(leaves))
+
+    def merge(self, leaves: Leaves) -> Any:
+        return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, leaves))
+
+
+class Drawn(NamedTuple):
+    """tokens: [B] int32. logprobs: None unless the variant reports them. counts: the state's, brought up to date."""
+
+    tokens: jax.Array
+    logprobs: TokenLogprobs | None
+    counts: jax.Array
+
+
+class Programs:
+    """Builds the function of each ProgramKey for one model and geometry."""
+
+    def __init__(self, model: FlatModel, geometry: Geometry):
+        self.model = model
+        self.geometry = geometry
+        # Programs that differ in their ends only (variant, number of steps) share one trace of the layers.
+        self._forward = jax.jit(self._run_model)
+
+    def build(self, key: ProgramKey) -> Callable[[Leaves, Leaves, State, jax.Array], tuple[Leaves, State, jax.Array]]:
+        """The function of (weights, cache, state, packed) that `key` names, to be compiled with both donated."""
+        functions = {"extend": self._extend, "decode": self._decode, "copy": self._copy, "seed": self._seed}
+        function = functions[key.kind]
+
+        def program(weights: Leaves, cache: Leaves, state: State, packed: jax.Array) -> tuple[Leaves, State, jax.Array]:
+            return function(key, weights, cache, state, packed)
+
+        program.__name__ = program.__qualname__ = f"{key.kind}_{key.size}x{key.steps}_{key.variant}"
+        return program
+
+    def packed_size(self, key: ProgramKey) -> int:
+        """Elements of the packed array that `key`'s program takes."""
+        match key.kind:
+            case "extend":
+                return self.extend_layout(key).size
+            case "decode":
+                return 3 * key.size
+            case "copy":
+                return 2 * COPY_PAIRS
+            case "seed":
+                return 2 + key.size
+
+    def extend_layout(self, key: ProgramKey) -> ExtendLayout:
+        rows = self.geometry.extend_rows(key.size)
+        return ExtendLayout(rows, self.geometry.max_pages, key.size, scored=key.variant == "scored")
+
+    def prompt_logits(self, weights: Leaves, tokens: jax.Array) -> jax.Array:
+        """Logits [T, V] float32 after each of tokens [T], without a cache."""
+        model = self.model.merge(weights)
+        hidden, _ = model(DenseStep.of(tokens[None]), None)
+        return model.logits(hidden)
+
+    def _run_model(self, weights: Leaves, step: Step, cache: Leaves) -> tuple[jax.Array, Leaves]:
+        hidden, pairs = self.model.merge(weights)(step, tuple(zip(cache[::2], cache[1::2], strict=True)))
+        return hidden, tuple(pool for pair in pairs for pool in pair)
+
+    def _extend(
+        self, key: ProgramKey, weights: Leaves, cache: Leaves, state: State, packed: jax.Array
+    ) -> tuple[Leaves, State, jax.Array]:
+        """Computes the given tokens of every row, ragged, and draws a token for the rows that ask for one."""
+        geometry, layout = self.geometry, self.extend_layout(key)
+        head, params, pages, ids, targets = layout.split(packed)
+        slot, start, count, flags = head[:, 0], head[:, 1], head[:, 2], head[:, 3]
+
+        old = state.rows[slot]
+        done = (old[:, Column.DONE] != 0) & ((flags & RowFlag.FRESH) == 0)
+        query_start = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(count, dtype=jnp.int32)])
+        token = jnp.arange(key.size, dtype=jnp.int32)
+        row = jnp.searchsorted(query_start[1:], token, side="right", method="compare_all").astype(jnp.int32)
+        row = jnp.minimum(row, jnp.int32(layout.rows - 1))
+        real = token < query_start[-1]
+        position = jnp.where(real, start[row] + token - query_start[row], jnp.int32(0))
+        on_device = (flags & RowFlag.ON_DEVICE) != 0
+        page = pages[row, position // geometry.page_size]
+        step = Step(
+            tokens=jnp.where(on_device[row], old[row, Column.LAST_TOKEN], ids),
+            positions=position,
+            # A request that has met its end on the device owns no page any more: its write goes to the sink.
+            write_index=jnp.where(
+                real & ~done[row], page * geometry.page_size + position % geometry.page_size, jnp.int32(0)
+            ),
+            page_table=pages,
+            query_start=query_start,
+            kv_len=jnp.where(count > 0, start + count, jnp.int32(0)),
+        )
+        hidden, cache = self._forward(weights, step, cache)
+
+        model = self.model.merge(weights)
+        logits = model.logits(hidden[jnp.maximum(query_start[1:] - 1, jnp.int32(0))])
+        draws = ((flags & RowFlag.DRAWS) != 0) & ~done
+        new = jnp.concatenate([old[:, :FIRST_PARAM], params], axis=1)
+        at = start + count
+        drawn = self._draw(key.variant, logits, new, state, slot, at, draws)
+        ended = done | (draws & _ends(new, drawn.tokens, at))
+        new = new.at[:, Column.LAST_TOKEN].set(jnp.where(draws, drawn.tokens, old[:, Column.LAST_TOKEN]))
+        new = new.at[:, Column.POSITION].set(jnp.where(draws, at, old[:, Column.POSITION]))
+        new = new.at[:, Column.DONE].set(ended.astype(jnp.int32))
+        state = state._replace(
+            rows=state.rows.at[slot].set(new), pages=state.pages.at[slot].set(pages), counts=drawn.counts
+        )
+        out: list[Any] = [drawn.tokens, draws, drawn.logprobs]
+        if key.variant == "scored":
+            out.append(self._score(model, hidden, targets))
+        return cache, state, _pack(out)
+
+    def _decode(
+        self, key: ProgramKey, weights: Leaves, cache: Leaves, state: State, packed: jax.Array
+    ) -> tuple[Leaves, State, jax.Array]:
+        """Draws key.steps tokens for every row that has not met its end, each fed to the next step."""
+        geometry, size = self.geometry, key.size
+        slot, page_index, page = packed.reshape(size, 3).T
+        pages = state.pages.at[slot, page_index].set(page, mode="drop")
+        rows, table = state.rows[slot], pages[slot]
+        ramp = jnp.arange(size, dtype=jnp.int32)
+
+        def one(i: jax.Array, carry: tuple) -> tuple:
+            cache, counts, last, position, done, out = carry
+            active = ~done
+            # The page is looked up at a place within the table even where the row is at its very end.
+            at = jnp.where(active, position, jnp.int32(0))
+            write = table[ramp, at // geometry.page_size] * geometry.page_size + at % geometry.page_size
+            step = Step(
+                tokens=last,
+                positions=at,
+                write_index=jnp.where(active, write, jnp.int32(0)),
+                page_table=table,
+                query_start=jnp.arange(size + 1, dtype=jnp.int32),
+                kv_len=jnp.where(active, at + 1, jnp.int32(0)),
+                decode=True,
+            )
+            hidden, cache = self._forward(weights, step, cache)
+            logits = self.model.merge(weights).logits(hidden)
+            drawn = self._draw(key.variant, logits, rows, state._replace(counts=counts), slot, at + 1, active)
+            out = jax.tree.map(lambda all_steps, new: all_steps.at[i].set(new), out, (drawn.tokens, drawn.logprobs))
+            done |= _ends(rows, drawn.tokens, at + 1)
+            last = jnp.where(active, drawn.tokens, last)
+            return cache, drawn.counts, last, jnp.where(active, at + 1, position), done, out
+
+        logprobs = None
+        if key.variant == "full":
+            n = geometry.num_logprobs
+            shape = (key.steps, size)
+            logprobs = TokenLogprobs(
+                jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32),
+                jnp.zeros((*shape, n), jnp.int32), jnp.zeros((*shape, n), jnp.float32),
+            )  # fmt: skip
+        position = rows[:, Column.POSITION]
+        done = (rows[:, Column.DONE] != 0) | (slot == geometry.sink)
+        carry = (
+            cache, state.counts, rows[:, Column.LAST_TOKEN], position, done,
+            (jnp.zeros((key.steps, size), jnp.int32), logprobs),
+        )  # fmt: skip
+        if key.steps == 1:
+            carry = one(jnp.int32(0), carry)
+        else:
+            carry = jax.lax.fori_loop(jnp.int32(0), jnp.int32(key.steps), one, carry)
+        cache, counts, last, end, done, (tokens, logprobs) = carry
+        new = jnp.concatenate([jnp.stack([last, end, done.astype(jnp.int32)], axis=1), rows[:, FIRST_PARAM:]], axis=1)
+        state = state._replace(rows=state.rows.at[slot].set(new), pages=pages, counts=counts)
+        return cache, state, _pack([tokens, end - position, logprobs])
+
+    def _draw(
+        self, variant: Variant, logits: jax.Array, rows: jax.Array, state: State, slot: jax.Array, at: jax.Array,
+        active: jax.Array,
+    ) -> Drawn:  # fmt: skip
+        """The tokens at positions `at` [B] of the rows [B, WIDTH], from logits [B, V]."""
+        if variant == "greedy":
+            return Drawn(greedy(logits), None, state.counts)
+        params = row_params(rows)
+        if variant == "sampled":
+            return Drawn(sample(logits, params, at), None, state.counts)
+        shaped = penalise(logits, state.counts[slot], state.in_prompt[slot], params)
+        early = at - rows[:, Column.PROMPT_LEN] < rows[:, Column.MIN_TOKENS]
+        tokens = sample(forbid(shaped, rows[:, Column.STOP_IDS :], early), params, at)
+        seen = state.counts[slot, tokens]
+        counts = state.counts.at[slot, tokens].add((active & (seen < jnp.iinfo(jnp.int16).max)).astype(jnp.int16))
+        return Drawn(tokens, token_logprobs(logits, tokens, self.geometry.num_logprobs), counts)
+
+    def _score(self, model: Any, hidden: jax.Array, targets: jax.Array) -> TokenLogprobs:
+        """Log probabilities of targets [T] after hidden [T, E], a block of logits at a time."""
+        block = min(SCORE_BLOCK, hidden.shape[0])
+
+        def score(part: tuple[jax.Array, jax.Array]) -> TokenLogprobs:
+            return token_logprobs(model.logits(part[0]), part[1], self.geometry.num_logprobs)
+
+        parts = (hidden.reshape(-1, block, hidden.shape[1]), targets.reshape(-1, block))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(score, parts))
+
+    def _copy(
+        self, key: ProgramKey, weights: Leaves, cache: Leaves, state: State, packed: jax.Array
+    ) -> tuple[Leaves, State, jax.Array]:
+        """Copies whole pages in every layer: packed [pairs, 2] of (source, target); (0, 0) is nothing."""
+        source, target = packed.reshape(-1, 2).T
+        cache = tuple(pool.at[target].set(pool[source]) for pool in cache)
+        return cache, state, jnp.zeros(0, jnp.int32)
+
+    def _seed(
+        self, key: ProgramKey, weights: Leaves, cache: Leaves, state: State, packed: jax.Array
+    ) -> tuple[Leaves, State, jax.Array]:
+        """Adds tokens to a slot's penalty counts: packed [slot, clear, ids...], an output token t as -1 - t."""
+        slot, clear, ids = packed[0], packed[1] != 0, packed[2:]
+        nowhere = jnp.int32(self.geometry.vocab_size)
+        is_output = ids < 0
+        in_prompt = jnp.where(clear, False, state.in_prompt[slot])
+        in_prompt = in_prompt.at[jnp.where(is_output | (ids == SEED_PADDING), nowhere, ids)].set(True, mode="drop")
+        counts = jnp.where(clear, jnp.int16(0), state.counts[slot])
+        counts = counts.at[jnp.where(is_output, -1 - ids, nowhere)].add(jnp.int16(1), mode="drop")
+        state = state._replace(
+            counts=state.counts.at[slot].set(counts), in_prompt=state.in_prompt.at[slot].set(in_prompt)
+        )
+        return cache, state, jnp.zeros(0, jnp.int32)
+
+
+def _ends(rows: jax.Array, tokens: jax.Array, at: jax.Array) -> jax.Array:
+    """Whether the tokens at positions `at` end their requests: by limit, or by a stop id once min_tokens are out."""
+    total = at + 1
+    stops = (rows[:, Column.STOP_IDS :] == tokens[:, None]).any(axis=1)
+    enough = total - rows[:, Column.PROMPT_LEN] >= rows[:, Column.MIN_TOKENS]
+    return (stops & enough) | (total >= rows[:, Column.LIMIT])
+
+
+def _pack(out: Any) -> jax.Array:
+    """All leaves of `out` as one int32 array, floats bit-cast."""
+
+    def flat(x: jax.Array) -> jax.Array:
+        return (jax.lax.bitcast_convert_type(x, jnp.int32) if x.dtype == jnp.float32 else x.astype(jnp.int32)).ravel()
+
+    return jnp.concatenate([flat(x) for x in jax.tree.leaves(out)])

@@ -1,0 +1,79 @@
+"""Turns the Nones of an EngineConfig into numbers for the model and the device at hand."""
+
+import logging
+import os
+from typing import Protocol
+
+import jax
+
+from jaxllm.config import EngineConfig
+from jaxllm.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+_MEMORY_SHARE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+CPU_MAX_MODEL_LEN = 8192
+"""On a CPU a longer context is served only where it is asked for."""
+
+
+class _Model(Protocol):
+    """What is asked of a ModelConfig."""
+
+    @property
+    def max_position_embeddings(self) -> int: ...
+    @property
+    def dtype(self) -> str: ...
+
+
+def claim_memory(config: EngineConfig) -> None:
+    """Lets JAX reserve gpu_memory_utilization of a GPU. Must come before JAX first touches its devices."""
+    os.environ.setdefault(_MEMORY_SHARE, str(config.gpu_memory_utilization))
+
+
+def on_gpu() -> bool:
+    return jax.devices()[0].platform == "gpu"
+
+
+def device_budget(config: EngineConfig) -> int | None:
+    """Bytes of the device that the engine may use, or None where the device does not say (a CPU)."""
+    stats = jax.devices()[0].memory_stats()
+    if not stats or "bytes_limit" not in stats:
+        return None
+    # JAX's own limit is a share of the device already; a smaller utilization takes its part of that.
+    reserved = float(os.environ.get(_MEMORY_SHARE, "0.75"))
+    return int(stats["bytes_limit"] * min(1.0, config.gpu_memory_utilization / reserved))
+
+
+def resolve(config: EngineConfig, model: _Model) -> EngineConfig:
+    """The configuration without Nones, but for the pool's size, which the memory plan decides."""
+    gpu = on_gpu()
+    longest = model.max_position_embeddings
+    if config.max_model_len is not None and config.max_model_len > longest:
+        raise ConfigError(
+            f"max_model_len={config.max_model_len}: the model is made for {longest} positions; "
+            f"use at most {longest}, or a checkpoint whose rope scaling extends it"
+        )
+    max_model_len = config.max_model_len or (longest if gpu else min(longest, CPU_MAX_MODEL_LEN))
+    max_num_seqs = config.max_num_seqs or min(256 if gpu else 16, config.max_num_batched_tokens or 256)
+    max_num_batched_tokens = config.max_num_batched_tokens or max(8192 if gpu else 512, max_num_seqs)
+    if max_num_batched_tokens < max_num_seqs:
+        raise ConfigError(
+            f"max_num_batched_tokens={max_num_batched_tokens} is below max_num_seqs={max_num_seqs}: a step could not "
+            "give every running request its token; raise the first or lower the second"
+        )
+    steps = config.decode_steps or tuple(n for n in ((1, 8) if gpu else (1, 4)) if n <= config.block_size)
+    name = config.served_model_name or os.path.basename(os.path.normpath(config.model))
+    return config.replace(
+        dtype=config.dtype if config.dtype != "auto" else (model.dtype if gpu else "float32"),
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        decode_steps=steps,
+        served_model_name=name,
+    )
+
+
+def given[T](value: T | None) -> T:
+    """A field that `resolve` has filled."""
+    assert value is not None
+    return value

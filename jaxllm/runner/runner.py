@@ -1,0 +1,196 @@
+"""The runner: a StepPlan in, a StepOutput out, one packed array each way and nothing waiting for the device."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllm import weights
+from jaxllm.config import EngineConfig, SchedulerConfig
+from jaxllm.core import ModelInfo, Request, StepOutput, StepPlan
+from jaxllm.runner.guard import CompileGuard
+from jaxllm.runner.packing import (
+    COPY_PAIRS,
+    pack_copies,
+    pack_decode,
+    pack_seeds,
+    read_decode,
+    read_extend,
+)
+from jaxllm.runner.plan import MemoryPlan, Prepared, prepare, with_costs
+from jaxllm.runner.programs import VARIANTS, Leaves, ProgramKey
+from jaxllm.runner.resolve import given
+from jaxllm.runner.state import NUM_PARAMS, pack_params
+from jaxllm.runner.table import ProgramTable, Progress
+
+
+@dataclass(slots=True)
+class Handle:
+    """A submitted step whose output is on its way."""
+
+    plan: StepPlan
+    key: ProgramKey
+    out: jax.Array
+    submitted: float
+
+
+class Runner:
+    """Executes plans on one device. One thread submits and collects.
+
+    Attributes:
+        config: the configuration without Nones.
+        info: what the rooms above may know of the model.
+        memory_plan, table: how memory is divided, and the programs.
+    """
+
+    @classmethod
+    def load(cls, config: EngineConfig, *, model_class: Any = None, progress: Progress | None = None) -> "Runner":
+        """Plans memory, loads weights, compiles and warms every program. progress(done, total, what) is told."""
+        prepared = prepare(config, model_class=model_class)
+        model = weights.load(
+            prepared.model,
+            weights.resolve_model_path(config.model),
+            load_format=prepared.config.load_format,
+            dtype=jnp.dtype(prepared.config.dtype),
+            seed=prepared.config.seed,
+            progress=progress,
+        )
+        prepared.table.compile(prepared.plan.num_pages, progress)
+        return cls(prepared, model, progress)
+
+    def __init__(self, prepared: Prepared, model: Any, progress: Progress | None = None):
+        """prepared: with its table compiled. model: the prepared one with its weights."""
+        self.config = prepared.config
+        self.table: ProgramTable = prepared.table
+        self.memory_plan: MemoryPlan = with_costs(prepared.plan, prepared.table)
+        self.info = _model_info(prepared)
+        self._geometry = self.table.programs.geometry
+        self._weights: Leaves = tuple(type(prepared.flat).of(model).leaves)
+        cache = self._geometry.cache(self.memory_plan.num_pages, jnp.dtype(self.config.dtype))
+        self._cache, self._state = self.table.warm(self._weights, cache, self._geometry.state(), progress)
+        # Parameters by slot, as programs take them, and the least variant that serves the slot's request.
+        self._params = np.zeros((self._geometry.sink + 1, NUM_PARAMS), np.int32)
+        self._variant = [0] * (self._geometry.sink + 1)
+        self._seed_key = next(key for key in self.table.keys if key.kind == "seed")
+        self._prompt_logits = jax.jit(self.table.programs.prompt_logits)
+        self._guard = CompileGuard()
+
+    @property
+    def scheduler_config(self) -> SchedulerConfig:
+        """The numbers the scheduler works with."""
+        c = self.config
+        return SchedulerConfig(
+            num_pages=self.memory_plan.num_pages,
+            page_size=c.block_size,
+            max_num_seqs=given(c.max_num_seqs),
+            max_num_batched_tokens=given(c.max_num_batched_tokens),
+            max_model_len=given(c.max_model_len),
+            decode_steps=given(c.decode_steps),
+            stream_interval=c.stream_interval_ms / 1000,
+            enable_prefix_caching=c.enable_prefix_caching,
+            policy=c.scheduling_policy,
+            max_queued=c.max_queued,
+        )
+
+    def submit(self, plan: StepPlan) -> Handle:
+        """Enqueues a plan behind what was submitted before; returns without waiting for the device."""
+        started = time.perf_counter()
+        with self._guard:
+            for at in range(0, len(plan.copies), COPY_PAIRS):
+                self._run(ProgramKey("copy", COPY_PAIRS), pack_copies(plan.copies[at : at + COPY_PAIRS]))
+            if plan.kind == "extend":
+                for row in plan.rows:
+                    if row.fresh:
+                        self._admit(row.request, row.slot)
+            key = self.table.choose(
+                plan.kind,
+                plan.num_tokens if plan.kind == "extend" else len(plan.rows),
+                VARIANTS[self._needed(plan)],
+                plan.num_steps,
+            )
+            if plan.kind == "extend":
+                layout = self.table.programs.extend_layout(key)
+                packed = layout.pack(plan.rows, self._params, self._geometry.sink)
+            else:
+                packed = pack_decode(plan.rows, key.size, self._geometry.sink, self._geometry.max_pages)
+            out = self._run(key, packed)
+            out.copy_to_host_async()
+        return Handle(plan, key, out, started)
+
+    def collect(self, handle: Handle) -> StepOutput:
+        """Waits for a step and reads what it yielded."""
+        with self._guard:
+            packed = np.asarray(handle.out)
+        seconds = time.perf_counter() - handle.submitted
+        key, rows = handle.key, handle.plan.rows
+        logprobs = self._geometry.num_logprobs if key.variant in ("full", "scored") else None
+        if key.kind == "extend":
+            outputs = read_extend(packed, rows, self.table.programs.extend_layout(key), logprobs)
+        else:
+            outputs = read_decode(packed, rows, key.size, key.steps, logprobs)
+        return StepOutput(outputs, seconds)
+
+    def step_seconds(self, num_rows: int) -> float:
+        """Measured seconds of one decode step of num_rows, with short contexts."""
+        return self.table.step_seconds(num_rows)
+
+    def prompt_logits(self, token_ids: list[int]) -> np.ndarray:
+        """Logits [T, V] float32 after each of T tokens. A research call: it compiles when a new length class comes,
+        outside the serving table, and shares nothing with running requests but the weights."""
+        padded = np.zeros(max(16, 1 << (len(token_ids) - 1).bit_length()), np.int32)
+        padded[: len(token_ids)] = token_ids
+        return np.asarray(self._prompt_logits(self._weights, padded))[: len(token_ids)]
+
+    def _run(self, key: ProgramKey, packed: np.ndarray) -> jax.Array:
+        self._cache, self._state, out = self.table.run(key, self._weights, self._cache, self._state, packed)
+        return out
+
+    def _admit(self, request: Request, slot: int) -> None:
+        """Takes a request's parameters for its slot and, if it is penalised, rebuilds the slot's counts."""
+        params = request.params
+        self._params[slot] = pack_params(request)
+        if params.penalised or params.logprobs is not None:
+            self._variant[slot] = VARIANTS.index("full")
+        else:
+            self._variant[slot] = VARIANTS.index("greedy" if params.greedy else "sampled")
+        if params.penalised:
+            for packed in pack_seeds(request, slot, self._seed_key.size):
+                self._run(self._seed_key, packed)
+
+    def _needed(self, plan: StepPlan) -> int:
+        """Rank of the least variant that serves every row of a plan."""
+        needed = max(self._variant[row.slot] for row in plan.rows)
+        full, scored = VARIANTS.index("full"), VARIANTS.index("scored")
+        for row in plan.rows:
+            request, params = row.request, row.request.params
+            if needed < full and params.min_tokens > len(request.output):
+                needed = full
+            if (
+                plan.kind == "extend"
+                and params.prompt_logprobs is not None
+                and row.start + 1 < len(request.prompt)
+            ):  # fmt: skip
+                needed = scored
+        return needed
+
+
+def _model_info(prepared: Prepared) -> ModelInfo:
+    config, path = prepared.config, weights.resolve_model_path(prepared.config.model)
+    generation = weights.read_generation_config(path)
+    eos = generation.get("eos_token_id", prepared.architecture.config.eos_token_ids)
+    known = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    return ModelInfo(
+        name=str(config.served_model_name),
+        architecture=prepared.architecture.name,
+        dtype=config.dtype,
+        num_parameters=prepared.plan.parameters,
+        vocab_size=prepared.architecture.config.vocab_size,
+        max_model_len=prepared.plan.max_model_len,
+        eos_token_ids=tuple([eos] if isinstance(eos, int) else eos or ()),
+        max_logprobs=prepared.table.programs.geometry.num_logprobs,
+        path=str(path),
+        generation_defaults={name: generation[name] for name in known if generation.get(name) is not None},
+    )

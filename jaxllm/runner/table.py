@@ -1,0 +1,184 @@
+"""The closed table of programs: which exist, how they are compiled, and which serves a step.
+
+Ready means that every program of the table is compiled and has run twice (a GPU records its command buffers in the
+second run). Nothing is compiled afterwards: a step that no program serves is a CompileWhileServingError.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+
+from jaxllm.errors import CompileWhileServingError
+from jaxllm.runner.packing import COPY_PAIRS, SEED_PADDING
+from jaxllm.runner.programs import SCORE_BLOCK, VARIANTS, Leaves, ProgramKey, Programs, Variant
+from jaxllm.runner.state import State
+
+Progress = Callable[[int, int, str], None]
+
+
+def token_buckets(max_tokens: int, *, gpu: bool) -> list[int]:
+    """Sizes of extend programs: powers of two from 16 on a GPU, few on a CPU so that it starts soon."""
+    largest = max(16, -(-max_tokens // 16) * 16)
+    if largest > SCORE_BLOCK:
+        largest = -(-largest // SCORE_BLOCK) * SCORE_BLOCK
+    sizes = [16 << i for i in range(30)] if gpu else [16, 128]
+    return [size for size in sizes if size < largest] + [largest]
+
+
+def row_buckets(max_rows: int, *, gpu: bool) -> list[int]:
+    """Sizes of decode programs: exact to 8, then four per doubling on a GPU; few on a CPU."""
+    fine = [*range(1, 8), *((4 + i % 4) << (i // 4 + 1) for i in range(100))]
+    return [size for size in (fine if gpu else [1, 4, 16, 64]) if size < max_rows] + [max_rows]
+
+
+def closed_table(max_rows: int, max_tokens: int, steps: Sequence[int], *, gpu: bool) -> list[ProgramKey]:
+    """Every program of an engine. Rare variants come in fewer sizes; a step takes the next larger one."""
+    tokens, rows = token_buckets(max_tokens, gpu=gpu), row_buckets(max_rows, gpu=gpu)
+    extends: dict[Variant, list[int]]
+    if gpu:
+        # Thinned out from the largest down, so that the largest size of every variant exists.
+        extends = {"greedy": tokens, "sampled": tokens, "full": tokens[::-2], "scored": tokens[::-3]}
+        full_rows = [size for size in rows if size & (size - 1) == 0 or size == max_rows]
+    else:
+        extends = {"sampled": tokens, "scored": tokens[-1:]}
+        full_rows = rows[-1:]
+    decodes: dict[Variant, list[int]] = {"greedy": rows, "sampled": rows, "full": full_rows}
+    keys = [ProgramKey("extend", size, variant) for variant, sizes in extends.items() for size in sizes]
+    keys += [
+        ProgramKey("decode", size, variant, n) for variant, sizes in decodes.items() for size in sizes for n in steps
+    ]
+    return [*keys, ProgramKey("copy", COPY_PAIRS), ProgramKey("seed", tokens[-1])]
+
+
+def use_compilation_cache(directory: str | None) -> None:
+    """Keeps compiled programs in `directory` between starts; '' turns it off, None is ~/.cache/jaxllm."""
+    path = None if directory == "" else str(Path(directory or "~/.cache/jaxllm").expanduser())
+    if path == jax.config.jax_compilation_cache_dir:
+        return
+    jax.config.update("jax_compilation_cache_dir", path)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    compilation_cache.reset_cache()  # JAX looks at the directory once, before it first compiles
+
+
+class ProgramTable:
+    """The compiled programs of one engine.
+
+    Attributes:
+        compiled: the executables by key.
+        programs_run: calls since start, warm-up left out.
+        compile_seconds: wall time of building the table.
+        seconds: measured wall time of each program's warm-up run, with nothing in the cache to attend to.
+    """
+
+    def __init__(self, programs: Programs, keys: Sequence[ProgramKey], weights: Leaves, dtype: Any):
+        self.programs = programs
+        self.keys = list(keys)
+        self.compiled: dict[ProgramKey, jax.stages.Compiled] = {}
+        self.programs_run = 0
+        self.compile_seconds = 0.0
+        self.seconds: dict[ProgramKey, float] = {}
+        self._weights = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), weights)
+        self._dtype = dtype
+        self._choice: dict[tuple[str, int, Variant, int], ProgramKey] = {}
+
+    @property
+    def size(self) -> int:
+        return len(self.keys)
+
+    def compile_one(self, key: ProgramKey, num_pages: int) -> jax.stages.Compiled:
+        """Lowers and compiles one program for pools of num_pages pages."""
+        geometry = self.programs.geometry
+        function = jax.jit(self.programs.build(key), donate_argnums=(1, 2))
+        packed = jax.ShapeDtypeStruct((self.programs.packed_size(key),), jnp.int32)
+        cache = jax.eval_shape(lambda: geometry.cache(num_pages, self._dtype))
+        return function.lower(self._weights, cache, jax.eval_shape(geometry.state), packed).compile()
+
+    def compile(self, num_pages: int, progress: Progress | None = None) -> None:
+        """Compiles the whole table in parallel, the largest programs first."""
+        started = time.perf_counter()
+        order = sorted(self.keys, key=lambda key: (key.size, key.steps, VARIANTS.index(key.variant)), reverse=True)
+        lock = threading.Lock()
+
+        def build(key: ProgramKey) -> None:
+            compiled = self.compile_one(key, num_pages)
+            with lock:
+                self.compiled[key] = compiled
+                if progress is not None:
+                    progress(len(self.compiled), len(order), "compiling")
+
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1), "compile") as pool:
+            for _ in pool.map(build, order):
+                pass
+        self.compile_seconds += time.perf_counter() - started
+
+    def warm(
+        self, weights: Leaves, cache: Leaves, state: State, progress: Progress | None = None
+    ) -> tuple[Leaves, State]:
+        """Runs every program twice on the sink alone; returns cache and state, which the calls consume."""
+        for done, key in enumerate(self.keys):
+            packed = self._harmless(key)
+            for _ in range(2):
+                started = time.perf_counter()
+                cache, state, out = self.compiled[key](weights, cache, state, packed)
+                jax.block_until_ready(out)
+                self.seconds[key] = time.perf_counter() - started
+            if progress is not None:
+                progress(done + 1, len(self.keys), "warming up")
+        return cache, state
+
+    def choose(self, kind: str, size: int, variant: Variant, steps: int = 1) -> ProgramKey:
+        """The least program that serves `size` tokens or rows with what `variant` can do."""
+        wanted = (kind, size, variant, steps)
+        if wanted not in self._choice:
+            rank = VARIANTS.index(variant)
+            serving = [
+                key for key in self.keys
+                if (key.kind, key.steps) == (kind, steps) and key.size >= size and VARIANTS.index(key.variant) >= rank
+            ]  # fmt: skip
+            if not serving:
+                raise CompileWhileServingError(
+                    f"no program serves {ProgramKey(kind, size, variant, steps)}: "  # type: ignore[arg-type]
+                    f"the table ends at {self._largest(kind)}. The step is larger than the engine was started for; "
+                    "raise max_num_seqs, max_num_batched_tokens or decode_steps"
+                )
+            self._choice[wanted] = min(serving, key=lambda key: (key.size, VARIANTS.index(key.variant)))
+        return self._choice[wanted]
+
+    def run(
+        self, key: ProgramKey, weights: Leaves, cache: Leaves, state: State, packed: np.ndarray
+    ) -> tuple[Leaves, State, jax.Array]:
+        """Enqueues a program; cache and state are consumed."""
+        self.programs_run += 1
+        result: tuple[Leaves, State, jax.Array] = self.compiled[key](weights, cache, state, packed)
+        return result
+
+    def step_seconds(self, num_rows: int) -> float:
+        """Measured seconds of one step of the decode program that serves num_rows."""
+        steps = max(key.steps for key in self.keys if key.kind == "decode")
+        return self.seconds[self.choose("decode", num_rows, "greedy", steps)] / steps
+
+    def _harmless(self, key: ProgramKey) -> np.ndarray:
+        """Packed input that reads and writes the sink alone."""
+        geometry = self.programs.geometry
+        packed = np.zeros(self.programs.packed_size(key), np.int32)
+        if key.kind == "extend":
+            self.programs.extend_layout(key).split(packed)[0][:, 0] = geometry.sink
+        elif key.kind == "decode":
+            packed.reshape(-1, 3)[:] = geometry.sink, geometry.max_pages, 0
+        elif key.kind == "seed":
+            packed[:] = SEED_PADDING
+            packed[:2] = geometry.sink, 1
+        return packed
+
+    def _largest(self, kind: str) -> str:
+        return str(max((key for key in self.keys if key.kind == kind), default="nothing", key=lambda key: key.size))
