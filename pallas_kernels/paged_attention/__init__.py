@@ -42,7 +42,7 @@ def paged_attention(
         raise ValueError(f"paged_attention: window={window} must be at least 1, or None for full attention")
     result: jax.Array = choose.run(
         "paged_attention",
-        ("reference",),
+        ("triton", "reference"),
         q,
         k_pages,
         v_pages,

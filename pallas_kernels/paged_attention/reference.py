@@ -5,10 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
-# Keys gathered at once; a table that holds no more is attended in one block, without a loop.
-_BLOCK_TOKENS = 1024
-# Queries attended at once in an extend step.
-_GROUP_TOKENS = 512
+from pallas_kernels.paged_attention.schedule import share_out
+
+_BLOCK_TOKENS = 256  # keys gathered at once; a table that holds no more needs no loop
+# Queries attended at once in an extend step: a CPU gains from skipping what is not needed, a GPU from width.
+_CPU_GROUP_TOKENS = 64
+_GROUP_TOKENS = 2048
 _NEVER = -1e30  # a finite stand-in for -inf, so that a query that sees nothing yields no NaN
 
 
@@ -32,34 +34,28 @@ def paged_attention(
 
     tokens, rows = q.shape[0], page_table.shape[0]
     tile = min(256, max(16, 1 << (tokens // rows).bit_length() - 1))
-    at_once = min(max(1, _GROUP_TOKENS // tile), -(-tokens // tile) + rows)
+    at_once = max(1, (_CPU_GROUP_TOKENS if jax.default_backend() == "cpu" else _GROUP_TOKENS) // tile)
     groups = -(-(-(-tokens // tile) + rows) // at_once)
+    counts = (query_start[1:] - query_start[:-1] + tile - 1) // tile
+    tile_row, tile_place, first_tile = share_out(counts, groups * at_once)
 
-    lengths = query_start[1:] - query_start[:-1]
-    tile_end = jnp.cumsum((lengths + tile - 1) // tile)  # [R]: row r's tiles are tile_end[r - 1] : tile_end[r]
-    tile_start = jnp.concatenate([jnp.zeros((1,), jnp.int32), tile_end[:-1]])
-
-    def attend_group(group: jax.Array) -> jax.Array:
-        tiles = group * at_once + jnp.arange(at_once, dtype=jnp.int32)
-        row = jnp.minimum(jnp.searchsorted(tile_end, tiles, side="right"), rows - 1).astype(jnp.int32)
-        first = query_start[row] + (tiles - tile_start[row]) * tile
+    def attend_group(group: jax.Array, tiles_out: jax.Array) -> jax.Array:
+        row, place = (jax.lax.dynamic_slice_in_dim(x, group * at_once, at_once) for x in (tile_row, tile_place))
+        first = query_start[row] + place * tile
         index = first[:, None] + jnp.arange(tile, dtype=jnp.int32)[None, :]
-        end = jnp.where(tiles < tile_end[-1], query_start[row + 1], 0)[:, None]
+        end = jnp.where(row >= 0, query_start[row + 1], 0)[:, None]
         position = jnp.where(index < end, kv_len[row][:, None] - end + index, -1)
-        return attend(q[jnp.minimum(index, tokens - 1)], position, page_table[row])
+        out = attend(q[jnp.minimum(index, tokens - 1)], position, page_table[row])
+        return tiles_out.at[group].set(out)
 
-    out = jnp.zeros((groups, at_once, tile, *q.shape[1:]), q.dtype)
-    if groups == 1:
-        out = attend_group(jnp.int32(0))[None]
-    else:
-        out = jax.lax.fori_loop(
-            0, (tile_end[-1] + at_once - 1) // at_once, lambda g, out: out.at[g].set(attend_group(g)), out
-        )
+    tiles_out = jnp.zeros((groups, at_once, tile, *q.shape[1:]), q.dtype)
+    tiles_out = jax.lax.fori_loop(0, (first_tile[-1] + at_once - 1) // at_once, attend_group, tiles_out)
     token = jnp.arange(tokens, dtype=jnp.int32)
-    row = jnp.minimum(jnp.searchsorted(query_start[1:], token, side="right"), rows - 1).astype(jnp.int32)
-    place = tile_start[row] * tile + token - query_start[row]
-    real = token < query_start[-1]
-    return jnp.where(real[:, None, None], out.reshape(-1, *q.shape[1:])[jnp.where(real, place, 0)], 0)
+    row = jnp.searchsorted(query_start[1:], token, side="right", method="compare_all")
+    row = jnp.minimum(row.astype(jnp.int32), rows - 1)
+    place = jnp.where(token < query_start[-1], first_tile[row] * tile + token - query_start[row], -1)
+    out = tiles_out.reshape(-1, *q.shape[1:])[jnp.maximum(place, 0)]
+    return jnp.where((place >= 0)[:, None, None], out, 0)
 
 
 def _attend(

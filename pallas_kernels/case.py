@@ -1,0 +1,24 @@
+"""What an operation's shapes.py offers: cases that the test suite and scripts/check_kernels.py both run."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Case(Protocol):
+    """One call of an operation, with what it must return."""
+
+    @property
+    def name(self) -> str:
+        """Unique among the operation's cases."""
+
+    @property
+    def large(self) -> bool:
+        """Too much for an interpreter; run on a GPU only."""
+
+    def arguments(self, rng: np.random.Generator, dtype: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
+        """Fresh operands and keyword arguments; whatever the operation must not read is NaN."""
+
+    def expected(self, operands: Sequence[np.ndarray], options: dict[str, Any]) -> list[np.ndarray]:
+        """The results in float64, from plain numpy; NaN where any value will do."""

@@ -1,0 +1,485 @@
+"""paged_attention in Triton: split-KV decode (FlashDecoding) and ragged extend (FlashAttention-2), both packing the
+query heads of a KV head into one program so that its keys and values are read once.
+
+No lengths are known on the host. Decode cuts the rows into items of one device-computed number of tokens, so that a
+batch of any mixture of lengths fills the GPU evenly; extend cuts them into tiles of queries, and a tile that holds a
+single token takes a narrow path whose cost is that of reading its keys and values.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax_triton
+import triton
+import triton.language as tl
+
+from pallas_kernels import tuning
+from pallas_kernels.paged_attention.schedule import share_out
+
+_MAX_HEAD_DIM = 256
+_LOG2_E = 1.4426950408889634
+
+
+def paged_attention(
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_table: jax.Array,
+    query_start: jax.Array,
+    kv_len: jax.Array,
+    *,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+    decode: bool,
+) -> jax.Array:
+    """See pallas_kernels.paged_attention."""
+    _, heads, dim = q.shape
+    page, kv_heads = k_pages.shape[1:3]
+    if dim > _MAX_HEAD_DIM:
+        raise NotImplementedError(f"head_dim {dim} is over {_MAX_HEAD_DIM}")
+    if q.dtype != k_pages.dtype or q.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
+        raise NotImplementedError(f"queries are {q.dtype} and pools {k_pages.dtype}: both must be one float type")
+    if page & (page - 1) or page < 8:
+        raise NotImplementedError(f"page size {page} is not a power of two of at least 8")
+    shape = {
+        "SCALE": scale * _LOG2_E,
+        "SOFT_CAP": soft_cap or 0.0,
+        "WINDOW": window or 0,
+        "KV_HEADS": kv_heads,
+        "GROUP": heads // kv_heads,
+        "DIM": dim,
+        "DIM_PAD": max(16, triton.next_power_of_2(dim)),
+        "PAGE": page,
+        "MAX_PAGES": page_table.shape[1],
+        "PRECISION": "ieee" if q.dtype == jnp.float32 else "tf32",
+    }
+    if decode:
+        return _decode(q, k_pages, v_pages, page_table, kv_len, shape)
+    return _extend(q, k_pages, v_pages, page_table, query_start, kv_len, shape)
+
+
+def _decode(
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_table: jax.Array,
+    kv_len: jax.Array,
+    shape: dict[str, Any],
+) -> jax.Array:
+    rows, heads, dim = q.shape
+    kv_heads, capacity = shape["KV_HEADS"], shape["MAX_PAGES"] * shape["PAGE"]
+    wide = q.dtype.itemsize * shape["DIM_PAD"] > 256
+    config = tuning.config(
+        "paged_attention",
+        "decode",
+        # programs: how many share the work of an evenly filled GPU; least: the fewest tokens worth an item.
+        {"block": 32 if wide else 64, "warps": 4, "stages": 3, "programs": 1056, "least": 128},
+        head_dim=dim,
+        bytes=q.dtype.itemsize,
+        page=shape["PAGE"],
+    )
+    block = config["block"]
+    aim = max(1, config["programs"] // kv_heads)
+    begin = jnp.zeros_like(kv_len)
+    if shape["WINDOW"]:
+        begin = jnp.maximum(kv_len - shape["WINDOW"], 0) // block * block
+    lengths = kv_len - begin
+    chunk = jnp.maximum((lengths.sum(dtype=jnp.int32) + aim - 1) // aim, config["least"])
+    chunk = (chunk + block - 1) // block * block
+    items = min(aim + rows, rows * -(-capacity // config["least"]))
+    row, place, first = share_out((lengths + chunk - 1) // chunk, items)
+
+    group_pad = max(16, triton.next_power_of_2(shape["GROUP"]))
+    partial, log_sum = jax_triton.triton_call(
+        q,
+        k_pages,
+        v_pages,
+        page_table,
+        kv_len,
+        row,
+        place,
+        chunk,
+        kernel=_decode_kernel,
+        out_type=(
+            jax.ShapeDtypeStruct((items, heads, dim), jnp.float32),
+            jax.ShapeDtypeStruct((items, heads), jnp.float32),
+        ),
+        grid=(kv_heads, items),
+        name="paged_decode",
+        num_warps=config["warps"],
+        num_stages=config["stages"],
+        BLOCK=block,
+        GROUP_PAD=group_pad,
+        **shape,
+    )
+    out: jax.Array = jax_triton.triton_call(
+        partial,
+        log_sum,
+        first,
+        kernel=_combine_kernel,
+        out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        grid=(heads, rows),
+        name="paged_decode_combine",
+        num_warps=4,
+        num_stages=2,
+        HEADS=heads,
+        DIM=dim,
+        DIM_PAD=shape["DIM_PAD"],
+        BLOCK=32,
+    )
+    return out
+
+
+def _extend(
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_table: jax.Array,
+    query_start: jax.Array,
+    kv_len: jax.Array,
+    shape: dict[str, Any],
+) -> jax.Array:
+    tokens, _, dim = q.shape
+    rows, group = page_table.shape[0], shape["GROUP"]
+    wide = q.dtype.itemsize * shape["DIM_PAD"]
+    defaults = {"queries": 128, "block": 64, "warps": 8, "stages": 3}
+    if wide > 512:
+        defaults = {"queries": 32, "block": 16, "warps": 4, "stages": 2}
+    elif wide > 256:
+        defaults = {"queries": 64, "block": 32, "warps": 4, "stages": 2}
+    config = tuning.config(
+        "paged_attention", "extend", defaults, head_dim=dim, bytes=q.dtype.itemsize, page=shape["PAGE"]
+    )
+    size = config["queries"] // group  # tokens a tile holds
+    if not size:
+        raise NotImplementedError(f"{group} query heads per KV head are over {config['queries']}")
+    # The padding tokens are one row more, of no length: it yields their zeros.
+    starts = jnp.concatenate([query_start, jnp.full((1,), tokens, jnp.int32)])
+    count = -(-tokens // size) + rows + 1
+    row, place, _ = share_out((starts[1:] - starts[:-1] + size - 1) // size, count)
+    out: jax.Array = jax_triton.triton_call(
+        q,
+        k_pages,
+        v_pages,
+        page_table,
+        starts,
+        kv_len,
+        row,
+        place,
+        kernel=_extend_kernel,
+        out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        grid=(count, shape["KV_HEADS"]),
+        name="paged_extend",
+        num_warps=config["warps"],
+        num_stages=config["stages"],
+        ROWS=rows,
+        SIZE=size,
+        QUERIES=config["queries"],
+        BLOCK=config["block"],
+        **shape,
+    )
+    return out
+
+
+@triton.jit
+def _attend(
+    state,
+    q,
+    position,
+    k_ptr,
+    v_ptr,
+    table_ptr,
+    head,
+    begin,
+    end,
+    oldest,
+    MASKED: tl.constexpr,
+    SCALE: tl.constexpr,
+    SOFT_CAP: tl.constexpr,
+    WINDOW: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Online softmax over the positions begin:end of one row's pages; begin is a multiple of BLOCK.
+
+    state: (top [M], total [M], out [M, DIM_PAD]); position: [M], the last one each query sees. Unless MASKED, every
+    query sees all of begin:end, which is then whole blocks. Values before `oldest` are never read.
+    """
+    top, total, out = state
+    dims = tl.arange(0, DIM_PAD)
+    dim_mask = dims[None, :] < DIM
+    for start in range(begin, end, BLOCK):
+        seen = start + tl.arange(0, BLOCK)
+        if PAGE % BLOCK == 0:
+            page = tl.load(table_ptr + start // PAGE).to(tl.int64)
+            base = (page * PAGE + start % PAGE) * (KV_HEADS * DIM) + head * DIM
+            offsets = tl.arange(0, BLOCK)[:, None] * (KV_HEADS * DIM) + dims[None, :]
+        else:
+            page = tl.load(table_ptr + seen // PAGE, mask=seen < end, other=0).to(tl.int64)
+            base = head * DIM
+            offsets = (page * PAGE + seen % PAGE)[:, None] * (KV_HEADS * DIM) + dims[None, :]
+        if DIM == DIM_PAD:
+            k = tl.load(k_ptr + base + offsets)
+        else:
+            k = tl.load(k_ptr + base + offsets, mask=dim_mask, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * SCALE
+        if SOFT_CAP > 0.0:
+            # log2(e) sits in SCALE; tanh(x) = 1 - 2 / (exp(2 x) + 1)
+            bounded = 1.0 - 2.0 / (tl.exp2(scores * (2.0 / SOFT_CAP)) + 1.0)
+            scores = bounded * (SOFT_CAP * 1.4426950408889634)
+        if MASKED:
+            visible = (seen[None, :] <= position[:, None]) & (seen < end)[None, :]
+            if WINDOW > 0:
+                visible = visible & (seen[None, :] > position[:, None] - WINDOW)
+            scores = tl.where(visible, scores, float("-inf"))
+            readable = ((seen >= oldest) & (seen < end))[:, None]
+            v = tl.load(v_ptr + base + offsets, mask=readable & dim_mask, other=0.0)
+        elif DIM == DIM_PAD:
+            v = tl.load(v_ptr + base + offsets)
+        else:
+            v = tl.load(v_ptr + base + offsets, mask=dim_mask, other=0.0)
+        higher = tl.maximum(top, tl.max(scores, 1))
+        weights = tl.exp2(scores - higher[:, None])
+        shrink = tl.exp2(top - higher)
+        total = total * shrink + tl.sum(weights, 1)
+        out = tl.dot(weights.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION)
+        top = higher
+    return top, total, out
+
+
+@triton.jit
+def _empty_state(M: tl.constexpr, DIM_PAD: tl.constexpr):
+    # A finite lowest score: a query that sees nothing keeps total 0 instead of inf - inf.
+    top = tl.full([M], -1e30, tl.float32)
+    return top, tl.zeros([M], tl.float32), tl.zeros([M, DIM_PAD], tl.float32)
+
+
+@triton.jit
+def _decode_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    table_ptr,
+    kv_len_ptr,
+    row_ptr,
+    place_ptr,
+    chunk_ptr,
+    partial_ptr,
+    log_sum_ptr,
+    SCALE: tl.constexpr,
+    SOFT_CAP: tl.constexpr,
+    WINDOW: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUP_PAD: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    PAGE: tl.constexpr,
+    MAX_PAGES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One item of one KV head: a chunk of a row's positions, its result normalised, with its log2 sum."""
+    head = tl.program_id(0)
+    item = tl.program_id(1)
+    row = tl.load(row_ptr + item)
+    if row < 0:
+        return
+    chunk = tl.load(chunk_ptr)
+    kv_len = tl.load(kv_len_ptr + row)
+    oldest = 0
+    begin = tl.load(place_ptr + item) * chunk
+    if WINDOW > 0:
+        oldest = tl.maximum(kv_len - WINDOW, 0)
+        begin += oldest // BLOCK * BLOCK
+    end = tl.minimum(begin + chunk, kv_len)
+
+    group = tl.arange(0, GROUP_PAD)
+    dims = tl.arange(0, DIM_PAD)
+    mask = (group < GROUP)[:, None] & (dims < DIM)[None, :]
+    heads = head * GROUP + group
+    q_offsets = (row * (KV_HEADS * GROUP) + heads)[:, None] * DIM + dims[None, :]
+    q = tl.load(q_ptr + q_offsets, mask=mask, other=0.0)
+    position = tl.zeros([GROUP_PAD], tl.int32) + (kv_len - 1)
+    top, total, out = _attend(
+        _empty_state(GROUP_PAD, DIM_PAD),
+        q,
+        position,
+        k_ptr,
+        v_ptr,
+        table_ptr + row * MAX_PAGES,
+        head,
+        begin,
+        end,
+        oldest,
+        True,
+        SCALE,
+        SOFT_CAP,
+        WINDOW,
+        KV_HEADS,
+        DIM,
+        DIM_PAD,
+        PAGE,
+        BLOCK,
+        PRECISION,
+    )
+    places = item * (KV_HEADS * GROUP) + heads
+    tl.store(partial_ptr + places[:, None] * DIM + dims[None, :], out / total[:, None], mask=mask)
+    tl.store(log_sum_ptr + places, top + tl.log2(total), mask=group < GROUP)
+
+
+@triton.jit
+def _combine_kernel(
+    partial_ptr,
+    log_sum_ptr,
+    first_ptr,
+    out_ptr,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The items of one row and query head, weighted by their sums; zeros for a row without items."""
+    head = tl.program_id(0)
+    row = tl.program_id(1)
+    first = tl.load(first_ptr + row)
+    end = tl.load(first_ptr + row + 1)
+    dims = tl.arange(0, DIM_PAD)
+    top = -1e30
+    total = 0.0
+    out = tl.zeros([DIM_PAD], tl.float32)
+    for start in range(first, end, BLOCK):
+        items = start + tl.arange(0, BLOCK)
+        places = items * HEADS + head
+        log_sum = tl.load(log_sum_ptr + places, mask=items < end, other=float("-inf"))
+        mask = (items < end)[:, None] & (dims < DIM)[None, :]
+        partial = tl.load(partial_ptr + places[:, None] * DIM + dims[None, :], mask=mask, other=0.0)
+        higher = tl.maximum(top, tl.max(log_sum, 0))
+        weights = tl.exp2(log_sum - higher)
+        shrink = tl.exp2(top - higher)
+        total = total * shrink + tl.sum(weights, 0)
+        out = out * shrink + tl.sum(partial * weights[:, None], 0)
+        top = higher
+    out = out / tl.where(total > 0.0, total, 1.0)
+    tl.store(out_ptr + (row * HEADS + head) * DIM + dims, out.to(out_ptr.dtype.element_ty), mask=dims < DIM)
+
+
+@triton.jit
+def _extend_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    table_ptr,
+    starts_ptr,
+    kv_len_ptr,
+    row_ptr,
+    place_ptr,
+    out_ptr,
+    SCALE: tl.constexpr,
+    SOFT_CAP: tl.constexpr,
+    WINDOW: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    PAGE: tl.constexpr,
+    MAX_PAGES: tl.constexpr,
+    ROWS: tl.constexpr,
+    SIZE: tl.constexpr,
+    QUERIES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One tile, SIZE tokens of a row with the query heads of one KV head; QUERIES >= SIZE * GROUP."""
+    # A row's later tiles have more to read: they start first.
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    head = tl.program_id(1)
+    row = tl.load(row_ptr + tile)
+    if row < 0:
+        return
+    first = tl.load(starts_ptr + row) + tl.load(place_ptr + tile) * SIZE
+    row_end = tl.load(starts_ptr + row + 1)
+    kv_len = tl.load(kv_len_ptr + row, mask=row < ROWS, other=0)
+    tokens = tl.minimum(row_end - first, SIZE)
+    position = kv_len - row_end + first  # of the first token; negative in the row of padding
+    table_ptr += tl.minimum(row, ROWS - 1) * MAX_PAGES
+    if tokens * GROUP <= 16:
+        _extend_tile(
+            q_ptr, k_ptr, v_ptr, table_ptr, out_ptr, head, first, tokens, position,
+            SCALE, SOFT_CAP, WINDOW, KV_HEADS, GROUP, DIM, DIM_PAD, PAGE, 16, BLOCK, PRECISION,
+        )  # fmt: skip
+    else:
+        _extend_tile(
+            q_ptr, k_ptr, v_ptr, table_ptr, out_ptr, head, first, tokens, position,
+            SCALE, SOFT_CAP, WINDOW, KV_HEADS, GROUP, DIM, DIM_PAD, PAGE, QUERIES, BLOCK, PRECISION,
+        )  # fmt: skip
+
+
+@triton.jit
+def _extend_tile(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    table_ptr,
+    out_ptr,
+    head,
+    first,
+    tokens,
+    position,
+    SCALE: tl.constexpr,
+    SOFT_CAP: tl.constexpr,
+    WINDOW: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    PAGE: tl.constexpr,
+    QUERIES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """first: the tile's first token; position: where it stands; tokens: how many the tile holds."""
+    query = tl.arange(0, QUERIES)
+    token = query // GROUP
+    dims = tl.arange(0, DIM_PAD)
+    mask = (token < tokens)[:, None] & (dims < DIM)[None, :]
+    places = (first + token) * (KV_HEADS * GROUP) + head * GROUP + query % GROUP
+    offsets = places.to(tl.int64)[:, None] * DIM + dims[None, :]
+    q = tl.load(q_ptr + offsets, mask=mask, other=0.0)
+
+    # Blocks between full and full_end are seen whole by every query; those before and after need masks.
+    end = tl.maximum(position + tokens, 0)
+    oldest = 0
+    begin = 0
+    full = 0
+    full_end = tl.maximum(position + 1, 0) // BLOCK * BLOCK
+    if WINDOW > 0:
+        oldest = tl.maximum(position - WINDOW + 1, 0)
+        begin = oldest // BLOCK * BLOCK
+        full = (tl.maximum(position + tokens - WINDOW, 0) + BLOCK - 1) // BLOCK * BLOCK
+        full_end = tl.maximum(full_end, begin)
+        full = tl.minimum(full, full_end)
+    state = _empty_state(QUERIES, DIM_PAD)
+    positions = position + token
+    if WINDOW > 0:
+        state = _attend(
+            state, q, positions, k_ptr, v_ptr, table_ptr, head, begin, full, oldest, True,
+            SCALE, SOFT_CAP, WINDOW, KV_HEADS, DIM, DIM_PAD, PAGE, BLOCK, PRECISION,
+        )  # fmt: skip
+    state = _attend(
+        state, q, positions, k_ptr, v_ptr, table_ptr, head, full, full_end, oldest, False,
+        SCALE, SOFT_CAP, WINDOW, KV_HEADS, DIM, DIM_PAD, PAGE, BLOCK, PRECISION,
+    )  # fmt: skip
+    state = _attend(
+        state, q, positions, k_ptr, v_ptr, table_ptr, head, full_end, end, oldest, True,
+        SCALE, SOFT_CAP, WINDOW, KV_HEADS, DIM, DIM_PAD, PAGE, BLOCK, PRECISION,
+    )  # fmt: skip
+    _, total, out = state
+    out = out / tl.where(total > 0.0, total, 1.0)[:, None]
+    tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=mask)

@@ -1,0 +1,80 @@
+"""Runs Triton kernels without a GPU: Triton's interpreter over numpy memory, in place of jax_triton.triton_call."""
+
+import importlib.util
+import inspect
+import os
+from typing import Any
+
+# Read when a kernel is defined, so before any kernel is imported.
+os.environ["TRITON_INTERPRET"] = "1"
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+
+class _Memory:
+    """A numpy array with the face of a tensor that Triton's interpreter looks for."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    @property
+    def dtype(self) -> Any:
+        import triton.language as tl
+
+        return getattr(tl, {"bool": "int1"}.get(self.array.dtype.name, self.array.dtype.name))
+
+    def data_ptr(self) -> int:
+        return self.array.ctypes.data
+
+    def untyped_storage(self) -> "_Memory":
+        return self
+
+    cpu = untyped_storage
+
+    def copy_(self, other: "_Memory") -> None:
+        assert other.array is self.array
+
+    def new_empty(self, *_: Any, **__: Any) -> "_Memory":
+        return _Memory(self.array)
+
+    def set_(self, storage: "_Memory", *_: Any) -> None:
+        self.array = storage.array
+
+    def storage_offset(self) -> int:
+        return 0
+
+    def size(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    def stride(self) -> tuple[int, ...]:
+        return self.array.strides
+
+
+def _interpret(*args: Any, kernel: Any, out_type: Any, grid: tuple[int, ...], **options: Any) -> Any:
+    """Stands in for jax_triton.triton_call outside jit; outputs start as NaN, as fresh device memory might."""
+    refs = [arg for arg in args if isinstance(arg, jax.Ref)]
+    operands = [np.array(arg[...] if isinstance(arg, jax.Ref) else arg) for arg in args]
+    leaves, tree = jax.tree.flatten(out_type)
+    outputs = [np.full(leaf.shape, np.nan if leaf.dtype.kind in "fV" else -1, leaf.dtype) for leaf in leaves]
+    known = inspect.signature(kernel.fn).parameters
+    constants = {name: value for name, value in options.items() if name in known}
+    kernel[grid](*[_Memory(array) for array in operands + outputs], **constants)
+    for ref in refs:
+        ref[...] = jax.numpy.asarray(operands[next(i for i, arg in enumerate(args) if arg is ref)])
+    return tree.unflatten([jax.numpy.asarray(output) for output in outputs])
+
+
+@pytest.fixture
+def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the test, Triton kernels run here, interpreted."""
+    if importlib.util.find_spec("jax_triton") is None:
+        pytest.skip("triton and jax-triton are not installed (extra `test`)")
+    import jax_triton
+
+    monkeypatch.setattr(jax_triton, "triton_call", _interpret)
+
+
+assert ml_dtypes.bfloat16  # numpy learns the name bfloat16 from here

@@ -1,0 +1,56 @@
+"""Every implementation of every operation, over the operation's cases, against plain numpy in float64."""
+
+import importlib
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import choose
+
+OPERATIONS = {
+    "paged_attention": ("reference", "triton"),
+    "kv_write": ("reference",),
+    "rope": ("reference",),
+    "rms_norm": ("reference",),
+}
+# Of the largest magnitude expected: a few roundings of the operands' type.
+TOLERANCE = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
+
+
+def _calls() -> list[Any]:
+    calls = []
+    for operation, backends in OPERATIONS.items():
+        for backend in backends:
+            # Triton's interpreter multiplies bfloat16 wrongly; scripts/check_kernels.py checks it on a GPU.
+            for dtype in ("float32", "bfloat16" if backend == "reference" else "float16"):
+                for case in importlib.import_module(f"pallas_kernels.{operation}.shapes").CASES:
+                    if not case.large:
+                        name = f"{operation}-{backend}-{dtype}-{case.name}"
+                        calls.append(pytest.param(operation, backend, dtype, case, id=name))
+    return calls
+
+
+@pytest.mark.parametrize(("operation", "backend", "dtype", "case"), _calls())
+def test_agrees_with_numpy(operation: str, backend: str, dtype: str, case: Any, request: pytest.FixtureRequest) -> None:
+    if backend == "triton":
+        request.getfixturevalue("interpreter")
+    public = getattr(importlib.import_module(f"pallas_kernels.{operation}"), operation)
+    rng = np.random.default_rng(zlib.crc32(case.name.encode()))
+    operands, options = case.arguments(rng, jnp.dtype(dtype))
+    with choose.using(backend):
+        result = public(*map(jnp.asarray, operands), **options)
+    results, expected = jax.tree.leaves(result), case.expected(operands, options)
+    assert len(results) == len(expected)
+    for got, want in zip(results, expected, strict=True):
+        assert got.shape == want.shape
+        assert got.dtype == dtype
+        np.testing.assert_allclose(
+            np.asarray(got, np.float64),
+            want,
+            rtol=0,
+            atol=TOLERANCE[dtype] * max(1.0, np.nanmax(np.abs(want), initial=0.0)),
+        )
