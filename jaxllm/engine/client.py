@@ -20,6 +20,9 @@ OnDelta = Callable[[Delta], None]
 class Observer(Protocol):
     """Watches an engine, for metrics. Called on the engine's thread: it must be quick and must not block."""
 
+    def observe_request(self, request: Request) -> None:
+        """A request was queued."""
+
     def observe_delta(self, delta: Delta, previous_time: float | None) -> None:
         """A request got tokens or ended. previous_time: time.monotonic() of its delta before, None for the first."""
 
@@ -155,6 +158,12 @@ class EngineClient:
             self.engine.add(request)
         except JaxllmError as error:  # it was checked before, but the queue may have filled by preemption
             self._deliver([_failed(request.request_id, str(error))])
+            return
+        try:
+            for observer in self._observers:
+                observer.observe_request(request)
+        except Exception:
+            log.exception("an observer failed on request %s", request.request_id)
 
     def _flush(self, freed: Future[int]) -> None:
         try:
