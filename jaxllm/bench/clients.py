@@ -53,9 +53,34 @@ class Client(Protocol):
     async def run(self, prompt: Prompt, record: Record) -> None:
         """Send the prompt and fill the record; raises what goes wrong."""
 
+    async def describe(self) -> "ServedModel": ...
+
 
 def client_for(target: Target) -> Client:
     return GrpcClient(target) if target.protocol == "grpc" else HttpClient(target)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What a server says of its model; None where the protocol does not tell."""
+
+    name: str
+    vocab_size: int | None
+    max_model_len: int | None
+
+
+def describe(target: Target) -> ServedModel:
+    """Ask a server what it serves. Raises BenchError when it cannot be reached."""
+
+    async def ask() -> ServedModel:
+        async with client_for(target) as client:
+            return await client.describe()
+
+    try:
+        return asyncio.run(ask())
+    except (OSError, grpc.aio.AioRpcError, KeyError, ValueError) as error:
+        reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+        raise BenchError(f"no answer from {target.protocol}://{target.address}: {reason}; is the server up?") from None
 
 
 class GrpcClient:
@@ -87,8 +112,10 @@ class GrpcClient:
         except grpc.aio.AioRpcError as error:
             raise BenchError(f"{error.code().name}: {error.details()}") from None
 
-    async def model_info(self) -> pb.GetModelInfoResponse:
-        return await pb_grpc.ControlStub(self._channel).GetModelInfo(pb.GetModelInfoRequest())
+    async def describe(self) -> ServedModel:
+        control: Any = pb_grpc.ControlStub(self._channel)
+        info = await control.GetModelInfo(pb.GetModelInfoRequest(), timeout=30)
+        return ServedModel(info.name, info.vocab_size, info.max_model_len)
 
 
 class HttpClient:
@@ -122,10 +149,11 @@ class HttpClient:
             if event.get("usage"):
                 record.num_output = event["usage"]["completion_tokens"]
 
-    async def model_name(self) -> str:
-        """The first model that /v1/models lists."""
+    async def describe(self) -> ServedModel:
+        """The first model that /v1/models lists, with its `max_model_len` where the server tells."""
         async for answer in self._events("GET", "/v1/models"):
-            return answer["data"][0]["id"]
+            model = answer["data"][0]
+            return ServedModel(model["id"], None, model.get("max_model_len"))
         raise BenchError(f"http://{self._target.address}/v1/models gave no answer")
 
     async def _events(self, method: str, path: str, body: dict | None = None) -> AsyncIterator[dict[str, Any]]:

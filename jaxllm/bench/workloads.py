@@ -1,7 +1,6 @@
 """What a benchmark asks of the engine: prompts as token ids, with the number of tokens each must yield.
 
-Four sources: the fixed workloads by name, random lengths, a ShareGPT-format file, and bundled model shapes
-(config.json without weights) that `--model llama-8b --load-format dummy` names.
+Three sources: the fixed workloads by name, random lengths, and a ShareGPT-format file.
 """
 
 import json
@@ -14,8 +13,6 @@ import numpy as np
 
 from jaxllm.config import choice
 from jaxllm.errors import ConfigError
-
-SHAPES = Path(__file__).parent / "shapes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +40,6 @@ class Prompt:
 
     token_ids: list[int]
     num_output: int
-
-
-def shape_names() -> list[str]:
-    return sorted(path.parent.name for path in SHAPES.glob("*/config.json"))
-
-
-def model_directory(name: str) -> str:
-    """The directory of a bundled shape if `name` is one and no directory of that name exists; else `name`."""
-    return str(SHAPES / name) if name in shape_names() and not Path(name).exists() else name
 
 
 def named(names: list[str]) -> dict[str, Workload]:

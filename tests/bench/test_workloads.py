@@ -4,17 +4,9 @@ import json
 
 import pytest
 
-from jaxllm.bench.workloads import (
-    SHAPES,
-    WORKLOADS,
-    Workload,
-    fixed,
-    model_directory,
-    named,
-    random_lengths,
-    shape_names,
-    share_gpt,
-)
+from jaxllm.bench import shapes
+from jaxllm.bench.shapes import model_directory, shape_names
+from jaxllm.bench.workloads import WORKLOADS, Workload, fixed, named, random_lengths, share_gpt
 from jaxllm.errors import ConfigError
 
 
@@ -53,10 +45,10 @@ def test_random_lengths_stay_in_range():
 def test_shapes_are_whole_configurations(tmp_path, monkeypatch):
     assert shape_names() == ["llama-8b", "qwen3-0.6b", "qwen3-30b-a3b"]
     for name in shape_names():
-        config = json.loads((SHAPES / name / "config.json").read_text())
+        config = json.loads((shapes.DIRECTORY / name / "config.json").read_text())
         assert config["architectures"]
         assert config["vocab_size"] > 100_000
-    assert model_directory("llama-8b") == str(SHAPES / "llama-8b")
+    assert model_directory("llama-8b") == str(shapes.DIRECTORY / "llama-8b")
     assert model_directory("elsewhere") == "elsewhere"
     (tmp_path / "llama-8b").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -1,0 +1,5 @@
+"""`python -m jaxllm.cli`."""
+
+from jaxllm.cli import main
+
+main()

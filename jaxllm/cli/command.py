@@ -1,0 +1,217 @@
+"""Turns a function into a command: options made from configuration fields, errors as one line.
+
+    @command(app, engine=EngineConfig)
+    def plan(engine: Given, as_json: bool = False) -> None: ...
+
+gives `jaxllm plan` one option per field of `EngineConfig`. The field's help text is its metadata's, or its line
+in the class docstring's `Attributes:`; the command receives a dict of the fields the user named, so that what
+was not said stays the configuration's own default.
+"""
+
+import dataclasses
+import functools
+import inspect
+import logging
+import re
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import typer
+
+from jaxllm.bench.shapes import model_directory
+from jaxllm.config import EngineConfig
+from jaxllm.errors import ConfigError, JaxllmError
+
+Given = dict[str, Any]
+"""The fields of one configuration that the user named."""
+
+Command = Callable[..., None]
+
+app = typer.Typer(
+    name="jaxllm",
+    help="Serves language models from JAX on NVIDIA GPUs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+VERBOSE = Annotated[bool, typer.Option("--verbose", help="Log details, and show the traceback of an error.")]
+
+
+def command(
+    app: typer.Typer,
+    name: str | None = None,
+    *,
+    defaults: Given | None = None,
+    only: tuple[str, ...] | None = None,
+    log_level: int = logging.WARNING,
+    **groups: type,
+) -> Callable[[Command], Command]:
+    """Register a function as a command of `app`.
+
+    name: the command's; the function's by default.
+    defaults: fields whose default in this command differs from the configuration's.
+    only: the fields to make options of; all of them by default.
+    log_level: what is logged on a terminal; elsewhere at least INFO, with --verbose DEBUG.
+    groups: parameter name to the frozen dataclass whose fields it holds. A field that two groups share
+        belongs to the later one; a parameter of the function's own shadows both.
+    """
+    defaults = defaults or {}
+
+    def register(function: Command) -> Command:
+        own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name not in groups]
+        owner = {
+            field.name: group
+            for group, config in groups.items()
+            for field in dataclasses.fields(config)
+            if only is None or field.name in only
+        }
+        for parameter in own:
+            owner.pop(parameter.name, None)
+        parameters = list(own)
+        for group, config in groups.items():
+            parameters += [
+                _option(config, field, group, defaults.get(field.name))
+                for field in dataclasses.fields(config)
+                if owner.get(field.name) == group
+            ]
+        parameters.append(
+            inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=VERBOSE)
+        )
+
+        @functools.wraps(function)
+        def run(**values: Any) -> None:
+            verbose = values.pop("verbose")
+            _configure_logging(logging.DEBUG if verbose else log_level)
+            try:
+                given: dict[str, Given] = {group: {} for group in groups}
+                for field_name, group in owner.items():
+                    value = _parsed(groups[group], field_name, values.pop(field_name))
+                    if value is not None:
+                        given[group][field_name] = value
+                    elif field_name in defaults:
+                        given[group][field_name] = defaults[field_name]
+                function(**values, **given)
+            except JaxllmError as error:
+                if verbose:
+                    traceback.print_exc()
+                print_error(str(error))
+                raise typer.Exit(2) from None
+
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        return app.command(name or function.__name__)(run)
+
+    return register
+
+
+def engine_config(given: Given, weights_needed: bool = True) -> EngineConfig:
+    """The engine's configuration from its options. A bundled model shape may be named as the model."""
+    config = EngineConfig(**given)
+    directory = model_directory(config.model)
+    if weights_needed and directory != config.model and config.load_format != "dummy":
+        raise ConfigError(f"{config.model} is a bare shape without weights: add --load-format dummy to use random ones")
+    return config.replace(model=directory)
+
+
+def print_error(message: str) -> None:
+    """One red line on standard error; plain where that is no terminal."""
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, soft_wrap=True).print(Text(f"error: {message}", style="bold red"))
+
+
+def arguments(given: Given) -> list[str]:
+    """The command line that names these fields: the inverse of the options made here."""
+    line: list[str] = []
+    for name, value in given.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            line.append(flag if value else "--no-" + flag[2:])
+        elif isinstance(value, tuple) and all(isinstance(item, int) for item in value):
+            line += [flag, ",".join(str(item) for item in value)]
+        elif isinstance(value, tuple):
+            line += [part for item in value for part in (flag, item)]
+        else:
+            line += [flag, str(value)]
+    return line
+
+
+def _option(config: type, field: dataclasses.Field, group: str, default: Any) -> inspect.Parameter:
+    """The typer parameter of one field. None stands for "not given"; the help shows the real default."""
+    flag = "--" + field.name.replace("_", "-")
+    inner = _without_none(typing.get_type_hints(config)[field.name])
+    declaration = flag
+    metavar = None
+    annotation: Any = inner
+    if inner is bool:
+        declaration = f"{flag}/--no-{flag[2:]}"
+    elif typing.get_origin(inner) is tuple and typing.get_args(inner)[0] is int:
+        annotation, metavar = str, "INT,..."
+    elif typing.get_origin(inner) is tuple:
+        annotation, metavar = list[str], "TEXT"
+    elif typing.get_origin(inner) is not Literal and inner not in (int, float, str):
+        raise TypeError(f"{config.__name__}.{field.name}: no option can be made from {inner}")
+    if default is None:
+        default = field.default
+    info = typer.Option(
+        declaration,
+        help=_help(config, field) + ("" if default in (None, (), "") else f" (default: {default})"),
+        metavar=metavar,
+        show_default=False,
+        rich_help_panel=f"{group.capitalize()} options",
+    )
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation | None, info]
+    )
+
+
+def _without_none(hint: Any) -> Any:
+    """T from T | None; anything else as it is."""
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return hint
+    (inner,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
+    return inner
+
+
+def _help(config: type, field: dataclasses.Field) -> str:
+    text = field.metadata.get("help") or _attribute_docs(config).get(field.name)
+    if not text:
+        raise TypeError(f"{config.__name__}.{field.name} has no help text: add it where the field is defined")
+    return text[0].upper() + text[1:]
+
+
+@functools.cache
+def _attribute_docs(config: type) -> dict[str, str]:
+    """name: text from the `Attributes:` section of a class docstring."""
+    section = inspect.cleandoc(config.__doc__ or "").partition("Attributes:\n")[2]
+    pattern = re.compile(r"^    (\w+): (.*(?:\n {5,}.*)*)", re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in pattern.findall(section)}
+
+
+def _parsed(config: type, name: str, value: Any) -> Any:
+    """The field's value from what typer read; None when the user did not name it."""
+    inner = _without_none(typing.get_type_hints(config)[name])
+    if typing.get_origin(inner) is not tuple or value is None:
+        return value
+    if isinstance(value, list):
+        return tuple(value) or None
+    try:
+        return tuple(int(item) for item in value.split(","))
+    except ValueError:
+        flag = "--" + name.replace("_", "-")
+        raise ConfigError(f"{flag} {value!r}: must be integers with commas between, such as 1,8") from None
+
+
+def _configure_logging(level: int) -> None:
+    if not sys.stderr.isatty():
+        level = min(level, logging.INFO)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("jaxllm").setLevel(level)
+    logging.getLogger("pallas_kernels").setLevel(level)

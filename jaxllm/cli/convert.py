@@ -1,0 +1,36 @@
+"""`jaxllm convert`: a checkpoint in the form that loads fastest."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jaxllm.cli.command import Given, app, command
+from jaxllm.config import EngineConfig
+from jaxllm.errors import ConfigError
+from jaxllm.progress import progress
+
+SOURCE = Annotated[str, typer.Argument(help="A Hugging Face checkpoint directory, or `demo`.", show_default=False)]
+TARGET = Annotated[Path, typer.Argument(help="The directory to write; must not exist yet.", show_default=False)]
+
+
+@command(app, only=("dtype", "load_format"), engine=EngineConfig)
+def convert(source: SOURCE, target: TARGET, engine: Given) -> None:
+    """Write a checkpoint as an Orbax directory: already cast and fused, so that it loads as fast as the disk reads.
+
+    The tokenizer's files and config.json go with it: the directory is served by `--model TARGET` alone.
+    """
+    config = EngineConfig(model=source, **engine)
+    if target.exists():
+        raise ConfigError(f"{target} exists already: name a directory that does not, or remove it")
+    from jaxllm import weights
+    from jaxllm.models import registry
+
+    path = weights.resolve_model_path(config.model)
+    hf_config = weights.read_config(path)
+    architecture = registry.resolve(hf_config)
+    model = architecture.build(architecture.config.dtype if config.dtype == "auto" else config.dtype)
+    with progress() as report:
+        weights.load(model, path, load_format=config.load_format, seed=config.seed, progress=report)
+    weights.save_orbax(model, hf_config, path, target)
+    print(f"wrote {target}; serve it with: jaxllm serve --model {target}")

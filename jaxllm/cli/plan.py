@@ -1,0 +1,73 @@
+"""`jaxllm plan`: what fits on the device, without loading weights."""
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jaxllm.cli.command import Given, app, command, engine_config
+from jaxllm.config import EngineConfig
+from jaxllm.progress import progress
+
+if TYPE_CHECKING:
+    from jaxllm.runner.plan import MemoryPlan
+
+
+@command(app, engine=EngineConfig)
+def plan(
+    engine: Given,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    programs: Annotated[
+        bool, typer.Option(help="Compile the whole program table, to list what each program takes.")
+    ] = True,
+) -> None:
+    """Print how the device's memory would be divided: weights, programs, KV cache, and what fits in it."""
+    config = engine_config(engine, weights_needed=False)
+    from jaxllm.runner.plan import plan_memory
+
+    with progress() as report:
+        memory = plan_memory(config, programs=programs, progress=report)
+    if as_json:
+        derived = {name: getattr(memory, name) for name in ("kv_bytes", "cache_tokens", "largest_batch")}
+        print(json.dumps(dataclasses.asdict(memory) | derived, indent=2))
+    else:
+        _print(memory)
+
+
+def _print(memory: "MemoryPlan") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    overview = Table(title=f"{memory.model} in {memory.dtype} on {memory.device}", show_header=False)
+    budget = "no limit known" if memory.budget_bytes is None else _bytes(memory.budget_bytes)
+    for name, value in (
+        ("parameters", f"{memory.parameters:,}"),
+        ("weights", _bytes(memory.weight_bytes)),
+        ("state of requests", _bytes(memory.state_bytes)),
+        ("hungriest program", _bytes(memory.program_bytes)),
+        ("KV cache", f"{_bytes(memory.kv_bytes)} in {memory.num_pages:,} pages of {memory.page_size} tokens"),
+        ("KV cache per token", _bytes(memory.kv_bytes_per_token)),
+        ("budget of the device", budget),
+        ("tokens cached at once", f"{memory.cache_tokens:,}"),
+        ("longest context", f"{memory.max_model_len:,} tokens"),
+        ("largest batch", f"{memory.max_num_seqs:,} requests"),
+        ("largest batch at the longest context", f"{min(memory.largest_batch, memory.max_num_seqs):,} requests"),
+    ):
+        overview.add_row(name, value)
+    console.print(overview)
+    if memory.programs:
+        table = Table("program", "temporaries", "GFLOP a run", title=f"{len(memory.programs)} programs")
+        for program in memory.programs:
+            table.add_row(program.name, _bytes(program.temp_bytes), f"{program.flops / 1e9:,.3f}")
+        console.print(table)
+
+
+def _bytes(size: int) -> str:
+    amount = float(size)
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.4g} {unit}"
+        amount /= 1024
+    return f"{amount:,.4g} GiB"
