@@ -1,0 +1,232 @@
+"""Records what Hugging Face transformers computes for tiny random models, for the parity tests.
+
+    python scripts/record_reference.py [--out tests/models/reference] [CASE ...]
+
+Runs where torch and transformers are installed (the project itself needs no torch). Each case becomes a folder that
+is committed:
+    config.json, model.safetensors   the checkpoint; every weight is a bfloat16 number, so that any type holds it
+    reference.npz                    lengths [N] int32; ids [sum of lengths] int32, sequence after sequence;
+                                     logits [sum of lengths, V] float32; greedy [N, G] int32, the continuation of each
+                                     sequence; margins [N, G] float32, by how much each won
+"""
+
+import argparse
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import save_file
+
+LENGTHS = (1, 6, 13, 21)
+CONTINUATION = 8
+MIN_MARGIN = 0.02  # of logits whose deviation is about 2: far above what rounding changes
+
+SMALL = {"vocab_size": 97, "intermediate_size": 40, "num_hidden_layers": 2, "max_position_embeddings": 64}
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """config: of transformers' class for `model_type`. old_names: config.json as transformers 4 wrote it."""
+
+    name: str
+    model_type: str
+    config: dict[str, Any]
+    dtype: torch.dtype = torch.float32
+    old_names: bool = False
+    drop_prefix: str = ""
+    extra_tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+CASES = (
+    Case(
+        "llama-tied-3-heads", "llama",
+        SMALL | {"hidden_size": 36, "num_attention_heads": 3, "num_key_value_heads": 1, "tie_word_embeddings": True},
+        old_names=True,
+        extra_tensors={"model.layers.0.self_attn.rotary_emb.inv_freq": (6,)},
+    ),
+    Case(
+        "llama-llama3-rope-biases", "llama",
+        SMALL | {
+            "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": True,
+            "mlp_bias": True, "rope_parameters": {"rope_theta": 500.0, **LLAMA3_ROPE}, "eos_token_id": [3, 5],
+        },
+        dtype=torch.bfloat16,
+        old_names=True,
+    ),
+    Case(
+        "llama-linear-rope-5-heads", "llama",
+        SMALL | {
+            "hidden_size": 40, "num_attention_heads": 5, "num_key_value_heads": 5, "num_hidden_layers": 3,
+            "rope_parameters": {"rope_theta": 1000.0, "rope_type": "linear", "factor": 2.5},
+        },
+        dtype=torch.float16,
+    ),
+    Case(
+        "mistral-window", "mistral",
+        SMALL | {"hidden_size": 36, "num_attention_heads": 6, "num_key_value_heads": 2, "sliding_window": 5},
+        dtype=torch.bfloat16,
+        old_names=True,
+    ),
+    Case(
+        "mistral-full-wide-heads", "mistral",
+        SMALL | {
+            "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12,
+            "sliding_window": None, "tie_word_embeddings": True, "hidden_act": "gelu",
+        },
+    ),
+    Case(
+        "qwen2-window-on-upper-layers", "qwen2",
+        SMALL | {
+            "hidden_size": 40, "num_attention_heads": 5, "num_key_value_heads": 1, "num_hidden_layers": 3,
+            "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1,
+        },
+        dtype=torch.bfloat16,
+    ),
+    Case(
+        "qwen2-tied-yarn", "qwen2",
+        SMALL | {
+            "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_theta": 10000.0, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16
+            },
+        },
+        old_names=True,
+    ),
+    Case(
+        "qwen3-tied-wide-heads", "qwen3",
+        SMALL | {
+            "hidden_size": 32, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 16,
+            "tie_word_embeddings": True,
+        },
+        dtype=torch.bfloat16,
+        old_names=True,
+    ),
+    Case(
+        "qwen3-biases-mixed-windows", "qwen3",
+        SMALL | {
+            "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+            "num_hidden_layers": 3, "attention_bias": True, "use_sliding_window": True, "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+        dtype=torch.float16,
+    ),
+    Case(
+        "gpt2-tied-3-heads", "gpt2",
+        {
+            "vocab_size": 97, "n_embd": 36, "n_head": 3, "n_layer": 2, "n_positions": 64, "bos_token_id": 96,
+            "eos_token_id": 96,
+        },
+        dtype=torch.bfloat16,
+        extra_tensors={"transformer.h.0.attn.bias": (1, 1, 64, 64), "transformer.h.1.attn.masked_bias": ()},
+    ),
+    Case(
+        "gpt2-untied-bare-names", "gpt2",
+        {
+            "vocab_size": 101, "n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 48, "n_inner": 56,
+            "activation_function": "relu", "tie_word_embeddings": False, "bos_token_id": None, "eos_token_id": None,
+        },
+        drop_prefix="transformer.",
+    ),
+)  # fmt: skip
+
+
+def build(case: Case, seed: int) -> torch.nn.Module:
+    """A model whose weights are large enough that its logits differ and positions matter."""
+    config = transformers.AutoConfig.for_model(case.model_type, **case.config)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 2:
+                value = 0.3 * noise
+            elif name.endswith("bias"):
+                value = 0.2 * noise
+            else:  # a norm's weight
+                value = 1 + 0.2 * noise
+            parameter.copy_(value.bfloat16().float())
+    return model
+
+
+@torch.no_grad()
+def record(model: torch.nn.Module, seed: int) -> dict[str, np.ndarray]:
+    """What reference.npz holds. No cache: every token comes from a forward pass over the whole sequence."""
+    generator = torch.Generator().manual_seed(seed)
+    ids, logits, greedy, margins = [], [], [], []
+    for length in LENGTHS:
+        sequence = torch.randint(model.config.vocab_size, (1, length), generator=generator)
+        ids.append(sequence[0].clone())
+        logits.append(model(sequence, use_cache=False).logits[0])
+        chosen, won_by = [], []
+        for _ in range(CONTINUATION):
+            best = model(sequence, use_cache=False).logits[0, -1].topk(2)
+            chosen.append(best.indices[0].item())
+            won_by.append((best.values[0] - best.values[1]).item())
+            sequence = torch.cat([sequence, best.indices[None, :1]], dim=1)
+        greedy.append(chosen)
+        margins.append(won_by)
+    return {
+        "lengths": np.asarray(LENGTHS, np.int32),
+        "ids": torch.cat(ids).numpy().astype(np.int32),
+        "logits": torch.cat(logits).numpy().astype(np.float32),
+        "greedy": np.asarray(greedy, np.int32),
+        "margins": np.asarray(margins, np.float32),
+    }
+
+
+def save_checkpoint(case: Case, model: torch.nn.Module, folder: Path) -> None:
+    tied = model.config.tie_word_embeddings
+    tensors = {
+        name.removeprefix(case.drop_prefix): tensor.to(case.dtype).contiguous().clone()
+        for name, tensor in model.state_dict().items()
+        if not (tied and name == "lm_head.weight")
+    }
+    tensors |= {name: torch.ones(shape) for name, shape in case.extra_tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    config = model.config.to_dict()
+    config["architectures"] = [type(model).__name__]
+    config["dtype"] = str(case.dtype).removeprefix("torch.")
+    if case.old_names:
+        config["torch_dtype"] = config.pop("dtype")
+        rope = config.pop("rope_parameters")
+        config["rope_theta"] = rope.pop("rope_theta")
+        config["rope_scaling"] = rope if rope["rope_type"] != "default" else None
+    (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", "utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    root = Path(__file__).parents[1]
+    parser.add_argument("--out", type=Path, default=root / "tests" / "models" / "reference")
+    parser.add_argument("cases", nargs="*", help="record these alone")
+    arguments = parser.parse_args()
+    for case in CASES:
+        if arguments.cases and case.name not in arguments.cases:
+            continue
+        for seed in range(100):
+            model = build(case, seed)
+            reference = record(model, seed)
+            if reference["margins"].min() >= MIN_MARGIN:
+                break
+        else:
+            raise SystemExit(f"{case.name}: no seed gives margins of {MIN_MARGIN}")
+        folder = arguments.out / case.name
+        folder.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(case, model, folder)
+        np.savez_compressed(folder / "reference.npz", **reference)
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        deviation, margin = reference["logits"].std(), reference["margins"].min()
+        print(f"{case.name}: seed {seed}, logits' deviation {deviation:.2f}, margin {margin:.3f}, {size / 1e3:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
