@@ -7,6 +7,7 @@ import importlib.metadata
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -36,31 +37,34 @@ OPTIONS = (
 )
 
 
-class Backend:
-    """What the services stand on: nothing while the model loads, then its requests.
+@dataclass(frozen=True)
+class Engine:
+    """What the services need of an engine that is ready.
 
-    Attributes:
-        config: the server's configuration, as GetServerInfo shows it.
-        requests: None while the model loads.
-        metrics: renders the Prometheus exposition.
-        device: what the engine runs on, once known.
+    device: its kind as JAX names it, "cpu" or "NVIDIA H200". metrics: renders the Prometheus exposition.
     """
 
-    def __init__(self, config: dict[str, Any], metrics: Callable[[], str]):
+    requests: Requests
+    device: str
+    metrics: Callable[[], str]
+
+
+class Backend:
+    """What the services stand on. `engine` is None while the model loads; `config` is what GetServerInfo shows."""
+
+    def __init__(self, config: dict[str, Any]):
         self.config = config
-        self.metrics = metrics
-        self.requests: Requests | None = None
-        self.platform = ""
-        self.device = ""
+        self.engine: Engine | None = None
         self.started = time.monotonic()
 
-    def ready(self) -> Requests:
+    @property
+    def ready(self) -> Engine:
         """Raises CallError(UNAVAILABLE) while the model loads."""
-        if self.requests is None:
+        if self.engine is None:
             raise CallError(
                 grpc.StatusCode.UNAVAILABLE, "the model is still loading: wait until the health service says SERVING"
             )
-        return self.requests
+        return self.engine
 
 
 @contextlib.asynccontextmanager
@@ -103,7 +107,7 @@ class InferenceService(pb_grpc.InferenceServicer):
         self, request_iterator: AsyncIterator[pb.SessionRequest], context: grpc.aio.ServicerContext
     ) -> None:
         async with statuses(context):
-            requests = self._backend.ready()
+            requests = self._backend.ready.requests
             call = Call(reading=True)
             reader = asyncio.create_task(_read_session(request_iterator, requests, call))
             reader.add_done_callback(lambda _: call.close())
@@ -118,7 +122,7 @@ class InferenceService(pb_grpc.InferenceServicer):
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext) -> pb.TokenizeResponse:
         async with statuses(context, request):
-            requests = self._backend.ready()
+            requests = self._backend.ready.requests
             requests.check_model(request.model)
             match request.WhichOneof("prompt"):
                 case "text":
@@ -138,7 +142,7 @@ class InferenceService(pb_grpc.InferenceServicer):
         self, request: pb.DetokenizeRequest, context: grpc.aio.ServicerContext
     ) -> pb.DetokenizeResponse:
         async with statuses(context, request):
-            requests = self._backend.ready()
+            requests = self._backend.ready.requests
             requests.check_model(request.model)
             size = requests.tokenizer.vocab_size
             for token in request.token_ids:
@@ -152,7 +156,7 @@ class InferenceService(pb_grpc.InferenceServicer):
     async def _call(self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[Call]:
         """One request's call, begun; what still runs when it is left is aborted."""
         async with statuses(context, request):
-            requests = self._backend.ready()
+            requests = self._backend.ready.requests
             remaining = context.time_remaining()
             deadline = None if remaining is None else time.monotonic() + remaining
             call = Call()
@@ -171,11 +175,12 @@ class ControlService(pb_grpc.ControlServicer):
         self, request: pb.GetServerInfoRequest, context: grpc.aio.ServicerContext
     ) -> pb.GetServerInfoResponse:
         async with statuses(context, request):
+            device = self._backend.engine.device if self._backend.engine else ""
             response = pb.GetServerInfoResponse(
-                version=importlib.metadata.version("jaxllm"),
-                jax_version=importlib.metadata.version("jax"),
-                platform=self._backend.platform,
-                device=self._backend.device,
+                version=_version("jaxllm"),
+                jax_version=_version("jax"),
+                platform=device if device in ("", "cpu") else "gpu",
+                device=device,
                 uptime_seconds=time.monotonic() - self._backend.started,
             )
             response.config.update(self._backend.config)
@@ -185,7 +190,7 @@ class ControlService(pb_grpc.ControlServicer):
         self, request: pb.GetModelInfoRequest, context: grpc.aio.ServicerContext
     ) -> pb.GetModelInfoResponse:
         async with statuses(context, request):
-            requests = self._backend.ready()
+            requests = self._backend.ready.requests
             info = requests.client.info
             return pb.GetModelInfoResponse(
                 name=info.name,
@@ -202,20 +207,20 @@ class ControlService(pb_grpc.ControlServicer):
 
     async def GetLoad(self, request: pb.GetLoadRequest, context: grpc.aio.ServicerContext) -> pb.GetLoadResponse:
         async with statuses(context, request):
-            return conversions.load_response(self._backend.ready().client.load())
+            return conversions.load_response(self._backend.ready.requests.client.load())
 
     async def Abort(self, request: pb.AbortRequest, context: grpc.aio.ServicerContext) -> pb.AbortResponse:
         async with statuses(context, request):
-            requests = self._backend.ready()
+            requests = self._backend.ready.requests
             if request.request_id:
-                return pb.AbortResponse(aborted=requests.abort(request.request_id))
+                return pb.AbortResponse(aborted=int(requests.abort(request.request_id)))
             return pb.AbortResponse(aborted=requests.abort_all())
 
     async def FlushPrefixCache(
         self, request: pb.FlushPrefixCacheRequest, context: grpc.aio.ServicerContext
     ) -> pb.FlushPrefixCacheResponse:
         async with statuses(context, request):
-            requests = self._backend.ready()
+            requests = self._backend.ready.requests
             requests.check_serving()
             # The engine's thread does it between two steps; this one waits elsewhere than on the event loop.
             return pb.FlushPrefixCacheResponse(pages=await asyncio.to_thread(requests.client.flush_prefix_cache))
@@ -224,7 +229,7 @@ class ControlService(pb_grpc.ControlServicer):
         self, request: pb.GetMetricsRequest, context: grpc.aio.ServicerContext
     ) -> pb.GetMetricsResponse:
         async with statuses(context, request):
-            return pb.GetMetricsResponse(text=self._backend.metrics())
+            return pb.GetMetricsResponse(text=self._backend.ready.metrics())
 
 
 class Health:
@@ -262,6 +267,13 @@ def listen(server: grpc.aio.Server, host: str, port: int) -> int:
 
 def address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # running from a source tree
 
 
 async def _read_session(messages: AsyncIterator[pb.SessionRequest], requests: Requests, call: Call) -> None:

@@ -8,6 +8,7 @@ waits for it, and what is held for it is no more than its answers.
 
 import asyncio
 import functools
+import itertools
 import logging
 import math
 import time
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from jaxllm.core import Delta, FinishReason, Logprobs
+from jaxllm.core import Delta, FinishReason, Logprobs, Request
 from jaxllm.errors import RequestError
 from jaxllm.server.grpc import conversions
 from jaxllm.server.grpc.conversions import CallError
@@ -89,20 +90,24 @@ class Generation:
     """One request of a call: takes the engine's deltas, adds text and all the rest to the call's chunks.
 
     Attributes:
+        request_id: the client's name for it.
+        engine_id: the engine's, never used twice: a client may use its own anew as soon as it sees the end, and
+            the engine ends what a stop string ended a moment later.
         submitted: the engine has been given it.
         ended: its last chunk is made, or nobody wants it any more.
     """
 
-    def __init__(self, request_id: str, call: Call):
+    def __init__(self, request_id: str, engine_id: str, call: Call):
         self.request_id = request_id
+        self.engine_id = engine_id
         self.call = call
         self.submitted = False
         self.ended = False
 
-    def prepare(self, prompt: list[int], text: TextStream, tokenizer: Tokenizer, call_deadline: bool) -> None:
+    def prepare(self, request: Request, tokenizer: Tokenizer, call_deadline: bool) -> None:
         """call_deadline: the request's deadline is the call's own and ends the call."""
-        self._prompt = prompt
-        self._text = text
+        self._prompt = request.prompt
+        self._text = TextStream(tokenizer, request.params) if request.params.detokenize else None
         self._tokenizer = tokenizer
         self._call_deadline = call_deadline
         self._begun = False
@@ -122,9 +127,12 @@ class Generation:
             return
         if delta.prompt_logprobs is not None:
             self._add_prompt_logprobs(delta.prompt_logprobs)
-        known = self._text.num_tokens
-        text, stop = self._text.feed(delta.token_ids, delta.finish is not None, delta.stop_token)
-        token_ids = delta.token_ids[: self._text.num_tokens - known]  # none behind a stop string
+        text, stop, token_ids, num_output = "", None, delta.token_ids, delta.num_output
+        if self._text is not None:
+            known = self._text.num_tokens
+            text, stop = self._text.feed(token_ids, delta.finish is not None, delta.stop_token)
+            num_output = self._text.num_tokens
+            token_ids = token_ids[: num_output - known]  # none behind a stop string
         weight = len(token_ids)
         if delta.logprobs is not None:
             weight *= 2 + delta.logprobs.top.shape[1]
@@ -135,7 +143,7 @@ class Generation:
         if delta.logprobs is not None:
             conversions.write_logprobs(chunk.logprobs, token_ids, delta.logprobs, self._tokenizer)
         chunk.counts.prompt = delta.num_prompt
-        chunk.counts.completion = self._text.num_tokens
+        chunk.counts.completion = num_output
         chunk.counts.cached = delta.num_cached
         if stop is not None:
             chunk.finish.reason = pb.FINISH_REASON_STOP
@@ -195,6 +203,7 @@ class Requests:
         self._running: dict[str, Generation] = {}
         self._deltas: deque[tuple[Generation, Delta]] = deque()
         self._woken = False
+        self._count = itertools.count()
         self._starting: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -211,7 +220,7 @@ class Requests:
                 f"request_id={request_id!r}: a request of that id is still running; choose another, or leave it empty",
                 "request_id",
             )
-        generation = Generation(request_id, call)
+        generation = Generation(request_id, f"{request_id}/{next(self._count)}", call)
         self._running[request_id] = call.requests[request_id] = generation
         return generation
 
@@ -242,13 +251,12 @@ class Requests:
             request = self.client.make_request(
                 prompt,
                 params,
-                request_id=generation.request_id,
+                request_id=generation.engine_id,
                 priority=wire.priority,
                 deadline=deadline,
                 cache_salt=wire.cache_salt,
             )
-            text = TextStream(self.tokenizer, params)
-            generation.prepare(prompt, text, self.tokenizer, call_deadline is not None and deadline == call_deadline)
+            generation.prepare(request, self.tokenizer, call_deadline is not None and deadline == call_deadline)
             generation.submitted = True
             self.client.submit(request, functools.partial(self._put, generation))
         except Exception as error:
@@ -264,7 +272,7 @@ class Requests:
         if generation is None:
             return False
         if generation.submitted:
-            self.client.abort(request_id)  # its last delta ends the answer
+            self.client.abort(generation.engine_id)  # its last delta ends the answer
         else:
             generation.abort()
             self._close(generation)
@@ -278,7 +286,7 @@ class Requests:
         for generation in list(call.requests.values()):
             generation.ended = True
             if generation.submitted:
-                self.client.abort(generation.request_id)
+                self.client.abort(generation.engine_id)
             self._close(generation)
 
     def check_serving(self) -> None:
@@ -333,14 +341,16 @@ class Requests:
             generation, delta = self._deltas.popleft()
             if generation.ended:
                 continue
+            reason = FinishReason.STOP  # a stop string's
             try:
                 generation.take(delta, alive)
             except Exception as error:  # one request's text must not cost the others theirs
                 log.exception("request %s failed", generation.request_id)
                 generation.fail(CallError.of(error))
+                reason = FinishReason.ERROR
             if generation.ended:
-                if delta.finish is None:
-                    self.client.abort(generation.request_id)
+                if delta.finish is None:  # the engine does not know of the end yet
+                    self.client.abort(generation.engine_id, reason)
                 self._close(generation)
 
     def _close(self, generation: Generation) -> None:

@@ -1,0 +1,164 @@
+"""Wire messages to plain data and back."""
+
+import math
+
+import grpc
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxllm.core import Delta, FinishReason, Load, Logprobs, SamplingParams
+from jaxllm.errors import EngineDeadError, QueueFullError, RequestError
+from jaxllm.server.grpc import conversions
+from jaxllm.server.grpc.conversions import CallError
+from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
+from jaxllm.server.text import Tokenizer
+
+UNKNOWN_77 = b"\xe8\x04\x01"  # field 77, varint 1
+
+
+def test_unset_sampling_takes_the_checkpoints_defaults_then_the_engines() -> None:
+    params = conversions.sampling_params(pb.Sampling(), {"temperature": 0.6, "top_k": 20, "do_sample": 1})
+    assert params == SamplingParams(max_tokens=None, temperature=0.6, top_k=20)
+
+
+def test_set_sampling_fields_win_zeros_included() -> None:
+    wire = pb.Sampling(temperature=0.0, top_k=0, max_tokens=3, stop=["a"], stop_token_ids=[5], ignore_eos=True)
+    params = conversions.sampling_params(wire, {"temperature": 0.6, "top_k": 20})
+    assert params == SamplingParams(
+        max_tokens=3, temperature=0.0, top_k=0, stop=("a",), stop_token_ids=(5,), ignore_eos=True
+    )
+
+
+def test_every_sampling_field_arrives() -> None:
+    wire = pb.Sampling(
+        max_tokens=9, min_tokens=2, temperature=0.7, top_k=-1, top_p=0.9, min_p=0.05, repetition_penalty=1.1,
+        frequency_penalty=-0.3, presence_penalty=0.2, seed=2**62, stop=["x", "y"], stop_token_ids=[1, 2],
+        ignore_eos=True, include_stop_str_in_output=True, skip_special_tokens=False, logprobs=0, prompt_logprobs=4,
+        detokenize=True,
+    )  # fmt: skip
+    assert {field.name for field, _ in wire.ListFields()} == {field.name for field in pb.Sampling.DESCRIPTOR.fields}
+    assert conversions.sampling_params(wire, {}) == SamplingParams(
+        max_tokens=9, min_tokens=2, temperature=0.7, top_k=0, top_p=0.9, min_p=0.05, repetition_penalty=1.1,
+        frequency_penalty=-0.3, presence_penalty=0.2, seed=2**62, stop=("x", "y"), stop_token_ids=(1, 2),
+        ignore_eos=True, include_stop_str_in_output=True, skip_special_tokens=False, logprobs=0, prompt_logprobs=4,
+        detokenize=True,
+    )  # fmt: skip
+
+
+@given(st.decimals(min_value=-2, max_value=2, places=4))
+def test_a_float32_field_gives_back_the_decimal_that_was_written(decimal) -> None:
+    wire = pb.Sampling.FromString(pb.Sampling(temperature=float(decimal)).SerializeToString())
+    assert conversions.shortest(wire.temperature) == float(decimal)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_no_number_is_refused(value: float) -> None:
+    with pytest.raises(RequestError, match=r"temperature=.*must be a finite number") as raised:
+        conversions.sampling_params(pb.Sampling(temperature=value), {})
+    assert raised.value.param == "temperature"
+
+
+@pytest.mark.parametrize(
+    ("message", "name"),
+    [
+        (pb.GenerateRequest.FromString(UNKNOWN_77), "GenerateRequest"),
+        (pb.GenerateRequest(sampling=pb.Sampling.FromString(UNKNOWN_77)), "Sampling"),
+        (pb.GenerateRequest(chat=pb.Chat(messages=[{}, pb.ChatMessage.FromString(UNKNOWN_77)])), "ChatMessage"),
+        (pb.SessionRequest(generate=pb.GenerateRequest.FromString(UNKNOWN_77)), "GenerateRequest"),
+    ],
+)
+def test_unknown_fields_are_named(message, name: str) -> None:
+    with pytest.raises(RequestError, match=rf"^{name} has no field number 77: "):
+        conversions.reject_unknown_fields(message)
+
+
+def test_known_fields_are_no_unknown_ones() -> None:
+    request = pb.GenerateRequest(chat=pb.Chat(messages=[pb.ChatMessage(role="user")]), sampling=pb.Sampling(top_k=1))
+    request.chat.template_kwargs.update({"a": {"b": [1, None]}})
+    conversions.reject_unknown_fields(request)
+
+
+def test_chat_messages() -> None:
+    chat = pb.Chat(
+        messages=[pb.ChatMessage(role="user", content="a", name="n"), pb.ChatMessage(role="assistant", content="b")],
+        continue_final_message=True,
+    )
+    chat.template_kwargs.update({"thinking": False, "budget": 3, "words": ["x"]})
+    messages, keywords = conversions.chat_messages(chat)
+    assert messages == [{"role": "user", "content": "a", "name": "n"}, {"role": "assistant", "content": "b"}]
+    assert keywords == {"thinking": False, "budget": 3, "words": ["x"], "continue_final_message": True}
+
+
+def test_template_kwargs_cannot_replace_the_messages() -> None:
+    chat = pb.Chat()
+    chat.template_kwargs.update({"messages": []})
+    with pytest.raises(RequestError, match="must not hold 'messages'"):
+        conversions.chat_messages(chat)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "param"),
+    [
+        (RequestError("m", "top_p"), grpc.StatusCode.INVALID_ARGUMENT, "top_p"),
+        (QueueFullError("m"), grpc.StatusCode.RESOURCE_EXHAUSTED, ""),
+        (EngineDeadError("m"), grpc.StatusCode.UNAVAILABLE, ""),
+        (CallError(grpc.StatusCode.NOT_FOUND, "m", "model"), grpc.StatusCode.NOT_FOUND, "model"),
+    ],
+)
+def test_errors_have_their_status_also_over_the_wire(error: Exception, code: grpc.StatusCode, param: str) -> None:
+    wire = pb.Error()
+    CallError.of(error).write(wire)
+    read = CallError.read(wire)
+    assert (read.code, read.message, read.param) == (code, "m", param)
+
+
+def test_any_other_error_is_internal_and_says_its_kind() -> None:
+    error = CallError.of(KeyError("k"))
+    assert (error.code, error.message) == (grpc.StatusCode.INTERNAL, "KeyError: 'k'")
+
+
+def test_logprobs(tokenizer: Tokenizer) -> None:
+    a, b, e_acute = (*tokenizer.encode("ab"), tokenizer.encode("é")[0])
+    logprobs = Logprobs(
+        np.array([-0.5, -1.5], np.float32), np.array([1, 3], np.int32),
+        np.array([[a, b], [e_acute, a]], np.int32), np.array([[-0.5, -2], [-0.1, -1]], np.float32),
+    )  # fmt: skip
+    chunk = pb.GenerateChunk()
+    conversions.write_logprobs(chunk.logprobs, [a, b], logprobs, tokenizer)
+    assert [(e.token_id, e.logprob, e.rank, e.token, e.token_bytes) for e in chunk.logprobs] == [
+        (a, -0.5, 1, "a", b"a"),
+        (b, -1.5, 3, "b", b"b"),
+    ]
+    assert [(t.token_id, t.token, t.token_bytes) for t in chunk.logprobs[1].top] == [
+        (e_acute, "�", b"\xc3"),
+        (a, "a", b"a"),
+    ]
+    assert [t.logprob for t in chunk.logprobs[1].top] == pytest.approx([-0.1, -1])
+
+
+def test_logprobs_of_no_alternatives_and_of_fewer_tokens(tokenizer: Tokenizer) -> None:
+    none = np.zeros((2, 0))
+    logprobs = Logprobs(np.array([-0.5, -1.5]), np.array([1, 3]), none.astype(np.int32), none)
+    chunk = pb.GenerateChunk()
+    conversions.write_logprobs(chunk.logprobs, [7], logprobs, tokenizer)
+    assert [(e.token_id, len(e.top)) for e in chunk.logprobs] == [(7, 0)]
+
+
+def test_timings_of_a_whole_course_and_of_one_that_never_ran() -> None:
+    timings = pb.Timings()
+    conversions.write_timings(
+        timings, Delta("r", [], arrival=1, first_scheduled=2, first_token=4, finished=8), now=99
+    )  # fmt: skip
+    assert timings == pb.Timings(
+        queue_seconds=1, prefill_seconds=2, decode_seconds=4, first_token_seconds=3, total_seconds=7
+    )
+    timings = pb.Timings()
+    conversions.write_timings(timings, Delta("r", [], finish=FinishReason.ABORT, arrival=1), now=5)
+    assert timings == pb.Timings(queue_seconds=4, total_seconds=4)
+
+
+def test_load_says_everything() -> None:
+    response = conversions.load_response(Load(running=1, pages_total=8, pages_free=2, steps_decode=5))
+    assert (response.running, response.cache_usage, response.steps_decode) == (1, 0.75, 5)
