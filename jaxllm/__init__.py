@@ -1,0 +1,54 @@
+"""jaxllm serves language models from JAX on NVIDIA GPUs.
+
+    from jaxllm import LLM, SamplingParams
+
+    with LLM("path/to/checkpoint") as llm:
+        print(llm.generate("Once upon a time", SamplingParams(temperature=0))[0].outputs[0].text)
+
+The rooms, and what may be imported from where: server -> engine -> runner -> models -> layers -> pallas_kernels.
+
+    llm.py      LLM: the offline API (generate, chat, stream, encode_logits)
+    config.py   frozen configurations, validated once
+    core.py     Request, SamplingParams, StepPlan, StepOutput: plain data
+    errors.py   every error says what is wrong, why, and what to do
+    progress.py bars on a terminal, log lines elsewhere
+    cli/        generate, serve, bench, plan, convert, models
+    bench/      workloads and what is measured of them
+    server/     gRPC service, OpenAI HTTP front, metrics; text/: tokenizer, detokenizer, chat templates
+    engine/     the loop, the scheduler, stop conditions, the client the servers hold
+    cache/      page pool and prefix index: host bookkeeping only
+    runner/     StepPlan -> packed arrays -> compiled program -> StepOutput; memory plan, device state by slot
+    sampling/   device mathematics: penalties, filters, keyed draws, log probabilities
+    weights/    the loader, name tables, safetensors, Orbax
+    models/     the registry and one file per block shape
+    layers/     linear, norm, rope, attention, mlp, embed
+    ../pallas_kernels/  one folder per operation: its reference and its kernels
+
+Importing this package imports nothing heavy: LLM and the rest come when they are first named.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxllm.core import SamplingParams
+    from jaxllm.llm import LLM, CompletionOutput, RequestOutput
+
+__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams"]
+
+_HOMES = {
+    "LLM": "jaxllm.llm",
+    "CompletionOutput": "jaxllm.llm",
+    "RequestOutput": "jaxllm.llm",
+    "SamplingParams": "jaxllm.core",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'jaxllm' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]

@@ -1,6 +1,7 @@
 """Engine: the runner and the scheduler, and the loop that joins them."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -17,10 +18,12 @@ from jaxllm.progress import Report
 class StepRunner(Protocol):
     """What the loop asks of `jaxllm.runner.Runner`."""
 
-    config: EngineConfig
-    info: ModelInfo
-    scheduler_config: SchedulerConfig
-
+    @property
+    def config(self) -> EngineConfig: ...
+    @property
+    def info(self) -> ModelInfo: ...
+    @property
+    def scheduler_config(self) -> SchedulerConfig: ...
     def submit(self, plan: StepPlan) -> Any: ...
     def collect(self, handle: Any) -> StepOutput: ...
     def step_seconds(self, num_rows: int) -> float: ...
@@ -74,7 +77,7 @@ class Engine:
 
     def make_request(
         self,
-        prompt: list[int],
+        prompt: Sequence[int],
         params: SamplingParams,
         *,
         request_id: str | None = None,
@@ -154,7 +157,7 @@ class Engine:
         """Forget every cached prefix; returns the pages that it frees. Running requests go on."""
         return self._scheduler.flush_prefix_cache()
 
-    def prompt_logits(self, token_ids: list[int]) -> np.ndarray:
+    def prompt_logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """[T, V] float32: the logits behind each token of one sequence. For research; compiles on first use."""
         return self.runner.prompt_logits(self._intake.token_ids(token_ids, new_tokens=0))
 

@@ -1,0 +1,437 @@
+"""LLM: the offline API. Prompts in, answers out, in the caller's own thread."""
+
+import itertools
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+
+from jaxllm.config import EngineConfig
+from jaxllm.core import Delta, FinishReason, Logprobs, Request, SamplingParams
+from jaxllm.engine import Engine
+from jaxllm.errors import ConfigError, RequestError
+from jaxllm.progress import Report, progress
+from jaxllm.server.text import TextStream, Tokenizer
+
+Prompt = str | Sequence[int] | Mapping[str, Any]
+"""Text, token ids, or {"prompt": text} or {"prompt_token_ids": ids}."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """One token's log probability at one position. rank 1 is the most likely token."""
+
+    logprob: float
+    rank: int
+    decoded_token: str | None
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """What a prompt was continued with.
+
+    Attributes:
+        token_ids: the drawn tokens, the one that ended the request included.
+        logprobs: per drawn token, {token id: Logprob} of it and of the most likely ones; None if not asked for.
+        cumulative_logprob: the sum over the drawn tokens; None if logprobs were not asked for.
+        finish_reason: None while it goes on, then stop, length, abort or error.
+        stop_reason: the stop string or the token id that ended it, if one did.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float | None = None
+    logprobs: list[dict[int, Logprob]] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass(slots=True)
+class RequestMetrics:
+    """Seconds of time.monotonic()."""
+
+    arrival_time: float
+    first_scheduled_time: float | None = None
+    first_token_time: float | None = None
+    finished_time: float | None = None
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """A prompt and its answer, whole or so far.
+
+    Attributes:
+        prompt: its text; None if it was given as token ids.
+        prompt_logprobs: per prompt token, {token id: Logprob}; None for the first, which nothing precedes.
+        outputs: one for each sample.
+        num_cached_tokens: prompt tokens whose keys and values came from the prefix cache.
+        error: why the request failed, if it did.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool
+    metrics: RequestMetrics
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    num_cached_tokens: int = 0
+    error: str | None = None
+
+
+class LLM:
+    """A model, loaded and ready. Use it as a context manager, or call close, to give the memory back.
+
+        llm = LLM("path/to/checkpoint", max_model_len=4096)
+        for output in llm.generate(["Once upon", "Hello"], SamplingParams(max_tokens=32)):
+            print(output.prompt, output.outputs[0].text)
+
+    model: a Hugging Face checkpoint directory, one written by `jaxllm convert`, or "demo".
+    model_class: a module class to use in place of the architecture's own: a model changed in one file.
+    chat_template: a Jinja file to use instead of the checkpoint's template.
+    progress: told of loading and compiling; bars on a terminal by default.
+    config: the fields of EngineConfig; an unknown one is an error.
+
+    One thread at a time may use it; EngineClient is for many. Raises ConfigError, CheckpointError,
+    UnknownModelError.
+    """
+
+    def __init__(
+        self,
+        model: str = "demo",
+        *,
+        model_class: type | None = None,
+        chat_template: str | None = None,
+        progress: Report | None = None,
+        **config: Any,
+    ):
+        engine_config = EngineConfig.from_kwargs(model=str(model), **config)
+        with _report(progress) as report:
+            self._engine: Engine | None = Engine.start(engine_config, model_class=model_class, progress=report)
+        self._chat_template = chat_template
+        self._ids = itertools.count()
+        self._answers: dict[str, _Answer] = {}
+
+    @property
+    def engine(self) -> Engine:
+        if self._engine is None:
+            raise RuntimeError("this LLM is closed: make a new one")
+        return self._engine
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Loaded when it is first needed. Raises ConfigError if there is none."""
+        return Tokenizer.load(self.engine.config.tokenizer or self.engine.info.path, self._chat_template)
+
+    def default_sampling_params(self) -> SamplingParams:
+        """What the checkpoint's generation_config.json recommends; used where generate is given none."""
+        defaults: dict[str, Any] = dict(self.engine.info.generation_defaults)
+        return SamplingParams(**defaults)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Continue every prompt; the answers come in the order of the prompts.
+
+        params: for all prompts, or one for each.
+        use_tqdm: show how many are done, on a terminal.
+
+        Raises RequestError before anything runs if a prompt or its parameters are invalid, and EngineDeadError.
+        A request that fails alone has finish_reason "error".
+        """
+        answers = self._make_answers(_as_list(prompts), params)
+        waiting = deque(answers)
+        running: set[str] = set()
+        with _report(None) if use_tqdm else nullcontext() as report, self._aborting(answers):
+            while waiting or running:
+                while waiting and len(self._answers) < self.engine.config.max_queued:
+                    running.add(self._start(waiting.popleft()))
+                ended = {answer.request.request_id for answer in self._advance() if answer.finished}
+                running -= ended
+                if ended and report is not None:
+                    report(len(answers) - len(waiting) - len(running), len(answers), "generating")
+        return [answer.output() for answer in answers]
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation (a list of {"role", "content"}) or several, as `generate` does.
+
+        continue_final_message: go on with the last message instead of answering it.
+        chat_template_kwargs: extra variables of the chat template.
+        """
+        many = bool(messages) and not isinstance(messages[0], Mapping)
+        conversations: Any = messages if many else [messages]
+        prompts = [
+            self.tokenizer.render_chat(
+                conversation,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **(chat_template_kwargs or {}),
+            )
+            for conversation in conversations
+        ]
+        outputs = self.generate(
+            [self.tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts], params, use_tqdm=use_tqdm
+        )
+        for output, prompt in zip(outputs, prompts, strict=True):
+            output.prompt = prompt
+        return outputs
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+        """Continue one prompt, yielding the answer so far as it grows. Leaving the loop ends the request."""
+        return self._stream(*self._make_answers([prompt], params))
+
+    def encode_logits(self, prompt: Prompt) -> np.ndarray:
+        """[T, V] float32: the model's logits behind each token of the prompt. For research."""
+        return self.engine.prompt_logits(self._read_prompt(prompt)[1])
+
+    def close(self) -> None:
+        """Give the device's memory back. Requests of a stream that was not read to its end are dropped."""
+        self._engine = None
+        self._answers.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # --- from prompts to requests ---
+
+    def _make_answers(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list["_Answer"]:
+        if params is None:
+            params = self.default_sampling_params()
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(prompts):
+            raise RequestError(
+                f"{len(each)} SamplingParams for {len(prompts)} prompts: give one, or one each", "params"
+            )
+        return [self._make_answer(prompt, own) for prompt, own in zip(prompts, each, strict=True)]
+
+    def _make_answer(self, prompt: Prompt, params: SamplingParams) -> "_Answer":
+        if not isinstance(params, SamplingParams):
+            raise RequestError(f"params={params!r}: must be SamplingParams", "params")
+        text, token_ids = self._read_prompt(prompt)
+        request = self.engine.make_request(token_ids, params, request_id=str(next(self._ids)))
+        return _Answer(request, text, self._detokenizer() if params.detokenize else None)
+
+    def _detokenizer(self) -> Tokenizer:
+        try:
+            return self.tokenizer
+        except ConfigError as error:
+            raise ConfigError(f"{error}; or ask for token ids alone: SamplingParams(detokenize=False)") from error
+
+    def _read_prompt(self, prompt: Prompt) -> tuple[str | None, Sequence[int]]:
+        """Its text, if it came as text, and its token ids."""
+        content: Any = prompt
+        if isinstance(prompt, Mapping):
+            if set(prompt) not in ({"prompt"}, {"prompt_token_ids"}):
+                raise RequestError(
+                    f"prompt has the keys {sorted(prompt)}: must be {{'prompt': text}} or {{'prompt_token_ids': ids}}",
+                    "prompt",
+                )
+            (content,) = prompt.values()
+        if isinstance(content, str):
+            return content, self.tokenizer.encode(content)
+        if isinstance(content, Sequence):
+            return None, content
+        raise RequestError(f"prompt={content!r}: must be text or a list of token ids", "prompt")
+
+    # --- running ---
+
+    def _start(self, answer: "_Answer") -> str:
+        request_id = answer.request.request_id
+        self.engine.add(answer.request)
+        self._answers[request_id] = answer
+        return request_id
+
+    def _advance(self) -> list["_Answer"]:
+        """One step of the engine; the answers that it advanced."""
+        with _interrupts_held():
+            deltas = self.engine.step()
+        advanced = []
+        for delta in deltas:
+            # What a stop string ended was forgotten then; its last delta says nothing new.
+            if (answer := self._answers.get(delta.request_id)) is not None:
+                answer.take(delta)
+                advanced.append(answer)
+                if answer.finished:
+                    self._forget(answer)
+        return advanced
+
+    def _forget(self, answer: "_Answer") -> None:
+        del self._answers[answer.request.request_id]
+        if answer.request.finish is None:
+            self.engine.abort(answer.request.request_id, FinishReason.STOP if answer.finished else FinishReason.ABORT)
+
+    def _stream(self, answer: "_Answer") -> Iterator[RequestOutput]:
+        with self._aborting([answer]):
+            self._start(answer)
+            while answer.unread or not answer.finished:
+                if answer.unread:
+                    yield answer.output()
+                else:
+                    self._advance()
+
+    @contextmanager
+    def _aborting(self, answers: Iterable["_Answer"]) -> Iterator[None]:
+        """Whatever of these still runs at the end is aborted."""
+        try:
+            yield
+        finally:
+            for answer in answers:
+                if self._answers.get(answer.request.request_id) is answer:
+                    self._forget(answer)
+
+
+class _Answer:
+    """One request of an LLM and what has come of it.
+
+    Attributes:
+        finished: nothing more will come.
+        unread: something came since `output` was called.
+    """
+
+    def __init__(self, request: Request, prompt: str | None, tokenizer: Tokenizer | None):
+        """tokenizer: None where no text is wanted."""
+        self.request = request
+        self.finished = False
+        self.unread = False
+        self._prompt = prompt
+        self._tokenizer = tokenizer
+        self._stream = TextStream(tokenizer, request.params) if tokenizer is not None else None
+        self._text = ""
+        self._token_ids: list[int] = []
+        self._logprobs: list[dict[int, Logprob]] = []
+        self._cumulative_logprob = 0.0
+        self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+        self._finish: FinishReason | None = None
+        self._stop: int | str | None = None
+        self._last: Delta | None = None
+
+    def take(self, delta: Delta) -> None:
+        """Add what a step brought; `finished` is set with the end, or where a stop string is met before it."""
+        token_ids = delta.token_ids
+        self._finish, self._stop = delta.finish, delta.stop_token
+        if self._stream is not None:
+            text, stop = self._stream.feed(token_ids, delta.finish is not None, delta.stop_token)
+            self._text += text
+            if stop is not None:
+                token_ids = token_ids[: self._stream.num_tokens - len(self._token_ids)]
+                self._finish, self._stop = FinishReason.STOP, stop
+        self._token_ids += token_ids
+        if delta.logprobs is not None:
+            self._logprobs += self._positions(delta.logprobs, token_ids, self.request.params.logprobs or 0)
+            self._cumulative_logprob += float(delta.logprobs.token[: len(token_ids)].sum(dtype=np.float64))
+        if delta.prompt_logprobs is not None:
+            top = self.request.params.prompt_logprobs or 0
+            self._prompt_logprobs = [None, *self._positions(delta.prompt_logprobs, self.request.prompt[1:], top)]
+        self.finished = self._finish is not None
+        self.unread = True
+        self._last = delta
+
+    def output(self) -> RequestOutput:
+        """The answer so far."""
+        self.unread = False
+        last, params = self._last, self.request.params
+        assert last is not None
+        scored = params.logprobs is not None
+        completion = CompletionOutput(
+            index=0,
+            text=self._text,
+            token_ids=list(self._token_ids),
+            cumulative_logprob=self._cumulative_logprob if scored else None,
+            logprobs=list(self._logprobs) if scored else None,
+            finish_reason=None if self._finish is None else str(self._finish),
+            stop_reason=self._stop,
+        )
+        prompt_logprobs = self._prompt_logprobs
+        if prompt_logprobs is None and params.prompt_logprobs is not None:
+            prompt_logprobs = [None]  # a prompt of one token
+        return RequestOutput(
+            request_id=last.request_id,
+            prompt=self._prompt,
+            prompt_token_ids=self.request.prompt,
+            outputs=[completion],
+            finished=self.finished,
+            metrics=RequestMetrics(last.arrival, last.first_scheduled, last.first_token, last.finished),
+            prompt_logprobs=prompt_logprobs,
+            num_cached_tokens=last.num_cached,
+            error=last.error,
+        )
+
+    def _positions(self, logprobs: Logprobs, token_ids: Sequence[int], top: int) -> list[dict[int, Logprob]]:
+        """Per position the given token first, then the `top` most likely ones in order."""
+        tokens, ranks = logprobs.token.tolist(), logprobs.rank.tolist()
+        top_ids, tops = logprobs.top_ids[:, :top].tolist(), logprobs.top[:, :top].tolist()
+        positions = []
+        for i, token in enumerate(token_ids):
+            position = {token: self._logprob(token, tokens[i], ranks[i])}
+            for rank, (other, logprob) in enumerate(zip(top_ids[i], tops[i], strict=True), start=1):
+                if other != token:
+                    position[other] = self._logprob(other, logprob, rank)
+            positions.append(position)
+        return positions
+
+    def _logprob(self, token: int, logprob: float, rank: int) -> Logprob:
+        return Logprob(logprob, rank, self._tokenizer.token_text(token) if self._tokenizer is not None else None)
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+    """One prompt, in whatever form, becomes a list of one."""
+    if isinstance(prompts, (str, Mapping)) or (prompts and isinstance(prompts[0], (int, np.integer))):
+        return [prompts]  # type: ignore[list-item]
+    return prompts  # type: ignore[return-value]
+
+
+@contextmanager
+def _report(given: Report | None) -> Iterator[Report]:
+    """The caller's way of showing progress, or bars on a terminal and log lines elsewhere."""
+    if given is not None:
+        yield given
+        return
+    with progress() as report:
+        yield report
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block: an engine that is left in the middle of a step is of no more use."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is None or threading.current_thread() is not threading.main_thread():
+        yield  # handled outside Python, or by another thread
+        return
+    interrupted = False
+
+    def note(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupted:
+        signal.raise_signal(signal.SIGINT)
