@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 def greedy(num_output: int) -> SamplingParams:
-    """Exactly num_output tokens, the most likely ones."""
-    return SamplingParams(temperature=0, max_tokens=num_output, ignore_eos=True)
+    """Exactly num_output tokens, the most likely ones, as ids alone."""
+    return SamplingParams(temperature=0, max_tokens=num_output, ignore_eos=True, detokenize=False)
 
 
 def throughput(llm: "LLM", prompts: Sequence[Prompt]) -> float:
     """Seconds to run every prompt, all submitted at once. Raises BenchError unless every token came."""
     params = [greedy(prompt.num_output) for prompt in prompts]
     start = time.perf_counter()
-    outputs = llm.generate([prompt.token_ids for prompt in prompts], params, detokenize=False)
+    outputs = llm.generate([prompt.token_ids for prompt in prompts], params, use_tqdm=False)
     seconds = time.perf_counter() - start
     for index, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
         if (count := len(output.outputs[0].token_ids)) != prompt.num_output:

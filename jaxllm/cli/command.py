@@ -48,6 +48,7 @@ def command(
     *,
     defaults: Given | None = None,
     only: tuple[str, ...] | None = None,
+    without: tuple[str, ...] = (),
     log_level: int = logging.WARNING,
     **groups: type,
 ) -> Callable[[Command], Command]:
@@ -55,7 +56,7 @@ def command(
 
     name: the command's; the function's by default.
     defaults: fields whose default in this command differs from the configuration's.
-    only: the fields to make options of; all of them by default.
+    only, without: the fields to make options of, and not to; all of them by default.
     log_level: what is logged on a terminal; elsewhere at least INFO, with --verbose DEBUG.
     groups: parameter name to the frozen dataclass whose fields it holds. A field that two groups share
         belongs to the later one; a parameter of the function's own shadows both.
@@ -68,7 +69,7 @@ def command(
             field.name: group
             for group, config in groups.items()
             for field in dataclasses.fields(config)
-            if only is None or field.name in only
+            if (only is None or field.name in only) and field.name not in without
         }
         for parameter in own:
             owner.pop(parameter.name, None)

@@ -81,6 +81,8 @@ def test_a_command_may_have_defaults_and_a_choice_of_its_own():
     help_text = invoke(app, "--help").output
     assert "(default: 7)" in help_text
     assert "--some-name" not in help_text
+    app, _ = make_app(without=("ratio",))
+    assert "No such option" in invoke(app, "--ratio", "0.1").output
 
 
 def test_help_comes_from_the_fields():
@@ -155,6 +157,8 @@ def test_every_field_is_an_option_with_help(line, configs):
     assert result.returncode == 0, result.stderr
     for config in configs:
         for field in dataclasses.fields(config):
+            if line == ["generate"] and field.name in ("detokenize", "logprobs", "prompt_logprobs"):
+                continue
             assert "--" + field.name.replace("_", "-") + " " in result.stdout.replace("/", " ").replace(",", " ")
 
 
