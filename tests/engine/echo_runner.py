@@ -1,0 +1,90 @@
+"""A runner without a device: the next token follows from the last token and its position alone."""
+
+import time
+
+import numpy as np
+
+from jaxllm.config import EngineConfig, SchedulerConfig
+from jaxllm.core import ModelInfo, RowOutput, StepOutput, StepPlan
+from jaxllm.engine import Engine
+
+VOCABULARY = 1000
+EOS = VOCABULARY - 1
+
+
+def next_token(token: int, position: int) -> int:
+    """Drawn behind `token` at `position`; never EOS by itself."""
+    return (token * 31 + position * 17 + 5) % (VOCABULARY - 1)
+
+
+def answer(prompt: list[int], length: int) -> list[int]:
+    """What the runner continues a prompt with."""
+    tokens = list(prompt)
+    for position in range(len(prompt) - 1, len(prompt) - 1 + length):
+        tokens.append(next_token(tokens[-1], position))
+    return tokens[len(prompt) :]
+
+
+class EchoRunner:
+    """Does what Runner's interface promises, step by step, with last tokens kept by slot.
+
+    step_time: seconds that a step takes. fail_at: the number of the step whose collection raises.
+    """
+
+    def __init__(
+        self,
+        num_pages: int = 65,
+        page_size: int = 4,
+        max_model_len: int = 128,
+        max_num_seqs: int = 8,
+        max_queued: int = 64,
+        decode_steps: tuple[int, ...] = (1, 4),
+        step_time: float = 0.0,
+        fail_at: int | None = None,
+    ):
+        self.config = EngineConfig(model="echo", max_queued=max_queued)
+        self.info = ModelInfo(
+            name="echo", architecture="Echo", dtype="float32", num_parameters=0, vocab_size=VOCABULARY,
+            max_model_len=max_model_len, eos_token_ids=(EOS,), max_logprobs=5, path="", generation_defaults={},
+        )  # fmt: skip
+        self.scheduler_config = SchedulerConfig(
+            num_pages=num_pages, page_size=page_size, max_num_seqs=max_num_seqs, max_num_batched_tokens=32,
+            max_model_len=max_model_len, decode_steps=decode_steps, stream_interval=10.0, max_queued=max_queued,
+        )  # fmt: skip
+        self.plans: list[StepPlan] = []
+        self._step_time = step_time
+        self._fail_at = fail_at
+        self._last = [0] * max_num_seqs
+
+    def submit(self, plan: StepPlan) -> tuple[int, StepOutput]:
+        rows = []
+        for row in plan.rows:
+            if row.tokens:
+                self._last[row.slot] = row.tokens[-1]
+            drawn: list[int] = []
+            position = row.start + (row.count - 1 if plan.kind == "extend" else 0)
+            for step in range((row.count if plan.kind == "decode" else 1) if row.draws else 0):
+                self._last[row.slot] = next_token(self._last[row.slot], position + step)
+                drawn.append(self._last[row.slot])
+                if drawn[-1] in row.request.stop_ids and row.request.params.min_tokens == 0:
+                    break
+            rows.append(RowOutput(drawn))
+        self.plans.append(plan)
+        return len(self.plans), StepOutput(rows, self._step_time)
+
+    def collect(self, handle: tuple[int, StepOutput]) -> StepOutput:
+        number, output = handle
+        if number == self._fail_at:
+            raise RuntimeError("the device fell off the bus")
+        time.sleep(self._step_time)
+        return output
+
+    def step_seconds(self, num_rows: int) -> float:
+        return 0.001
+
+    def prompt_logits(self, token_ids: list[int]) -> np.ndarray:
+        return np.zeros((len(token_ids), VOCABULARY), np.float32)
+
+
+def echo_engine(**options: object) -> Engine:
+    return Engine(EchoRunner(**options))  # type: ignore[arg-type]

@@ -1,0 +1,70 @@
+"""What is refused, with the field at fault and the numbers; what is made of the rest."""
+
+import pytest
+from echo_runner import EOS, VOCABULARY, echo_engine
+
+from jaxllm.core import MAX_STOP_TOKENS, SamplingParams
+from jaxllm.errors import RequestError
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "param", "why"),
+    [
+        ([], {}, "prompt", "prompt is empty"),
+        ([1] * 128, {}, "prompt", r"prompt has 128 tokens, and the context holds 128, 1 of them new"),
+        ([1] * 500, {}, "prompt", r"prompt has 500 tokens, and the context holds 128"),
+        ([1, VOCABULARY], {}, "prompt", rf"prompt holds {VOCABULARY}, which is no token: ids go from 0 to 999"),
+        ([-1], {}, "prompt", r"prompt holds -1"),
+        ([1.5], {}, "prompt", "integers"),
+        (["a"], {}, "prompt", "integers"),
+        ([1], {"logprobs": 6}, "logprobs", r"logprobs=6: this engine reports at most 5 .*--max-logprobs"),
+        ([1], {"prompt_logprobs": 7}, "prompt_logprobs", r"prompt_logprobs=7"),
+        ([1], {"stop_token_ids": (VOCABULARY,)}, "stop_token_ids", "stop_token_ids holds 1000"),
+        ([1], {"stop_token_ids": tuple(range(MAX_STOP_TOKENS))}, "stop_token_ids", "17 different ids"),
+        ([1], {"max_tokens": 100}, "max_tokens", r"come to 101 tokens, and the whole KV cache holds 33"),
+        ([1] * 40, {"max_tokens": 1}, "prompt", r"prompt \(40 tokens\)"),
+    ],
+)
+def test_refused(prompt: list, params: dict, param: str, why: str) -> None:
+    engine = echo_engine(num_pages=9)  # 32 tokens of KV cache, in a context of 128
+    with pytest.raises(RequestError, match=why) as caught:
+        engine.make_request(prompt, SamplingParams(**params))
+    assert caught.value.param == param
+
+
+def test_max_tokens_is_cut_to_the_context() -> None:
+    engine = echo_engine()
+    assert engine.make_request([1] * 100, SamplingParams(max_tokens=1000)).max_total == 128
+    assert engine.make_request([1] * 127, SamplingParams(max_tokens=None)).max_total == 128
+    assert engine.make_request([1] * 100, SamplingParams(max_tokens=5)).max_total == 105
+
+
+def test_as_many_as_possible_is_cut_to_the_cache_too() -> None:
+    engine = echo_engine(num_pages=9)
+    request = engine.make_request([1], SamplingParams(max_tokens=None))
+    assert request.max_total == 33  # the last token's keys and values are never computed
+    engine.add(request)
+
+
+def test_stop_ids_are_the_models_and_the_requests_without_repeats() -> None:
+    engine = echo_engine()
+    assert engine.make_request([1], SamplingParams(stop_token_ids=(5, EOS, 5))).stop_ids == (EOS, 5)
+    assert engine.make_request([1], SamplingParams(stop_token_ids=(5,), ignore_eos=True)).stop_ids == (5,)
+
+
+def test_seeds_are_the_clients_or_drawn_anew_but_the_same_after_a_restart() -> None:
+    drawn = []
+    for _ in range(2):
+        engine = echo_engine()
+        drawn.append([engine.make_request([1], SamplingParams()).seed for _ in range(3)])
+        assert engine.make_request([1], SamplingParams(seed=7)).seed == 7
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) == 3
+
+
+def test_ids_are_fresh_when_none_is_given() -> None:
+    engine = echo_engine()
+    assert (
+        engine.make_request([1], SamplingParams()).request_id != engine.make_request([1], SamplingParams()).request_id
+    )
+    assert engine.make_request([1], SamplingParams(), request_id="mine").request_id == "mine"
