@@ -5,6 +5,7 @@ again whenever it cannot. SIGTERM ends it when the running answers are through (
 """
 
 import argparse
+import contextlib
 import logging
 import signal
 import socket
@@ -20,8 +21,17 @@ from jaxllm.server.http.app import build
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes a free one. ConfigError when the address cannot be had."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=2048)
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
+        )[0]
+        # The protocol is named because asyncio turns Nagle's algorithm off only where it is.
+        with contextlib.ExitStack() as failure:
+            listener = failure.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(2048)
+            failure.pop_all()
+            return listener
     except OSError as error:
         raise ConfigError(
             f"http_port={port}: cannot listen on {host}:{port} ({error.strerror}); "

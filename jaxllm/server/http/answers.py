@@ -117,6 +117,10 @@ class Answer[R: (CompletionRequest, ChatRequest)]:
             touched[choice.index] = choice
         return list(touched.values())
 
+    def pending(self) -> list[Choice]:
+        """The choices with something that no event has carried: what came together with an error."""
+        return [choice for choice in self.choices.values() if choice.texts]
+
     def body(self) -> bytes:
         """The whole answer as JSON, once every choice has finished."""
         choices = [self._choice(choice) for choice in self.choices.values()]

@@ -68,7 +68,7 @@ class Generation(Response):
                 choices = self._answer.add(await stream.next())
             data = self._answer.events(choices) + self._answer.last_events()
         except ApiError as error:
-            data = error_events(error)
+            data = self._answer.events(self._answer.pending()) + error_events(error)
         await send({"type": "http.response.body", "body": data})
 
     async def _start(self, send: Send, *headers: tuple[bytes, bytes]) -> None:
@@ -201,6 +201,10 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def on_api_error(_: Request, error: ApiError) -> Response:
         return _error_response(error)
 
+    @app.exception_handler(RequestError)
+    async def on_request_error(_: Request, error: RequestError) -> Response:
+        return _error_response(_rejected(error))
+
     @app.exception_handler(RequestValidationError)
     async def on_invalid(_: Request, error: RequestValidationError) -> Response:
         return _error_response(_invalid(error))
@@ -219,15 +223,19 @@ def _add_error_handlers(app: FastAPI) -> None:
         return _error_response(ApiError(500, f"internal error: {type(error).__name__}", code="internal"))
 
 
+def _rejected(error: RequestError) -> ApiError:
+    return ApiError(400, str(error), param=error.param, code="invalid_value")
+
+
 def _invalid(error: RequestValidationError) -> ApiError:
     """The first fault of a request, as one sentence."""
     first = error.errors()[0]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, RequestError):
-        return ApiError(400, str(cause), param=cause.param, code="invalid_value")
+        return _rejected(cause)
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {cause}", code="invalid_json")
-    # loc is ("body", field, index, ..., and the branch of a union, which no client needs to know)
+    # loc is ("body", field, index, ...)
     path = ".".join(str(step) for step in first["loc"][1:3])
     if not path:
         return ApiError(400, "the body must be a JSON object, sent as application/json", code="invalid_json")

@@ -14,10 +14,9 @@ from google.protobuf import json_format
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
-    Discriminator,
     PlainValidator,
-    Tag,
     ValidationInfo,
     model_validator,
 )
@@ -117,6 +116,10 @@ Prompts = Annotated[
     list[str] | list[list[int]],
     PlainValidator(_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
 ]
+Stop = Annotated[
+    list[str] | None,
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=str | list[str]),
+]
 Content = Annotated[str, PlainValidator(_content, json_schema_input_type=str | list[dict[str, str]] | None)]
 Role = Annotated[str, PlainValidator(_role, json_schema_input_type=Literal["developer", "system", "user", "assistant"])]
 
@@ -143,7 +146,7 @@ class GenerationRequest(Strict):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: Stop = None
     stop_token_ids: list[int] | None = None
     max_tokens: int | None = None
     min_tokens: int | None = None
@@ -199,8 +202,6 @@ class GenerationRequest(Strict):
         fields = {name: getattr(self, name, None) for name in SAMPLING_FIELDS}
         fields |= {"logprobs": self.num_logprobs, "max_tokens": self.token_limit}
         given = {name: value for name, value in fields.items() if value is not None}
-        if isinstance(self.stop, str):
-            given["stop"] = [self.stop]
         if self.seed is not None and self.seed < 0:
             given["seed"] = self.seed % 2**63  # OpenAI's seeds are signed
         SamplingParams(**{"max_tokens": None} | given)
@@ -276,7 +277,7 @@ class ChatFields(Strict):
 
     @model_validator(mode="after")
     def _check_chat(self) -> Self:
-        if not self.messages:
+        if self.messages == []:
             raise RequestError("messages: must hold at least one message", "messages")
         return self
 
@@ -337,32 +338,25 @@ class ChatRequest(GenerationRequest, ChatFields):
         return [pb.GenerateRequest(chat=self.chat())]
 
 
-class TokenizeTextRequest(Strict):
-    """POST /tokenize with a prompt."""
+class TokenizeRequest(ChatFields):
+    """POST /tokenize, with a prompt or with messages."""
 
     model: str | None = None
-    prompt: str
+    prompt: str | None = None
+    messages: list[Message] | None = None  # type: ignore[assignment]  # optional here alone
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 
+    @model_validator(mode="after")
+    def _check_prompt(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise RequestError("send either prompt or messages", "prompt")
+        return self
+
     def to_proto(self) -> pb.TokenizeRequest:
+        if self.prompt is None:
+            return pb.TokenizeRequest(model=self.model or "", chat=self.chat())
         return pb.TokenizeRequest(model=self.model or "", text=self.prompt, add_special_tokens=self.add_special_tokens)
-
-
-class TokenizeChatRequest(ChatFields):
-    """POST /tokenize with messages."""
-
-    model: str | None = None
-    return_token_strs: bool | None = None
-
-    def to_proto(self) -> pb.TokenizeRequest:
-        return pb.TokenizeRequest(model=self.model or "", chat=self.chat())
-
-
-TokenizeRequest = Annotated[
-    Annotated[TokenizeTextRequest, Tag("text")] | Annotated[TokenizeChatRequest, Tag("chat")],
-    Discriminator(lambda body: "chat" if isinstance(body, dict) and "messages" in body else "text"),
-]
 
 
 class DetokenizeRequest(Strict):

@@ -1,0 +1,277 @@
+"""A front before a scripted engine: real sockets, no model. The engine plays back what each prompt asks for."""
+
+import asyncio
+import contextlib
+import copy
+import json
+import tarfile
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import jsonschema
+import pytest
+import uvicorn
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
+from jaxllm.server.grpc.stubs import jaxllm_pb2_grpc as pb_grpc
+from jaxllm.server.http.__main__ import listen
+from jaxllm.server.http.app import build
+
+WORDS = ["Once", " upon", " a", " tïme", ",", " there", " was", " a", ' "', "cat", '"', " in", " the", " hat", "."]
+
+
+def token(index: int) -> str:
+    return WORDS[index % len(WORDS)]
+
+
+def logprob(index: int, top: int) -> pb.TokenLogprob:
+    """Token `index` is its position's most likely; the k-th most likely has log probability -k/8."""
+    entry = pb.TokenLogprob(
+        token_id=index, logprob=-0.125, rank=1, token=token(index), token_bytes=token(index).encode()
+    )
+    for k in range(top):
+        text = token(index + k)
+        entry.top.add(token_id=index + k, logprob=-(k + 1) / 8, token=text, token_bytes=text.encode())
+    return entry
+
+
+class ScriptedEngine(pb_grpc.InferenceServicer, pb_grpc.ControlServicer, health_pb2_grpc.HealthServicer):
+    """Answers a prompt with WORDS, one a chunk, as many as max_tokens says. Prompts that begin otherwise:
+
+    "fail CODE [after N]": an Error with that code after N tokens. "end REASON": that finish after one token.
+    "slow": a token every 20 ms (so does "fail"). "hang": nothing. "stop": ends at the stop string "was".
+    """
+
+    def __init__(self) -> None:
+        self.requests: dict[str, pb.GenerateRequest] = {}
+        self.aborted: list[str] = []
+        self.running = 0
+        self.status = health_pb2.HealthCheckResponse.SERVING
+
+    async def Session(self, incoming: Any, context: grpc.aio.ServicerContext) -> None:  # noqa: N802
+        tasks: dict[str, asyncio.Task[None]] = {}
+        writing = asyncio.Lock()
+        try:
+            async for message in incoming:
+                if message.WhichOneof("action") == "abort":
+                    self.aborted.append(message.abort)
+                    tasks[message.abort].cancel()
+                    continue
+                request = message.generate
+                self.requests[request.request_id] = request
+                tasks[request.request_id] = asyncio.create_task(self._answer(request, context, writing))
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+        finally:
+            for task in tasks.values():
+                task.cancel()
+
+    async def _answer(self, request: pb.GenerateRequest, context: Any, writing: asyncio.Lock) -> None:
+        self.running += 1
+        try:
+            async for chunk in self._chunks(request):
+                chunk.request_id = request.request_id
+                async with writing:  # gRPC allows one write at a time
+                    await context.write(pb.SessionResponse(chunks=[chunk]))
+        finally:
+            self.running -= 1
+
+    async def _chunks(self, request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateChunk]:
+        text = request.text or " ".join(message.content for message in request.chat.messages)
+        verb, *rest = text.split() or [""]
+        sampling = request.sampling
+        limit = sampling.max_tokens if sampling.HasField("max_tokens") else len(WORDS)
+        prompt = list(request.token_ids.ids) or list(range(len(text.split())))
+        if request.model and request.model != "scripted":
+            error = pb.Error(code=5, message=f"model {request.model!r} is not served here", param="model")
+            yield pb.GenerateChunk(error=error)
+            return
+        if verb == "hang":
+            await asyncio.sleep(3600)
+        if verb == "fail" and len(rest) == 1:
+            yield pb.GenerateChunk(error=pb.Error(code=int(rest[0]), message="as scripted", param="prompt"))
+            return
+        for index in range(limit):
+            chunk = pb.GenerateChunk(text=token(index), token_ids=[index])
+            chunk.counts.prompt, chunk.counts.completion, chunk.counts.cached = len(prompt), index + 1, len(prompt) // 2
+            if index == 0:
+                chunk.prompt_token_ids.extend(prompt)
+                if sampling.HasField("prompt_logprobs"):
+                    chunk.prompt_logprobs.extend(logprob(i, sampling.prompt_logprobs) for i in prompt[1:])
+            if sampling.HasField("logprobs"):
+                chunk.logprobs.append(logprob(index, sampling.logprobs))
+            if verb == "fail" and index == int(rest[2]):
+                yield pb.GenerateChunk(error=pb.Error(code=int(rest[0]), message="as scripted"))
+                return
+            if verb == "end":
+                chunk.finish.reason = pb.FinishReason.Value(f"FINISH_REASON_{rest[0]}")
+            elif verb == "stop" and token(index) == " was":
+                chunk.text = " "
+                chunk.finish.reason = pb.FINISH_REASON_STOP
+                chunk.finish.stop_string = "was"
+            elif index == limit - 1:
+                chunk.finish.reason = pb.FINISH_REASON_LENGTH
+            yield chunk
+            if chunk.HasField("finish"):
+                return
+            if verb in ("slow", "fail"):
+                await asyncio.sleep(0.02)
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:  # noqa: N802
+        text = request.text or " ".join(message.content for message in request.chat.messages)
+        words = text.split()
+        return pb.TokenizeResponse(token_ids=range(len(words)), tokens=words, max_model_len=64)
+
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: Any) -> pb.DetokenizeResponse:  # noqa: N802
+        if any(index >= 1000 for index in request.token_ids):
+            context.set_trailing_metadata((("jaxllm-param", "token_ids"),))
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the vocabulary ends at 999")
+        return pb.DetokenizeResponse(text="".join(token(index) for index in request.token_ids))
+
+    async def GetModelInfo(self, request: Any, context: Any) -> pb.GetModelInfoResponse:  # noqa: N802
+        return pb.GetModelInfoResponse(name="scripted", path="/models/scripted", max_model_len=64)
+
+    async def GetServerInfo(self, request: Any, context: Any) -> pb.GetServerInfoResponse:  # noqa: N802
+        return pb.GetServerInfoResponse(version="1.2.3")
+
+    async def GetMetrics(self, request: Any, context: Any) -> pb.GetMetricsResponse:  # noqa: N802
+        return pb.GetMetricsResponse(text="# TYPE jaxllm:num_requests_running gauge\njaxllm:num_requests_running 0.0\n")
+
+    async def Check(self, request: Any, context: Any) -> health_pb2.HealthCheckResponse:  # noqa: N802
+        return health_pb2.HealthCheckResponse(status=self.status)
+
+
+def parse_events(text: str) -> list[Any]:
+    *events, done, end = text.split("\n\n")
+    assert (done, end) == ("data: [DONE]", "")
+    assert all(event.startswith("data: ") for event in events)
+    return [json.loads(event.removeprefix("data: ")) for event in events]
+
+
+class Front:
+    """The front and its engine on a thread with an event loop of their own; `call` runs a coroutine there."""
+
+    def __init__(self) -> None:
+        self.engine = ScriptedEngine()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self.grpc_port = self.call(self.start_engine())
+        self._listener = listen("127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.client = httpx.Client(base_url=self.url, timeout=20)
+        self.app = build(f"127.0.0.1:{self.grpc_port}")
+        config = uvicorn.Config(self.app, log_config=None, access_log=False)
+        self._server = uvicorn.Server(config)
+        self._serving = asyncio.run_coroutine_threadsafe(self._server.serve([self._listener]), self._loop)
+        self.wait(lambda: self.get("/health").status_code == 200)
+
+    def call[T](self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(20)
+
+    def get(self, path: str) -> httpx.Response:
+        return self.client.get(path)
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        return self.client.post(path, json=body)
+
+    def events(self, path: str, **body: Any) -> list[Any]:
+        """The data of a stream's events, parsed; the last must be [DONE]."""
+        answer = self.post(path, stream=True, **body)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        return parse_events(answer.text)
+
+    def wait(self, condition: Callable[[], bool], seconds: float = 20.0) -> None:
+        async def poll() -> None:
+            while not await asyncio.to_thread(condition):
+                await asyncio.sleep(0.02)
+
+        self.call(asyncio.wait_for(poll(), seconds))
+
+    async def start_engine(self, port: int = 0) -> int:
+        self._grpc = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        pb_grpc.add_InferenceServicer_to_server(self.engine, self._grpc)
+        pb_grpc.add_ControlServicer_to_server(self.engine, self._grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self.engine, self._grpc)
+        bound = self._grpc.add_insecure_port(f"127.0.0.1:{port}")
+        await self._grpc.start()
+        return bound
+
+    async def stop_engine(self) -> None:
+        await self._grpc.stop(None)
+
+    def close(self) -> None:
+        self.client.close()
+        self._server.should_exit = True
+        self._serving.result(20)
+        self.call(self.stop_engine())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(20)
+        self._loop.close()
+
+
+@pytest.fixture
+def front() -> Iterator[Front]:
+    with contextlib.closing(Front()) as front:
+        yield front
+
+
+@pytest.fixture(scope="session")
+def shared_front() -> Iterator[Front]:
+    """For tests that leave the engine as they found it."""
+    with contextlib.closing(Front()) as front:
+        yield front
+
+
+class OpenApi:
+    """Checks objects against the schemas of OpenAI's API description, read as the JSON schemas it means."""
+
+    def __init__(self, document: dict[str, Any]):
+        self.schemas = document["components"]["schemas"]
+        self._components = _json_schema(document["components"])
+        # The description says that a stream's events have the shape of whole answers. In OpenAI's own streams
+        # they differ: no finish_reason before the end, and usage null before the last event (as the description
+        # itself says under stream_options).
+        events = copy.deepcopy(self._components["schemas"]["CreateCompletionResponse"])
+        choice = events["properties"]["choices"]["items"]["properties"]
+        choice["finish_reason"] = {"anyOf": [choice["finish_reason"], {"type": "null"}]}
+        events["properties"]["usage"] = {"anyOf": [events["properties"]["usage"], {"type": "null"}]}
+        self._components["schemas"]["CompletionEvent"] = events
+
+    def check(self, name: str, value: Any) -> None:
+        assert name in self._components["schemas"]
+        schema = {"$ref": f"#/components/schemas/{name}", "components": self._components}
+        jsonschema.Draft202012Validator(schema).validate(value)
+
+    def properties(self, name: str) -> set[str]:
+        """The property names of an object schema, those of its parts included."""
+        names: set[str] = set()
+        for part in (schema := self.schemas[name]).get("allOf", []):
+            names |= self.properties(part["$ref"].rpartition("/")[2]) if "$ref" in part else set(part["properties"])
+        return names | set(schema.get("properties", {}))
+
+
+def _json_schema(node: Any) -> Any:
+    """OpenAPI 3.0's `nullable`, which the document mixes into 3.1, as a union with null."""
+    if isinstance(node, list):
+        return [_json_schema(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    node = {key: _json_schema(value) for key, value in node.items()}
+    if node.get("nullable") is True:
+        del node["nullable"]
+        return {"anyOf": [node, {"type": "null"}]}
+    return node
+
+
+@pytest.fixture(scope="session")
+def openapi(material: Path) -> OpenApi:
+    with tarfile.open(material / "conformance" / "openai-openapi.tar.xz") as archive:
+        document = archive.extractfile("openai-openapi/openapi.json")
+        assert document is not None
+        return OpenApi(json.load(document))

@@ -1,0 +1,245 @@
+"""What the front makes of the engine's chunks: OpenAI's JSON and events, and what it asks the engine for."""
+
+import pytest
+
+MESSAGES = [{"role": "user", "content": "say something"}]
+COMPLETIONS = "/v1/completions"
+CHAT = "/v1/chat/completions"
+
+
+def last_request(front):
+    return list(front.engine.requests.values())[-1]
+
+
+def text_of(events):
+    return "".join(choice["text"] for event in events for choice in event["choices"])
+
+
+def content_of(events):
+    return "".join(choice["delta"].get("content", "") for event in events for choice in event["choices"])
+
+
+def test_completion(shared_front):
+    answer = shared_front.post(COMPLETIONS, prompt="one two three four", max_tokens=4, model="scripted")
+    assert answer.status_code == 200
+    body = answer.json()
+    assert body["id"].startswith("cmpl-")
+    assert answer.headers["x-request-id"] == body["id"]
+    assert body["object"] == "text_completion"
+    assert body["model"] == "scripted"
+    assert body["choices"] == [
+        {"index": 0, "text": "Once upon a tïme", "logprobs": None, "finish_reason": "length", "stop_reason": None}
+    ]
+    assert body["usage"] == {
+        "prompt_tokens": 4, "completion_tokens": 4, "total_tokens": 8, "prompt_tokens_details": {"cached_tokens": 2},
+    }  # fmt: skip
+
+
+def test_chat(shared_front):
+    body = shared_front.post(CHAT, messages=MESSAGES, max_completion_tokens=3).json()
+    assert body["id"].startswith("chatcmpl-")
+    assert body["object"] == "chat.completion"
+    (choice,) = body["choices"]
+    assert choice["message"] == {"role": "assistant", "content": "Once upon a", "refusal": None}
+    assert choice["finish_reason"] == "length"
+    assert choice["logprobs"] is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "texts", "ids"),
+    [
+        ("a b", ["a b"], []),
+        (["a b", "c"], ["a b", "c"], []),
+        ([5, 6, 7], [], [[5, 6, 7]]),
+        ([[5, 6], [7]], [], [[5, 6], [7]]),
+    ],
+)
+def test_every_form_of_prompt(shared_front, prompt, texts, ids):
+    body = shared_front.post(COMPLETIONS, prompt=prompt, max_tokens=2).json()
+    assert [choice["index"] for choice in body["choices"]] == list(range(len(texts or ids)))
+    assert {choice["text"] for choice in body["choices"]} == {"Once upon"}
+    asked = list(shared_front.engine.requests.values())[-len(texts or ids) :]
+    assert [request.text for request in asked if request.text] == texts
+    assert [list(request.token_ids.ids) for request in asked if request.HasField("token_ids")] == ids
+    assert body["usage"]["completion_tokens"] == 2 * len(body["choices"])
+
+
+def test_stop_is_reported(shared_front):
+    (choice,) = shared_front.post(COMPLETIONS, prompt="stop there", stop="was").json()["choices"]
+    assert choice["text"] == "Once upon a tïme, there "
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", "was")
+    assert list(last_request(shared_front).sampling.stop) == ["was"]
+
+
+def test_completion_stream(shared_front):
+    events = shared_front.events(COMPLETIONS, prompt="x", max_tokens=15)
+    whole = shared_front.post(COMPLETIONS, prompt="x", max_tokens=15).json()
+    assert text_of(events) == whole["choices"][0]["text"] == 'Once upon a tïme, there was a "cat" in the hat.'
+    assert [event["choices"][0]["finish_reason"] for event in events] == [None] * (len(events) - 1) + ["length"]
+    assert len({event["id"] for event in events}) == 1
+    assert not any("usage" in event for event in events)
+
+
+def test_chat_stream_with_usage(shared_front):
+    events = shared_front.events(CHAT, messages=MESSAGES, max_tokens=5, stream_options={"include_usage": True})
+    first, *_, last = events
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert content_of(events) == "Once upon a tïme,"
+    assert [event["usage"] for event in events[:-1]] == [None] * (len(events) - 1)
+    assert last["choices"] == []
+    assert last["usage"]["total_tokens"] == 7
+
+
+def test_usage_in_every_event(shared_front):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    events = shared_front.events(COMPLETIONS, prompt="slow", max_tokens=4, stream_options=options)
+    counted = [event["usage"]["completion_tokens"] for event in events]
+    assert counted == sorted(counted)
+    assert counted[0] >= 1
+    assert counted[-1] == 4
+
+
+def test_stream_of_several_prompts(shared_front):
+    events = shared_front.events(COMPLETIONS, prompt=["slow", "x", "slow"], max_tokens=5)
+    texts, ends = ["", "", ""], [0, 0, 0]
+    for event in events:
+        for choice in event["choices"]:
+            texts[choice["index"]] += choice["text"]
+            ends[choice["index"]] += choice["finish_reason"] == "length"
+    assert texts == ["Once upon a tïme,"] * 3
+    assert ends == [1, 1, 1]
+
+
+def test_completion_logprobs(shared_front):
+    logprobs = shared_front.post(COMPLETIONS, prompt="x", max_tokens=3, logprobs=2).json()["choices"][0]["logprobs"]
+    assert logprobs == {
+        "tokens": ["Once", " upon", " a"],
+        "token_logprobs": [-0.125] * 3,
+        "top_logprobs": [
+            {"Once": -0.125, " upon": -0.25}, {" upon": -0.125, " a": -0.25}, {" a": -0.125, " tïme": -0.25},
+        ],
+        "text_offset": [0, 4, 9],
+    }  # fmt: skip
+
+
+def test_completion_logprobs_in_a_stream(shared_front):
+    whole = shared_front.post(COMPLETIONS, prompt="slow", max_tokens=6, logprobs=0).json()["choices"][0]["logprobs"]
+    events = shared_front.events(COMPLETIONS, prompt="slow", max_tokens=6, logprobs=0)
+    parts = [event["choices"][0]["logprobs"] for event in events]
+    assert len(parts) > 1
+    assert {key: [item for part in parts for item in part[key]] for key in whole} == whole
+    assert whole["top_logprobs"][0] == {"Once": -0.125}
+
+
+def test_chat_logprobs(shared_front):
+    asked = {"messages": MESSAGES, "max_tokens": 4, "logprobs": True, "top_logprobs": 1}
+    logprobs = shared_front.post(CHAT, **asked).json()["choices"][0]["logprobs"]
+    fourth = {"token": " tïme", "logprob": -0.125, "bytes": list(" tïme".encode())}
+    assert logprobs["content"][3] == {**fourth, "top_logprobs": [fourth]}
+    assert logprobs["refusal"] is None
+    events = shared_front.events(CHAT, **asked)
+    parts = [event["choices"][0]["logprobs"] for event in events if event["choices"][0]["logprobs"]]
+    assert [entry for part in parts for entry in part["content"]] == logprobs["content"]
+    plain = shared_front.post(CHAT, messages=MESSAGES, max_tokens=1, logprobs=True).json()["choices"][0]["logprobs"]
+    assert plain["content"][0]["top_logprobs"] == []
+
+
+def test_prompt_logprobs(shared_front):
+    completion = shared_front.post(COMPLETIONS, prompt=[3, 4], max_tokens=1, prompt_logprobs=1).json()
+    expected = [None, {"4": {"logprob": -0.125, "rank": 1, "decoded_token": ","}}]
+    assert completion["choices"][0]["prompt_logprobs"] == expected
+    chat = shared_front.post(CHAT, messages=MESSAGES, max_tokens=1, prompt_logprobs=0).json()
+    assert chat["prompt_logprobs"][0] is None
+    assert len(chat["prompt_logprobs"]) == 2
+
+
+def test_token_ids(shared_front):
+    body = shared_front.post(COMPLETIONS, prompt=[9, 8], max_tokens=3, return_token_ids=True).json()
+    assert body["choices"][0]["token_ids"] == [0, 1, 2]
+    assert body["choices"][0]["prompt_token_ids"] == [9, 8]
+    events = shared_front.events(COMPLETIONS, prompt=[9, 8], max_tokens=3, return_token_ids=True)
+    assert events[0]["choices"][0]["prompt_token_ids"] == [9, 8]
+    assert [token for event in events for token in event["choices"][0]["token_ids"]] == [0, 1, 2]
+
+
+def test_unset_fields_stay_unset(shared_front):
+    shared_front.post(COMPLETIONS, prompt="x")
+    assert [field.name for field, _ in last_request(shared_front).sampling.ListFields()] == ["max_tokens"]
+    assert last_request(shared_front).sampling.max_tokens == 16
+    shared_front.post(CHAT, messages=MESSAGES)
+    assert last_request(shared_front).sampling.ListFields() == []
+
+
+def test_every_sampling_field_reaches_the_engine(shared_front):
+    sampling = {
+        "temperature": 0.5, "top_p": 0.25, "top_k": -1, "min_p": 0.125, "repetition_penalty": 1.5,
+        "frequency_penalty": -0.5, "presence_penalty": 2, "seed": 7, "stop": ["a", "b"], "stop_token_ids": [3],
+        "max_tokens": 5, "min_tokens": 2, "ignore_eos": True, "include_stop_str_in_output": True,
+        "skip_special_tokens": False, "logprobs": 3, "prompt_logprobs": 1,
+    }  # fmt: skip
+    answer = shared_front.post(
+        COMPLETIONS, prompt="x", priority=-2, cache_salt="mine", add_special_tokens=False, **sampling
+    )
+    assert answer.status_code == 200, answer.text
+    request = last_request(shared_front)
+    for name, value in sampling.items():
+        sent = getattr(request.sampling, name)
+        assert (list(sent) if isinstance(value, list) else sent) == value, name
+    assert (request.priority, request.cache_salt, request.add_special_tokens) == (-2, "mine", False)
+
+
+def test_a_negative_seed_is_a_seed(shared_front):
+    assert shared_front.post(COMPLETIONS, prompt="x", seed=-1).status_code == 200
+    assert last_request(shared_front).sampling.seed == 2**63 - 1
+
+
+def test_messages_reach_the_engine(shared_front):
+    parts = [{"type": "text", "text": "two"}, {"type": "text", "text": "parts"}]
+    messages = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": parts, "name": "ann"},
+        {"role": "assistant", "content": "Sure", "refusal": None, "annotations": [], "tool_calls": None},
+    ]
+    answer = shared_front.post(
+        CHAT, messages=messages, continue_final_message=True, add_generation_prompt=False,
+        chat_template_kwargs={"enable_thinking": False},
+    )  # fmt: skip
+    assert answer.status_code == 200, answer.text
+    chat = last_request(shared_front).chat
+    assert [(message.role, message.content, message.name) for message in chat.messages] == [
+        ("system", "be brief", ""), ("user", "two\nparts", "ann"), ("assistant", "Sure", ""),
+    ]  # fmt: skip
+    assert chat.continue_final_message
+    assert dict(chat.template_kwargs) == {"enable_thinking": False, "add_generation_prompt": False}
+
+
+def test_neutral_values_and_ignored_fields_are_accepted(shared_front):
+    common = {
+        "n": 1, "stream": False, "stream_options": None, "logit_bias": {}, "user": "u", "metadata": {"a": "b"},
+        "store": True, "response_format": {"type": "text"}, "temperature": None, "stop": None,
+    }  # fmt: skip
+    completion = shared_front.post(COMPLETIONS, prompt="x", echo=False, best_of=1, suffix=None, **common)
+    assert completion.status_code == 200, completion.text
+    chat = shared_front.post(
+        CHAT, messages=MESSAGES, tools=[], tool_choice="none", parallel_tool_calls=True, service_tier="auto",
+        modalities=["text"], safety_identifier="s", prompt_cache_key="k", **common,
+    )  # fmt: skip
+    assert chat.status_code == 200, chat.text
+
+
+def test_tokenize_and_detokenize(shared_front):
+    assert shared_front.post("/tokenize", prompt="a b c", return_token_strs=True).json() == {
+        "count": 3, "max_model_len": 64, "tokens": [0, 1, 2], "token_strs": ["a", "b", "c"],
+    }  # fmt: skip
+    assert shared_front.post("/tokenize", messages=MESSAGES).json() == {
+        "count": 2, "max_model_len": 64, "tokens": [0, 1], "token_strs": None,
+    }  # fmt: skip
+    assert shared_front.post("/detokenize", tokens=[0, 1]).json() == {"prompt": "Once upon"}
+
+
+def test_models_and_version(shared_front):
+    listed = shared_front.get("/v1/models").json()
+    assert [model["id"] for model in listed["data"]] == ["scripted"]
+    assert listed["data"][0] == shared_front.get("/v1/models/scripted").json()
+    assert listed["data"][0]["max_model_len"] == 64
+    assert shared_front.get("/version").json() == {"version": "1.2.3"}

@@ -1,0 +1,190 @@
+"""Every error in OpenAI's form with the right status, before and in the midst of a stream."""
+
+import pytest
+
+COMPLETIONS = "/v1/completions"
+CHAT = "/v1/chat/completions"
+USER = {"role": "user", "content": "hi"}
+
+
+def error_of(answer, status):
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    (key,) = answer.json()
+    assert key == "error"
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+BAD_COMPLETIONS = [
+    ({}, "prompt", "field required"),
+    ({"prompt": ""}, None, None),  # the engine's to judge: a tokenizer may add a token
+    ({"prompt": []}, "prompt", "not empty"),
+    ({"prompt": None}, "prompt", "must be a string"),
+    ({"prompt": 3}, "prompt", "must be a string"),
+    ({"prompt": ["a", 1]}, "prompt", "must be a string"),
+    ({"prompt": [1, [2]]}, "prompt", "must be a string"),
+    ({"prompt": [1, -2]}, "prompt", "-2 is not a token id"),
+    ({"prompt": [1, 2.5]}, "prompt", "2.5 is not a token id"),
+    ({"prompt": [True]}, "prompt", "True is not a token id"),
+    ({"prompt": [2**32]}, "prompt", "is not a token id"),
+    ({"max_tokens": 0}, "max_tokens", "at least 1"),
+    ({"max_tokens": -1}, "max_tokens", "at least 1"),
+    ({"max_tokens": 1.5}, "max_tokens", "integer"),
+    ({"max_tokens": "5"}, "max_tokens", "integer"),
+    ({"max_tokens": True}, "max_tokens", "integer"),
+    ({"min_tokens": 17}, "min_tokens", "must not exceed max_tokens=16"),
+    ({"temperature": -0.1}, "temperature", "must not be negative"),
+    ({"temperature": "0.5"}, "temperature", "number"),
+    ({"top_p": 0}, "top_p", "set temperature=0"),
+    ({"top_p": 1.01}, "top_p", "(0, 1]"),
+    ({"top_k": -2}, "top_k", "keep every token"),
+    ({"top_k": 2**31}, None, "out of range"),
+    ({"min_p": 2}, "min_p", "[0, 1]"),
+    ({"repetition_penalty": 0}, "repetition_penalty", "positive"),
+    ({"frequency_penalty": 2.5}, "frequency_penalty", "[-2, 2]"),
+    ({"presence_penalty": -3}, "presence_penalty", "[-2, 2]"),
+    ({"seed": 2**63}, "seed", "2**63"),
+    ({"stop": ""}, "stop", "non-empty"),
+    ({"stop": ["a", 1]}, "stop.1", "string"),
+    ({"stop_token_ids": [-1]}, "stop_token_ids", "token ids"),
+    ({"logprobs": -1}, "logprobs", "negative"),
+    ({"logprobs": True}, "logprobs", "integer"),
+    ({"priority": 2**31}, "priority", "32-bit"),
+    ({"n": 2}, "n", "only 1"),
+    ({"best_of": 3}, "best_of", "only 1"),
+    ({"echo": True}, "echo", "not supported"),
+    ({"suffix": "."}, "suffix", "not supported"),
+    ({"logit_bias": {"5": 10}}, "logit_bias", "not supported"),
+    ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+    ({"stream_options": {"include_usage": True}}, "stream_options", "stream=true"),
+    ({"stream": True, "stream_options": {"include_usag": True}}, "include_usag", "did you mean 'include_usage'?"),
+    ({"stream": True, "prompt_logprobs": 1}, "prompt_logprobs", "without streaming"),
+    ({"max_token": 5}, "max_token", "did you mean 'max_tokens'?"),
+    ({"temprature": 5}, "temprature", "did you mean 'temperature'?"),
+    ({"xyzzy": 5}, "xyzzy", "known: model, temperature"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "says"), BAD_COMPLETIONS, ids=lambda value: str(value)[:40])
+def test_bad_completion(shared_front, fields, param, says):
+    body = fields if "prompt" in fields or not fields else {"prompt": "x", **fields}
+    answer = shared_front.post(COMPLETIONS, **body)
+    if says is None:
+        assert answer.status_code == 200
+        return
+    error = error_of(answer, 400)
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param
+    assert says in error["message"]
+
+
+BAD_CHATS = [
+    ({}, "messages", "field required"),
+    ({"messages": []}, "messages", "at least one"),
+    ({"messages": "hi"}, "messages", "list"),
+    ({"messages": [{"content": "hi"}]}, "messages.0", "field required"),
+    ({"messages": [{"role": "usr", "content": "hi"}]}, "messages", "must be one of developer, system"),
+    ({"messages": [{"role": "tool", "content": "hi"}]}, "messages", "calls no tools"),
+    ({"messages": [{"role": "user", "content": 3}]}, "messages", "string or a list"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages", "reads text"),
+    ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages", "content part"),
+    ({"messages": [{"role": "user", "contents": "hi"}]}, "contents", "did you mean 'content'?"),
+    ({"messages": [{**USER, "tool_calls": [{}]}]}, "tool_calls", "not supported"),
+    ({"tools": [{"type": "function"}]}, "tools", "not supported"),
+    ({"tool_choice": "auto"}, "tool_choice", "not supported"),
+    ({"functions": [{}]}, "functions", "not supported"),
+    ({"audio": {"voice": "x"}}, "audio", "not supported"),
+    ({"reasoning_effort": "high"}, "reasoning_effort", "not supported"),
+    ({"modalities": ["audio"]}, "modalities.0", "'text'"),
+    ({"response_format": {"type": "json_schema"}}, "type", None),
+    ({"n": 3}, "n", "only 1"),
+    ({"n": 0}, "n", "only 1"),
+    ({"top_logprobs": 2}, "top_logprobs", "only with logprobs=true"),
+    ({"logprobs": 3}, "logprobs", "boolean"),
+    ({"max_tokens": 0}, "max_tokens", "at least 1"),
+    ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens", "differ"),
+    ({"echo": True}, "echo", "unknown field"),
+    ({"chat_template_kwargs": 3}, "chat_template_kwargs", "dictionary"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "says"), BAD_CHATS, ids=lambda value: str(value)[:40])
+def test_bad_chat(shared_front, fields, param, says):
+    body = fields if "messages" in fields or not fields else {"messages": [USER], **fields}
+    error = error_of(shared_front.post(CHAT, **body), 400)
+    if says is not None:
+        assert error["param"] == param
+        assert says in error["message"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff", b"null"])
+def test_a_body_that_is_no_json_object(shared_front, body):
+    answer = shared_front.client.post(COMPLETIONS, content=body, headers={"content-type": "application/json"})
+    error_of(answer, 400)
+
+
+def test_json_numbers_that_are_none(shared_front):
+    for number in ("NaN", "Infinity", "-Infinity", "1e999"):
+        body = b'{"prompt": "x", "temperature": %s}' % number.encode()
+        answer = shared_front.client.post(COMPLETIONS, content=body, headers={"content-type": "application/json"})
+        assert error_of(answer, 400)["param"] == "temperature"
+
+
+def test_a_body_too_large(shared_front, monkeypatch):
+    monkeypatch.setattr("jaxllm.server.http.traffic.MAX_BODY_BYTES", 1000)
+    assert "larger than 1000 bytes" in error_of(shared_front.post(COMPLETIONS, prompt="x" * 2000), 413)["message"]
+    assert shared_front.post(COMPLETIONS, prompt="x" * 100).status_code == 200
+
+
+def test_unknown_route_method_and_model(shared_front):
+    assert "/v1/nothing" in error_of(shared_front.get("/v1/nothing"), 404)["message"]
+    assert "GET" in error_of(shared_front.get(COMPLETIONS), 405)["message"]
+    error = error_of(shared_front.get("/v1/models/org/other"), 404)
+    assert (error["code"], error["param"]) == ("model_not_found", "model")
+    error = error_of(shared_front.post(COMPLETIONS, prompt="x", model="other"), 404)
+    assert (error["code"], error["param"]) == ("model_not_found", "model")
+
+
+def test_tokenizer_errors(shared_front):
+    assert error_of(shared_front.post("/tokenize"), 400)["param"] == "prompt"
+    assert error_of(shared_front.post("/tokenize", prompt="x", messages=[USER]), 400)["param"] == "prompt"
+    assert error_of(shared_front.post("/detokenize", tokens=[-1]), 400)["param"] == "tokens"
+    error = error_of(shared_front.post("/detokenize", tokens=[1000]), 400)
+    assert (error["param"], error["message"]) == ("token_ids", "the vocabulary ends at 999")
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "kind"),
+    [
+        (3, 400, "invalid_request_error"), (5, 404, "invalid_request_error"), (6, 409, "invalid_request_error"),
+        (8, 429, "rate_limit_error"), (13, 500, "server_error"), (14, 503, "server_error"),
+        (4, 504, "server_error"), (2, 500, "server_error"), (77, 500, "server_error"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_engines_refusals_have_their_status(shared_front, code, status, kind, stream):
+    answer = shared_front.post(COMPLETIONS, prompt=f"fail {code}", stream=stream)
+    error = error_of(answer, status)
+    assert (error["type"], error["message"], error["param"]) == (kind, "as scripted", "prompt")
+    assert ("retry-after" in answer.headers) == (status in (429, 503))
+
+
+def test_one_refused_prompt_refuses_all_and_ends_the_others(shared_front):
+    error_of(shared_front.post(COMPLETIONS, prompt=["hang", "fail 8"]), 429)
+    shared_front.wait(lambda: shared_front.engine.running == 0)
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+def test_an_error_in_the_midst_of_a_stream(shared_front, path):
+    text = "fail 13 after 2"
+    body = {"prompt": text} if path == COMPLETIONS else {"messages": [{"role": "user", "content": text}]}
+    *events, last = shared_front.events(path, **body)
+    assert last == {"error": {"message": "as scripted", "type": "server_error", "param": None, "code": "internal"}}
+    assert all("error" not in event for event in events)
+
+
+@pytest.mark.parametrize(("reason", "status"), [("ABORT", 503), ("DEADLINE", 504), ("ERROR", 500)])
+def test_requests_the_server_ended(shared_front, reason, status):
+    error_of(shared_front.post(COMPLETIONS, prompt=f"end {reason}"), status)
