@@ -12,7 +12,7 @@ STOP_SECONDS = 60.0
 
 @contextmanager
 def started_server(arguments: list[str]) -> Iterator[dict[str, str]]:
-    """Run `jaxllm serve` with these arguments on free ports; yields {"grpc": "host:port", "http": ...}.
+    """Run `jaxllm serve` with these arguments on free ports; yields {"grpc": "host:port", "http": "http://host:port"}.
 
     Its log goes to standard error. Ends it with SIGTERM, and with SIGKILL if that takes over a minute.
     """

@@ -188,7 +188,7 @@ def serve(
         else:
             addresses = stack.enter_context(started_server(arguments({**engine, "model": config.model})))
             model = describe(Target.parse(f"grpc://{addresses['grpc']}"))
-            served = Target.parse(f"{protocol}://{addresses[protocol]}")
+            served = Target.parse(addresses["http"] if protocol == "http" else f"grpc://{addresses['grpc']}")
         served = dataclasses.replace(served, model=served.model or model.name)
         ids = vocab_size or model.vocab_size or 32000
         max_len = model.max_model_len or 2**31
