@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from echo_runner import VOCABULARY, answer, echo_engine
 
-from jaxllm.core import Delta, FinishReason, SamplingParams
+from jaxllm.core import Delta, FinishReason, Request, SamplingParams
 from jaxllm.engine import EngineClient
 from jaxllm.errors import EngineDeadError, QueueFullError, RequestError
 
@@ -175,6 +175,10 @@ def test_observers_see_every_delta_and_every_step(client: EngineClient) -> None:
             self.tokens = 0
             self.ends = 0
             self.steps: dict[str, int] = {"extend": 0, "decode": 0}
+            self.requests: list[int] = []
+
+        def observe_request(self, request: Request) -> None:
+            self.requests.append(len(request.prompt))
 
         def observe_delta(self, delta: Delta, previous_time: float | None) -> None:
             self.gaps.append(None if previous_time is None else time.monotonic() - previous_time)
@@ -191,6 +195,7 @@ def test_observers_see_every_delta_and_every_step(client: EngineClient) -> None:
     for inbox in inboxes:
         inbox.end()
     client.stop()
+    assert observer.requests == [10, 10, 10]
     assert observer.tokens == 60
     assert observer.ends == 3
     assert observer.gaps.count(None) == 3
