@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from jaxllm.errors import RequestError
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.http.answers import Answer, ChatAnswer, CompletionAnswer, error_events
-from jaxllm.server.http.errors import ApiError, unavailable
+from jaxllm.server.http.errors import ApiError
 from jaxllm.server.http.link import ClientGoneError, EngineLink, Stream
 from jaxllm.server.http.requests import (
     ChatRequest,
@@ -109,21 +109,20 @@ def build(target: str) -> FastAPI:
     app.add_middleware(TrafficMiddleware, traffic=traffic)
     _add_error_handlers(app)
 
-    def generate(answer_type: type[Answer[Any]], body: CompletionRequest | ChatRequest) -> Response:
-        if link.model is None:
-            raise unavailable(f"the engine at {target} cannot be reached")
-        answer = answer_type(body, link.model.name)
+    async def generate(answer_type: type[Answer[Any]], body: CompletionRequest | ChatRequest) -> Response:
+        model = await link.connect()
+        answer = answer_type(body, model.name)
         requests = body.generate_requests(answer.head["id"])
         answer.expect(request.request_id for request in requests)
         return Generation(link, traffic, answer, requests)
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest) -> Response:
-        return generate(CompletionAnswer, body)
+        return await generate(CompletionAnswer, body)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest) -> Response:
-        return generate(ChatAnswer, body)
+        return await generate(ChatAnswer, body)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:

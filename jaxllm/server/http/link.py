@@ -26,8 +26,10 @@ HEALTH_SECONDS = 1.0
 SILENCE_SECONDS = 5.0
 """When requests run and nothing comes for so long, the engine is asked for a sign of life; without one the Session
 is given up (a machine that vanished closes no connection)."""
-RETRY_SECONDS = (0.1, 2.0)
-"""First and longest pause before the Session is opened again."""
+RETRY_SECONDS = 0.1
+"""Pause before the Session is tried again: while the model loads, and after a break."""
+CONNECT_SECONDS = 1.0
+"""How long a request waits for a Session that is being opened."""
 OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -97,6 +99,7 @@ class EngineLink:
         self.model: pb.GetModelInfoResponse | None = None
         self._streams: dict[str, Stream] = {}
         self._outbox: asyncio.Queue[pb.SessionRequest] | None = None
+        self._opened = asyncio.Event()
         self._ready: set[Stream] = set()
         self._flush_due = False
         self._next_flush = 0.0
@@ -123,8 +126,17 @@ class EngineLink:
     def running(self) -> int:
         return len(self._streams)
 
+    async def connect(self) -> pb.GetModelInfoResponse:
+        """The model served, once there is a Session; raises ApiError when there is none in CONNECT_SECONDS."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await self._opened.wait()
+        if self.model is None or self._outbox is None:
+            raise unavailable(f"the engine at {self.target} cannot be reached")
+        return self.model
+
     def submit(self, requests: list[pb.GenerateRequest]) -> Stream:
-        """Starts the requests, whose ids must be new; their chunks come through the stream."""
+        """Starts the requests, whose ids must be new; their chunks come through the stream. Needs a Session."""
         if self._outbox is None:
             raise unavailable(f"the engine at {self.target} cannot be reached")
         stream = Stream(self, (request.request_id for request in requests))
@@ -168,13 +180,11 @@ class EngineLink:
 
     async def _run(self) -> None:
         """Keeps a Session open, for ever."""
-        pause = RETRY_SECONDS[0]
         reported = ""
         while True:
             try:
                 await self._channel.channel_ready()
                 await self.model_info()
-                pause = RETRY_SECONDS[0]
                 await self._session()
                 why = "closed by the engine"
             except grpc.aio.AioRpcError as error:
@@ -184,13 +194,13 @@ class EngineLink:
             if why != reported:
                 log.warning("no session with the engine at %s: %s", self.target, why)
                 reported = why
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, RETRY_SECONDS[1])
+            await asyncio.sleep(RETRY_SECONDS)
 
     async def _session(self) -> None:
         """One Session, from its opening to its end; then every stream that ran over it fails."""
         call: Any = self._inference.Session()  # type: ignore[call-arg]  # grpc-stubs knows only call by iterator
         self._outbox = asyncio.Queue()
+        self._opened.set()
         helpers = [asyncio.create_task(self._write(call, self._outbox)), asyncio.create_task(self._watch(call))]
         log.info("session with the engine at %s is open", self.target)
         try:
@@ -202,6 +212,7 @@ class EngineLink:
             raise unavailable("the engine is silent") from None
         finally:
             self._outbox = None
+            self._opened.clear()
             for helper in helpers:
                 helper.cancel()
             call.cancel()

@@ -134,6 +134,19 @@ async def test_submitting_without_an_engine_is_refused_at_once():
     with pytest.raises(ApiError) as refused:
         link.submit([pb.GenerateRequest(request_id="a", text="x")])
     assert refused.value.status == 503
+    with pytest.raises(ApiError) as refused:
+        await asyncio.wait_for(link.connect(), 10)
+    assert refused.value.status == 503
+
+
+def test_a_request_waits_for_a_session_that_is_being_opened(front, background):
+    front.call(front.stop_engine())
+    front.wait(lambda: not front.app.state.link.connected)
+    answer = background(front.post, COMPLETIONS, prompt="x", max_tokens=2)
+    time.sleep(0.1)
+    front.call(front.start_engine(front.grpc_port))
+    front.wait(lambda: answer)
+    assert answer[0].status_code == 200
 
 
 async def test_a_slow_reader_gets_fewer_and_longer_batches():
