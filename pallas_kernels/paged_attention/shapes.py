@@ -35,14 +35,14 @@ class AttentionCase:
             oldest = 0 if self.window is None else max(0, kv_len - queries - self.window + 1)
             for column in range(oldest // self.page, used[row]):
                 table[row, column] = page = next(free)
-                seen = column * self.page + np.arange(self.page)
-                seen = (seen >= oldest) & (seen < kv_len)
+                place = column * self.page + np.arange(self.page)
+                seen = (place >= oldest) & (place < kv_len)
                 for pages in (k, v):
-                    pages[page, seen] = rng.normal(size=(seen.sum(), self.kv_heads, self.dim))
-        queries = [count for count, _ in self.rows]
-        tokens = len(self.rows) if self.decode else sum(queries) + self.padding
+                    pages[page, seen] = rng.normal(size=(int(seen.sum()), self.kv_heads, self.dim))
+        counts = [count for count, _ in self.rows]
+        tokens = len(self.rows) if self.decode else sum(counts) + self.padding
         q = rng.normal(size=(tokens, self.heads, self.dim)) * 2
-        start = np.concatenate([[0], np.cumsum(queries)]).astype(np.int32)
+        start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
         kv_lens = np.array([kv_len for _, kv_len in self.rows], np.int32)
         options = {
             "scale": self.dim**-0.5,

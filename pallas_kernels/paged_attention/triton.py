@@ -1,3 +1,4 @@
+# mypy: disallow-untyped-defs=False
 """paged_attention in Triton: split-KV decode (FlashDecoding) and ragged extend (FlashAttention-2), both packing the
 query heads of a KV head into one program so that its keys and values are read once.
 
@@ -53,7 +54,7 @@ def paged_attention(
         "DIM_PAD": max(16, triton.next_power_of_2(dim)),
         "PAGE": page,
         "MAX_PAGES": page_table.shape[1],
-        "PRECISION": "ieee" if q.dtype == jnp.float32 else "tf32",
+        "PRECISION": "tf32x3",  # of float32 operands, on tensor cores, with an error near float32's own
     }
     if decode:
         return _decode(q, k_pages, v_pages, page_table, kv_len, shape)
@@ -144,11 +145,12 @@ def _extend(
     tokens, _, dim = q.shape
     rows, group = page_table.shape[0], shape["GROUP"]
     wide = q.dtype.itemsize * shape["DIM_PAD"]
-    defaults = {"queries": 128, "block": 64, "warps": 8, "stages": 3}
-    if wide > 512:
-        defaults = {"queries": 32, "block": 16, "warps": 4, "stages": 2}
-    elif wide > 256:
-        defaults = {"queries": 64, "block": 32, "warps": 4, "stages": 2}
+    if wide <= 256:
+        defaults = {"queries": 128, "block": 64, "warps": 8, "stages": 3}
+    elif q.dtype.itemsize == 2:
+        defaults = {"queries": 128, "block": 32, "warps": 8, "stages": 3}
+    else:
+        defaults = {"queries": 64, "block": 32 if wide <= 512 else 16, "warps": 4, "stages": 2}
     config = tuning.config(
         "paged_attention", "extend", defaults, head_dim=dim, bytes=q.dtype.itemsize, page=shape["PAGE"]
     )
