@@ -20,7 +20,7 @@ Cache = tuple[LayerCache, ...]
 
 
 class CausalLM(nnx.Module):
-    """Base of the families. A subclass sets embed, layers and head, and says how its tokens become hidden states.
+    """Base of the families. A subclass adds its layers, and says how tokens become hidden states.
 
     Class attributes:
         checkpoint_names: our parameter's path (`*` for a layer's index) -> the checkpoint's tensors.
@@ -43,8 +43,12 @@ class CausalLM(nnx.Module):
         raise NotImplementedError(f"{cls.__name__} must say how it reads a config.json")
 
     def __init__(self, config: ModelConfig, dtype: Dtype):
-        """Builds the model with abstract parameters of `dtype`."""
+        """Builds what every family has, with abstract parameters of `dtype`."""
         self.config = config
+        size, std = config.hidden_size, config.initializer_range
+        self.embed = Embed(config.vocab_size, size, dtype, std=std)
+        tied = config.tie_word_embeddings
+        self.head = None if tied else Linear(size, config.vocab_size, dtype, axes=("embed", "vocab"), std=std)
 
     def __call__(self, step: Step | DenseStep, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
         """Runs the step's tokens through the layers.

@@ -91,7 +91,6 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False, None),
     "partial_rotary_factor": (1, None),
     "pruned_heads": ({}, None),
-    "quantization_config": (None,),
     "rope_interleaved": (False, None),
     "use_mrope": (False, None),
 }
@@ -148,8 +147,8 @@ class Fields:
         if unknown:
             shown = ", ".join(f"{name}={_short(self.values[name])}" for name in unknown)
             raise ConfigError(
-                f"{self.where}unknown field{'s'[: len(unknown) > 1]} {shown}: it may change what the model computes;"
-                " remove it from the file if it does not, or teach jaxllm/models/config.py about it"
+                f"{self.where}unknown field{'s'[: len(unknown) > 1]} {shown}: may change what the model computes;"
+                " remove what does not from the file, or teach jaxllm/models/config.py about it"
             )
 
 
@@ -196,6 +195,13 @@ def common(fields: Fields, eos_token_id: int | None = None) -> dict[str, Any]:
     eos = fields.raw("eos_token_id", eos_token_id)
     for name in ("architectures", "model_type"):  # read by the registry
         fields.raw(name)
+    quantization = fields.raw("quantization_config")
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        raise ConfigError(
+            f"{fields.where}quantization_config ({method}): quantised weights cannot be loaded;"
+            " take the model's checkpoint in bfloat16 or float16"
+        )
     dtype = fields.take("dtype", str, None) or fields.take("torch_dtype", str, "float32")
     fields.raw("torch_dtype")
     dtype = dtype.removeprefix("torch.")

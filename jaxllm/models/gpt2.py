@@ -9,7 +9,6 @@ import jax
 from flax import nnx
 
 from jaxllm.layers.embed import Embed
-from jaxllm.layers.linear import Linear
 from jaxllm.layers.mlp import MLP
 from jaxllm.layers.norm import LayerNorm
 from jaxllm.layers.parameter import Dtype, Source
@@ -92,16 +91,12 @@ class GPT2LMHeadModel(CausalLM):
     def __init__(self, config: ModelConfig, dtype: Dtype):
         super().__init__(config, dtype)
         size, std = config.hidden_size, config.initializer_range
-        self.embed = Embed(config.vocab_size, size, dtype, std=std)
         self.positions = Embed(config.max_position_embeddings, size, dtype, axis="position", std=std)
         self.layers = nnx.List(
             self.block_class(config, layer, dtype, self.attention_class, self.mlp_class)
             for layer in range(config.num_layers)
         )
         self.norm = LayerNorm(size, config.norm_eps, dtype)
-        self.head = None
-        if not config.tie_word_embeddings:
-            self.head = Linear(size, config.vocab_size, dtype, axes=("embed", "vocab"), std=std)
 
     def __call__(self, step: Step | DenseStep, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
         x = self.embed(step.tokens) + self.positions(step.positions)

@@ -10,7 +10,6 @@ import jax
 from flax import nnx
 
 from jaxllm.layers.attention import LayerCache, attend
-from jaxllm.layers.embed import Embed
 from jaxllm.layers.linear import Linear
 from jaxllm.layers.mlp import MLP, GatedMLP
 from jaxllm.layers.norm import LayerNorm, RMSNorm
@@ -129,17 +128,11 @@ class LlamaForCausalLM(CausalLM):
         super().__init__(config, dtype)
         assert config.rope is not None
         self.rope = config.rope
-        self.embed = Embed(config.vocab_size, config.hidden_size, dtype, std=config.initializer_range)
         self.layers = nnx.List(
             self.block_class(config, layer, dtype, self.attention_class, self.mlp_class)
             for layer in range(config.num_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.norm_eps, dtype)
-        self.head = None
-        if not config.tie_word_embeddings:
-            self.head = Linear(
-                config.hidden_size, config.vocab_size, dtype, axes=("embed", "vocab"), std=config.initializer_range
-            )
 
     def __call__(self, step: Step | DenseStep, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
         x, cache = self.run_layers(self.embed(step.tokens), cache, self.rope(step.positions), step)

@@ -25,8 +25,9 @@ class Program:
             hidden, cache = model(step, cache)
             return model.logits(hidden), cache
 
-        self._paged = jax.jit(forward, donate_argnums=2)
-        self._dense = jax.jit(forward)
+        options = {"xla_backend_optimization_level": 0}  # compiling is most of these tests' time
+        self._paged = jax.jit(forward, donate_argnums=2, compiler_options=options)
+        self._dense = jax.jit(forward, compiler_options=options)
         self.cache_specs = model.cache_specs()
         self.dtype = jax.tree.leaves(state)[0].dtype
 

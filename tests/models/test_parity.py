@@ -38,7 +38,7 @@ def case(request) -> Reference:
 
 def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
     assert actual.dtype == np.float32
-    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 def test_every_family_has_two_cases():

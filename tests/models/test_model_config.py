@@ -1,0 +1,188 @@
+"""config.json files: real ones, both generations of names, and every way to be wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxllm.errors import ConfigError, UnknownModelError
+from jaxllm.layers.parameter import count_parameters, parameters
+from jaxllm.layers.rope import Linear, Llama3, Rope, Yarn
+from jaxllm.models import registry
+from jaxllm.models.llama import LlamaAttention, LlamaForCausalLM
+
+PUBLISHED = {
+    "aiconfigurator/meta-llama--Meta-Llama-3.1-8B_config.json": 8_030_261_248,
+    "aiconfigurator/meta-llama--Meta-Llama-3.1-405B_config.json": 405_853_388_800,
+    "dotnet/meta-llama-3.2-1B-Instruct.json": 1_235_814_400,
+    "dotnet/mistral-7B-instruct-v0.3.json": 7_248_023_552,
+    "mlc-presets/tinyllama_1b_chat_v1.0.json": 1_100_048_384,
+    "mlc-presets/smollm2_135m.json": 134_515_008,
+    "mlc-presets/qwen2_0_5b.json": 494_032_768,
+    "executorch/Qwen2-7B-Instruct/config.json": 7_615_616_512,
+    "aiconfigurator/Qwen--Qwen3-0.6B_config.json": 596_049_920,
+    "aiconfigurator/Qwen--Qwen3-8B_config.json": 8_190_735_360,
+    "mlc-presets/gpt2.json": 124_439_808,
+}
+FOREIGN = {  # fields that other programs added to these files
+    "attention_sink_size", "context_window_size", "mask_value", "prefill_chunk_size", "sliding_window_size",
+    "tokenizer", "type_vocab_size",
+}  # fmt: skip
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32, "hidden_size": 16,
+    "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64,
+}  # fmt: skip
+QWEN2 = LLAMA | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+MISTRAL = LLAMA | {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+GPT2 = {
+    "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 32, "n_embd": 16, "n_layer": 2,
+    "n_head": 2, "n_positions": 64,
+}  # fmt: skip
+
+
+def config_of(values: dict, **changes):
+    return registry.resolve(values | changes).config
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameter_counts_are_the_published_ones(material, name):
+    model = registry.resolve(json.loads((material / "configs" / name).read_text())).build("bfloat16")
+    assert count_parameters(model) == PUBLISHED[name]
+    assert all(type(leaf.get_value()).__name__ == "ShapeDtypeStruct" for leaf in parameters(model).values())
+
+
+def test_real_configs_are_read_or_refused_by_name(material):
+    """Every config.json of the five architectures: read, or refused for a field that is named."""
+    read, refused = [], []
+    for path in sorted((material / "configs").rglob("*.json")):
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict) or (values.get("architectures") or [None])[0] not in registry.MODELS:
+            continue
+        foreign = sorted(FOREIGN & values.keys())
+        if not foreign and "quantization_config" not in values:
+            assert registry.resolve(values).config.vocab_size == values["vocab_size"]
+            read.append(path)
+            continue
+        with pytest.raises(ConfigError) as error:
+            registry.resolve(values)
+        assert all(name in str(error.value) for name in foreign or ["quantization_config"])
+        refused.append(path)
+    assert len(read) >= 40
+    assert len(refused) >= 10
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parent / "reference").glob("*/config.json")), ids=lambda p: p.parent.name
+)
+def test_reference_configs_build(path):
+    assert count_parameters(registry.resolve(json.loads(path.read_text())).build("float32")) > 0
+
+
+def test_both_generations_of_names_mean_the_same():
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+    old = config_of(LLAMA, rope_theta=5e5, rope_scaling=scaling | {"rope_type": "llama3"}, torch_dtype="bfloat16")
+    new = config_of(LLAMA, rope_parameters=scaling | {"rope_type": "llama3", "rope_theta": 5e5}, dtype="bfloat16")
+    assert old == new
+    assert new.rope == Rope(8, 5e5, Llama3(8.0, 1.0, 4.0, 16))
+    assert new.dtype == "bfloat16"
+
+
+def test_rope_scaling():
+    assert config_of(LLAMA).rope == Rope(8, 10000.0)
+    assert config_of(LLAMA, rope_scaling={"type": "linear", "factor": 2}).rope == Rope(8, 10000.0, Linear(2.0))
+    yarn = config_of(QWEN2, rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64})
+    assert yarn.rope is not None
+    assert isinstance(yarn.rope.scaling, Yarn)
+    assert yarn.rope.scaling.attention_factor == pytest.approx(1.138629436)
+    assert yarn.max_position_embeddings == 256
+    with pytest.raises(ConfigError, match="rope type 'dynamic' is not supported; known: default, linear"):
+        config_of(LLAMA, rope_scaling={"type": "dynamic", "factor": 2.0})
+    with pytest.raises(ConfigError, match="rope factor is missing"):
+        config_of(LLAMA, rope_scaling={"type": "linear"})
+    with pytest.raises(ConfigError, match="unknown field mrope_section"):
+        config_of(LLAMA, rope_scaling={"type": "default", "mrope_section": [1, 2]})
+
+
+def test_windows():
+    assert config_of(MISTRAL).windows == (4096, 4096)  # transformers' default where the field is absent
+    assert config_of(MISTRAL, sliding_window=None).windows == (None, None)
+    assert config_of(MISTRAL, sliding_window=7).windows == (7, 7)
+    assert config_of(QWEN2, sliding_window=7).windows == (None, None)
+    sliding = {"use_sliding_window": True, "sliding_window": 7}
+    assert config_of(QWEN2, **sliding, max_window_layers=1).windows == (None, 7)
+    types = ["sliding_attention", "full_attention"]
+    assert config_of(QWEN2, **sliding, layer_types=types).windows == (7, None)
+    with pytest.raises(ConfigError, match="layer_types must hold 2 times"):
+        config_of(QWEN2, **sliding, layer_types=["full_attention"])
+    with pytest.raises(ConfigError, match="layer_types must hold 2 times"):
+        config_of(QWEN2, **sliding, layer_types=["chunked_attention", "full_attention"])
+
+
+def test_end_of_text_ids():
+    assert config_of(LLAMA).eos_token_ids == (2,)
+    assert config_of(LLAMA, eos_token_id=None).eos_token_ids == ()
+    assert config_of(LLAMA, eos_token_id=[3, 4]).eos_token_ids == (3, 4)
+    assert config_of(QWEN2).eos_token_ids == ()
+    with pytest.raises(ConfigError, match="eos_token_id='</s>' must be a token id"):
+        config_of(LLAMA, eos_token_id="</s>")
+
+
+def test_an_unknown_architecture_names_the_nearest():
+    with pytest.raises(
+        UnknownModelError, match=r"'Qwen3MoeForCausalLM' is not in the registry; the nearest is 'Qwen3F"
+    ):
+        registry.resolve(LLAMA | {"architectures": ["Qwen3MoeForCausalLM"]})
+    with pytest.raises(UnknownModelError, match="'mamba' is not in the registry"):
+        registry.resolve({"model_type": "mamba"})
+    with pytest.raises(ConfigError, match="neither architectures nor model_type"):
+        registry.resolve({"vocab_size": 3})
+
+
+def test_model_type_alone_suffices():
+    assert registry.resolve({k: v for k, v in LLAMA.items() if k != "architectures"}).name == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize(
+    ("values", "changes", "message"),
+    [
+        (LLAMA, {"clip_qkv": 8.0}, "unknown field clip_qkv=8.0: may change what the model computes"),
+        (LLAMA, {"clip_qkv": 8.0, "logit_scale": 2}, "unknown fields clip_qkv=8.0, logit_scale=2"),
+        (LLAMA, {"is_encoder_decoder": True}, "is_encoder_decoder=True is not supported"),
+        (LLAMA, {"quantization_config": {"quant_method": "awq"}}, r"quantization_config \(awq\): quantised weights"),
+        (LLAMA, {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported"),
+        (LLAMA, {"hidden_size": None}, "hidden_size is missing"),
+        (LLAMA, {"hidden_size": "16"}, "hidden_size='16' must be of type int"),
+        (LLAMA, {"num_hidden_layers": 0}, "num_hidden_layers=0: must be positive"),
+        (LLAMA, {"num_attention_heads": 3, "num_key_value_heads": 2, "head_dim": 4}, "num_key_value_heads=2 must div"),
+        (LLAMA, {"head_dim": 7}, "head_dim=7 must be even"),
+        (LLAMA, {"hidden_act": "xielu"}, "activation 'xielu' is not supported; known: silu"),
+        (LLAMA, {"torch_dtype": "float64"}, "dtype='float64': must be float32, bfloat16 or float16"),
+        (LLAMA, {"use_sliding_window": False}, "unknown field use_sliding_window"),
+        (GPT2, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True is not supported"),
+        (GPT2, {"add_cross_attention": True}, "add_cross_attention=True is not supported"),
+        (GPT2, {"n_ctx": 32}, "n_ctx=32 is not supported, only 64"),
+        (GPT2, {"rope_theta": 1e4}, "unknown field rope_theta"),
+    ],
+)
+def test_a_field_that_cannot_be_honoured_is_named(values, changes, message):
+    registry.resolve(values)
+    with pytest.raises(ConfigError, match=message):
+        registry.resolve(values | changes)
+
+
+class Unturned(LlamaAttention):
+    def place(self, q, k, rotation):
+        return q, k
+
+
+class MyModel(LlamaForCausalLM):
+    attention_class = Unturned
+
+
+def test_a_models_own_class_takes_the_registrys_place():
+    architecture = registry.resolve(LLAMA | {"architectures": ["MyOwnForCausalLM"]}, model_class=MyModel)
+    assert architecture.name == "MyOwnForCausalLM"
+    model = architecture.build("float32")
+    assert isinstance(model, MyModel)
+    assert all(isinstance(layer.attention, Unturned) for layer in model.layers)

@@ -1,0 +1,306 @@
+"""Loading: what is read, how it is cast, and what each broken checkpoint is told."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxllm import weights
+from jaxllm.errors import CheckpointError, ConfigError
+from jaxllm.layers.parameter import parameters
+from jaxllm.layers.step import DenseStep
+from jaxllm.models import registry
+
+REFERENCE = Path(__file__).parents[1] / "models" / "reference"
+LLAMA = "llama-llama3-rope-biases"  # bfloat16, untied
+
+
+def build(path, dtype="float32"):
+    return registry.resolve(weights.read_config(path)).build(dtype)
+
+
+def values(model) -> dict[str, jax.Array]:
+    return {name: leaf.get_value() for name, leaf in parameters(model).items()}
+
+
+def assert_same(left: dict[str, jax.Array], right: dict[str, jax.Array]) -> None:
+    assert left.keys() == right.keys()
+    for name, array in left.items():
+        assert array.dtype == right[name].dtype
+        np.testing.assert_array_equal(np.asarray(array), np.asarray(right[name]), err_msg=name)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A writable copy: its directory, its tensors, and a function that writes them back."""
+    directory = tmp_path / "checkpoint"
+    shutil.copytree(REFERENCE / LLAMA, directory)
+    tensors = load_file(directory / "model.safetensors")
+
+    def write() -> Path:
+        save_file(tensors, directory / "model.safetensors")
+        return directory
+
+    return directory, tensors, write
+
+
+def test_parts_are_fused_and_transposed(checkpoint):
+    directory, tensors, _ = checkpoint
+    got = values(weights.load(build(directory), directory))
+    prefix = "model.layers.1.self_attn."
+    expected = np.concatenate([tensors[f"{prefix}{p}_proj.weight"] for p in "qkv"]).T.astype(np.float32)
+    np.testing.assert_array_equal(np.asarray(got["layers.1.attention.qkv.kernel"]), expected)
+    expected = np.concatenate([tensors[f"{prefix}{p}_proj.bias"] for p in "qkv"]).astype(np.float32)
+    np.testing.assert_array_equal(np.asarray(got["layers.1.attention.qkv.bias"]), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("case", ["llama-tied-3-heads", LLAMA, "qwen3-biases-mixed-windows"])  # F32, BF16, F16
+def test_every_type_is_cast_to_every_type(case, dtype):
+    """The reference weights are bfloat16 numbers, so that neither way through float16 (in range) nor float32 rounds."""
+    path = REFERENCE / case
+    got = values(weights.load(build(path, dtype), path))
+    assert {str(array.dtype) for array in got.values()} == {dtype}
+    exact = values(weights.load(build(path), path))
+    for name, array in got.items():
+        np.testing.assert_allclose(
+            np.asarray(array.astype(jnp.float32)), np.asarray(exact[name]), rtol=0, atol=1e-6, err_msg=name
+        )
+
+
+def test_dtype_of_load_overrides_the_models():
+    model = weights.load(build(REFERENCE / LLAMA), REFERENCE / LLAMA, dtype="bfloat16")
+    assert {array.dtype for array in values(model).values()} == {jnp.dtype("bfloat16")}
+
+
+def test_half_precision_models_compute_in_their_type():
+    path = REFERENCE / LLAMA
+    tokens = DenseStep.of(jnp.arange(12, dtype=jnp.int32).reshape(2, 6))
+    exact = build(path)
+    exact_logits = exact.logits(weights.load(exact, path)(tokens, None)[0])
+    for dtype in ("bfloat16", "float16"):
+        model = build(path, dtype)
+        hidden, _ = weights.load(model, path)(tokens, None)
+        assert hidden.dtype == jnp.dtype(dtype)
+        logits = model.logits(hidden)
+        assert logits.dtype == jnp.float32
+        assert float(jnp.abs(logits - exact_logits).mean()) < 0.05 * float(exact_logits.std())
+
+
+def test_progress_counts_parameters():
+    calls = []
+    model = weights.load(build(REFERENCE / LLAMA), REFERENCE / LLAMA, progress=lambda *call: calls.append(call))
+    count = len(parameters(model))
+    assert calls == [(done, count, "loading weights") for done in range(1, count + 1)]
+
+
+def shard(directory: Path, tensors: dict[str, np.ndarray]) -> dict[str, str]:
+    """Rewrites the checkpoint as two files and an index; returns the weight map."""
+    (directory / "model.safetensors").unlink()
+    files = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    names = sorted(tensors)
+    weight_map = {name: files[i % 2] for i, name in enumerate(names)}  # q, k and v end in different files
+    for file in files:
+        save_file({name: tensors[name] for name in names if weight_map[name] == file}, directory / file)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return weight_map
+
+
+def test_shards(checkpoint):
+    directory, tensors, _ = checkpoint
+    whole = values(weights.load(build(directory), directory))
+    shard(directory, tensors)
+    assert_same(values(weights.load(build(directory), directory)), whole)
+    (directory / "model.safetensors.index.json").unlink()
+    assert_same(values(weights.load(build(directory), directory)), whole)
+
+
+def test_a_missing_shard_is_named(checkpoint):
+    directory, tensors, _ = checkpoint
+    shard(directory, tensors)
+    (directory / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"names files that are not there: model-00002-of-00002.safetensors"):
+        weights.load(build(directory), directory)
+
+
+def test_a_broken_index_is_named(checkpoint):
+    directory, tensors, _ = checkpoint
+    shard(directory, tensors)
+    for text in ("{", "[]", '{"weight_map": []}'):
+        (directory / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(CheckpointError, match="not an index of shards"):
+            weights.load(build(directory), directory)
+
+
+def test_every_missing_unused_and_misshapen_tensor_is_named_at_once(checkpoint):
+    directory, tensors, write = checkpoint
+    del tensors["model.layers.0.self_attn.k_proj.weight"], tensors["model.norm.weight"]
+    tensors["model.layers.1.self_attn.q_norm.weight"] = np.ones(8, np.float32)
+    tensors["model.layers.2.mlp.up_proj.weight"] = np.ones((4, 4), np.float32)
+    tensors["model.embed_tokens.weight"] = np.ones((97, 31), np.float32)
+    tensors["model.layers.0.self_attn.q_proj.weight"] = np.ones((16, 32), np.float32)
+    tensors["lm_head.weight"] = np.ones((97, 32), np.int8)
+    write()
+    with pytest.raises(CheckpointError) as error:
+        weights.load(build(directory), directory)
+    message = str(error.value)
+    for part in (
+        "does not fit LlamaForCausalLM",
+        "missing: model.layers.0.self_attn.k_proj.weight, model.norm.weight;",
+        "unused: model.layers.1.self_attn.q_norm.weight, model.layers.2.mlp.up_proj.weight;",
+        "model.embed_tokens.weight is [97, 31] where [97, 32] is expected",
+        "model.layers.0.self_attn.q_proj.weight is [16, 32] where [32, 32] is expected",
+        "lm_head.weight is of type I8 where one of F32, F16, BF16 is expected",
+    ):
+        assert part in message
+
+
+def test_a_missing_head_hints_at_tying(checkpoint):
+    directory, tensors, write = checkpoint
+    del tensors["lm_head.weight"]
+    write()
+    with pytest.raises(CheckpointError, match=r"config\.json must say tie_word_embeddings: true"):
+        weights.load(build(directory), directory)
+
+
+def test_a_tied_checkpoint_may_hold_its_head_again(checkpoint):
+    directory, _, _ = checkpoint
+    config = weights.read_config(directory) | {"tie_word_embeddings": True}
+    (directory / "config.json").write_text(json.dumps(config))
+    assert "head.kernel" not in values(weights.load(build(directory), directory))
+
+
+def test_biases_that_the_config_denies_are_unused(checkpoint):
+    directory, _, _ = checkpoint
+    config = weights.read_config(directory) | {"attention_bias": False}
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"unused: model\.layers\.0\.self_attn\.k_proj\.bias"):
+        weights.load(build(directory), directory)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 200, -1000])
+def test_a_truncated_file_says_so(checkpoint, keep):
+    directory, _, _ = checkpoint
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=r"model.safetensors \(\d+ bytes\) is truncated or damaged: .*fetch"):
+        weights.load(build(directory), directory)
+
+
+def test_pickles_are_refused(checkpoint):
+    directory, _, _ = checkpoint
+    (directory / "model.safetensors").unlink()
+    (directory / "pytorch_model.bin").write_bytes(pickle.dumps({}))
+    with pytest.raises(CheckpointError, match=r"pickle files only \(pytorch_model.bin\)\. Loading a pickle runs"):
+        weights.load(build(directory), directory)
+
+
+def test_a_directory_without_weights_offers_dummy_ones(checkpoint):
+    directory, _, _ = checkpoint
+    (directory / "model.safetensors").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"no \*\.safetensors file; fetch the weights, or pass --load-format dummy"
+    ):
+        weights.load(build(directory), directory)
+    with pytest.raises(CheckpointError, match="no folder 'orbax'; `jaxllm convert` writes one"):
+        weights.load(build(directory), directory, load_format="orbax")
+
+
+def test_dummy_weights_depend_on_the_seed_alone(tmp_path):
+    path = REFERENCE / LLAMA
+
+    def dummy(seed: int, dtype: str = "bfloat16"):
+        return values(weights.load(build(path, dtype), tmp_path, load_format="dummy", seed=seed))
+
+    one = dummy(1)
+    assert_same(one, dummy(1))
+    other = dummy(2)
+    kernels = [name for name in one if name.endswith(("kernel", "table"))]
+    assert not any(np.array_equal(np.asarray(one[name]), np.asarray(other[name])) for name in kernels)
+    assert len({np.asarray(one[name]).tobytes() for name in kernels}) == len(kernels)  # no two layers the same
+    for name, array in one.items():
+        assert array.dtype == ml_dtypes.bfloat16
+        if name.endswith("norm.weight"):
+            assert (array == 1).all()
+        elif name.endswith("bias"):
+            assert (array == 0).all()
+    assert float(dummy(1, "float32")["embed.table"].std()) == pytest.approx(0.02, rel=0.1)
+
+
+def test_orbax_round_trip(checkpoint, tmp_path):
+    directory, _, _ = checkpoint
+    (directory / "tokenizer.json").write_text('{"model": {}}')
+    (directory / "generation_config.json").write_text('{"temperature": 0.6}')
+    model = weights.load(build(directory, "bfloat16"), directory)
+    converted = tmp_path / "converted"
+    weights.save_orbax(model, weights.read_config(directory), directory, converted)
+
+    assert (converted / "tokenizer.json").read_text() == '{"model": {}}'
+    assert not list(converted.glob("*.safetensors"))
+    assert weights.read_generation_config(converted) == {"temperature": 0.6}
+    assert registry.resolve(weights.read_config(converted)).config.dtype == "bfloat16"
+    assert_same(values(weights.load(build(converted, "bfloat16"), converted)), values(model))
+    wide = values(weights.load(build(converted), converted, load_format="orbax"))
+    assert_same(wide, values(weights.load(build(directory), directory)))
+
+    with pytest.raises(ConfigError, match="is not empty; name a new directory"):
+        weights.save_orbax(model, weights.read_config(directory), directory, converted)
+
+
+def test_a_converted_checkpoint_that_does_not_fit_names_its_parameters(checkpoint, tmp_path):
+    directory, _, _ = checkpoint
+    converted = tmp_path / "converted"
+    model = weights.load(build(directory), directory)
+    weights.save_orbax(model, weights.read_config(directory), directory, converted)
+    config = weights.read_config(converted)
+    changes = {"tie_word_embeddings": True, "num_hidden_layers": 3, "intermediate_size": 44}
+    (converted / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(CheckpointError) as error:
+        weights.load(build(converted), converted)
+    assert "unused: head.kernel;" in str(error.value)
+    assert "missing: layers.2.attention.out.bias" in str(error.value)
+    assert "layers.0.mlp.gate_up.kernel is [32, 80] where [32, 88] is expected" in str(error.value)
+
+
+def test_a_damaged_converted_checkpoint_says_so(checkpoint, tmp_path):
+    directory, _, _ = checkpoint
+    converted = tmp_path / "converted"
+    model = weights.load(build(directory), directory)
+    weights.save_orbax(model, weights.read_config(directory), directory, converted)
+    for path in sorted((converted / "orbax").rglob("d/*")):
+        path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(CheckpointError, match=r"is incomplete or damaged: .*run `jaxllm convert` again"):
+        weights.load(build(converted), converted)
+
+
+def test_demo_is_packaged():
+    assert weights.resolve_model_path("demo").name == "demo_model"
+
+
+def test_paths(checkpoint):
+    directory, _, _ = checkpoint
+    assert weights.resolve_model_path(str(directory)) == directory
+    with pytest.raises(ConfigError, match="'org/name': no such directory; name one that holds"):
+        weights.resolve_model_path("org/name")
+    with pytest.raises(ConfigError, match="is a file: name the directory"):
+        weights.resolve_model_path(__file__)
+
+
+def test_config_files(tmp_path):
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        weights.read_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="not JSON"):
+        weights.read_config(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ConfigError, match="must hold a JSON object, not list"):
+        weights.read_config(tmp_path)
+    assert weights.read_generation_config(tmp_path) == {}
