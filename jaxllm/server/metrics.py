@@ -10,7 +10,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from prometheus_client import CollectorRegistry, generate_latest
@@ -75,6 +75,13 @@ class Histogram:
         return family
 
 
+def _take(notes: list[Any], count: int) -> np.ndarray:
+    """Moves the first `count` notes out; another thread may append meanwhile."""
+    taken = np.array(notes[:count], np.float64)
+    del notes[:count]
+    return taken
+
+
 class ProgramTable(Protocol):
     """What is asked of the runner's table."""
 
@@ -119,7 +126,9 @@ class EngineMetrics(Collector):
 
         self._limits: list[int] = []
         self._steps: list[int] = []
-        self._deltas: list[tuple[Delta, float | None, float]] = []
+        self._gaps: list[float] = []
+        self._gap_tokens: list[int] = []  # appended to after _gaps, and so never longer
+        self._turns: list[tuple[Delta, bool]] = []  # first and last deltas, and whether it is the first
         self._folding = threading.Lock()
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -134,11 +143,15 @@ class EngineMetrics(Collector):
         self._limits.append(request.max_total - len(request.prompt))
 
     def observe_delta(self, delta: Delta, previous_time: float | None) -> None:
-        self._deltas.append((delta, previous_time, time.monotonic()))
+        if previous_time is None or delta.finish is not None:
+            self._turns.append((delta, previous_time is None))
+        if previous_time is not None and delta.token_ids:
+            self._gaps.append(time.monotonic() - previous_time)
+            self._gap_tokens.append(len(delta.token_ids))
 
     def observe_step(self, kind: str, num_tokens: int, seconds: float) -> None:
         self._steps.append(num_tokens)
-        if len(self._deltas) + len(self._steps) >= FOLD_AT:
+        if len(self._gaps) + len(self._turns) + len(self._steps) >= FOLD_AT:
             self._fold()
 
     # --- on whichever thread comes first ---
@@ -146,27 +159,23 @@ class EngineMetrics(Collector):
     def _fold(self) -> None:
         """Move what was noted into the histograms. Appending goes on meanwhile: only what was seen is removed."""
         with self._folding:
-            deltas, steps, limits = self._deltas[:], self._steps[:], self._limits[:]
-            del self._deltas[: len(deltas)], self._steps[: len(steps)], self._limits[: len(limits)]
-            for histogram, noted in ((self._iteration, steps), (self._max_tokens, limits)):
-                histogram.observe_all(np.array(noted, np.float64), np.ones(len(noted)))
-            gaps = [
-                (now - previous, len(delta.token_ids))
-                for delta, previous, now in deltas
-                if previous is not None and delta.token_ids
-            ]
-            if gaps:
-                seconds, tokens = np.array(gaps, np.float64).T
-                self._inter_token.observe_all(seconds / tokens, tokens)
-            for delta, previous, now in deltas:
-                if previous is None and delta.first_token is not None:
+            tokens = _take(self._gap_tokens, len(self._gap_tokens))
+            gaps = _take(self._gaps, len(tokens))
+            self._inter_token.observe_all(gaps / tokens, tokens)
+            for histogram, notes in ((self._iteration, self._steps), (self._max_tokens, self._limits)):
+                values = _take(notes, len(notes))
+                histogram.observe_all(values, np.ones_like(values))
+            turns = self._turns[:]
+            del self._turns[: len(turns)]
+            for delta, first in turns:
+                if first and delta.first_token is not None:
                     self._first_token.observe(delta.first_token - delta.arrival)
                 if delta.finish is not None:
-                    self._observe_end(delta, delta.finish, now)
+                    self._observe_end(delta, delta.finish)
 
-    def _observe_end(self, delta: Delta, finish: FinishReason, now: float) -> None:
+    def _observe_end(self, delta: Delta, finish: FinishReason) -> None:
         """Stages that a request did not reach are not observed."""
-        finished = now if delta.finished is None else delta.finished
+        finished = time.monotonic() if delta.finished is None else delta.finished
         self._finished[finish] += 1
         self._latency.observe(finished - delta.arrival)
         self._prompt.observe(delta.num_prompt)
