@@ -153,12 +153,14 @@ class EngineClient:
         return not self._stopping
 
     def _add(self, request: Request) -> None:
-        self._num_entering -= 1
         try:
             self.engine.add(request)
         except JaxllmError as error:  # it was checked before, but the queue may have filled by preemption
             self._deliver([_failed(request.request_id, str(error))])
             return
+        finally:
+            with self._changed:
+                self._num_entering -= 1
         try:
             for observer in self._observers:
                 observer.observe_request(request)
@@ -181,10 +183,15 @@ class EngineClient:
             previous, stream.time = stream.time, now
             try:
                 stream.on_delta(delta)
+            except Exception:  # a listener's fault is not the engine's, nor that of the other requests
+                log.exception("whoever listens to request %s failed, so it ends", delta.request_id)
+                stream.on_delta = _ignore
+                self.engine.abort(delta.request_id)
+            try:
                 for observer in self._observers:
                     observer.observe_delta(delta, previous)
-            except Exception:  # a listener's fault is not the engine's, nor that of the other requests
-                log.exception("a listener failed on a delta of request %s", delta.request_id)
+            except Exception:
+                log.exception("an observer failed on a delta of request %s", delta.request_id)
 
     def _close_stream(self, request_id: str) -> None:
         with self._changed:
@@ -221,6 +228,10 @@ class _Stream:
     def __init__(self, on_delta: OnDelta):
         self.on_delta = on_delta
         self.time: float | None = None
+
+
+def _ignore(delta: Delta) -> None:
+    """Nobody listens any more."""
 
 
 def _failed(request_id: str, error: str) -> Delta:

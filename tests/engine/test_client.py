@@ -165,7 +165,8 @@ def test_a_failing_listener_harms_nobody_else(client: EngineClient, caplog: pyte
     inbox = submit(client, [2], max_tokens=50)
     assert inbox.end().finish is FinishReason.LENGTH
     assert client.drain(20)
-    assert "a listener failed" in caplog.text
+    assert caplog.text.count("whoever listens to request") == 1  # it was aborted at once
+    assert client.load().generation_tokens < 100
 
 
 def test_observers_see_every_delta_and_every_step(client: EngineClient) -> None:
