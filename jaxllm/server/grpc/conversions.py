@@ -117,9 +117,11 @@ def write_logprobs(
     target: "RepeatedCompositeFieldContainer[pb.TokenLogprob]",
     token_ids: Sequence[int],
     logprobs: Logprobs,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
 ) -> None:
-    """Append one entry per token; logprobs holds len(token_ids) positions or more."""
+    """Append one entry per token; logprobs holds len(token_ids) positions or more. No tokenizer: ids alone."""
+    text = tokenizer.token_text if tokenizer else lambda token_id: ""
+    raw = tokenizer.token_bytes if tokenizer else lambda token_id: b""
     tops = zip(logprobs.top_ids.tolist(), logprobs.top.tolist(), strict=True)
     for token_id, logprob, rank, (top_ids, top) in zip(
         token_ids, logprobs.token.tolist(), logprobs.rank.tolist(), tops, strict=False
@@ -128,15 +130,15 @@ def write_logprobs(
             token_id=token_id,
             logprob=logprob,
             rank=rank,
-            token=tokenizer.token_text(token_id),
-            token_bytes=tokenizer.token_bytes(token_id),
+            token=text(token_id),
+            token_bytes=raw(token_id),
         )
         for top_id, top_logprob in zip(top_ids, top, strict=True):
             entry.top.add(
                 token_id=top_id,
                 logprob=top_logprob,
-                token=tokenizer.token_text(top_id),
-                token_bytes=tokenizer.token_bytes(top_id),
+                token=text(top_id),
+                token_bytes=raw(top_id),
             )
 
 

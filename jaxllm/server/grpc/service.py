@@ -200,7 +200,7 @@ class ControlService(pb_grpc.ControlServicer):
                 vocab_size=info.vocab_size,
                 max_model_len=info.max_model_len,
                 eos_token_ids=info.eos_token_ids,
-                has_chat_template=requests.tokenizer.has_chat_template,
+                has_chat_template=requests.has_chat_template,
                 max_logprobs=info.max_logprobs,
                 path=info.path,
             )

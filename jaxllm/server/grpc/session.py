@@ -104,10 +104,10 @@ class Generation:
         self.submitted = False
         self.ended = False
 
-    def prepare(self, request: Request, tokenizer: Tokenizer, call_deadline: bool) -> None:
-        """call_deadline: the request's deadline is the call's own and ends the call."""
+    def prepare(self, request: Request, tokenizer: Tokenizer | None, call_deadline: bool) -> None:
+        """Without a tokenizer it yields token ids alone. call_deadline: the deadline is the call's own and ends it."""
         self._prompt = request.prompt
-        self._text = TextStream(tokenizer, request.params) if request.params.detokenize else None
+        self._text = TextStream(tokenizer, request.params) if tokenizer and request.params.detokenize else None
         self._tokenizer = tokenizer
         self._call_deadline = call_deadline
         self._begun = False
@@ -190,14 +190,13 @@ class Requests:
 
     Attributes:
         client: the engine.
-        tokenizer: text to token ids and back.
         refusal: why no request is taken any more, or None.
     """
 
-    def __init__(self, client: "EngineClient", tokenizer: Tokenizer):
-        """On the event loop that serves the calls."""
+    def __init__(self, client: "EngineClient", tokenizer: Tokenizer | None):
+        """On the event loop that serves the calls. tokenizer: None serves token ids alone."""
         self.client = client
-        self.tokenizer = tokenizer
+        self._tokenizer = tokenizer
         self.refusal: str | None = None
         self._loop = asyncio.get_running_loop()
         self._running: dict[str, Generation] = {}
@@ -208,6 +207,17 @@ class Requests:
 
     def __len__(self) -> int:
         return len(self._running)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._tokenizer is not None and self._tokenizer.has_chat_template
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises RequestError when there is none."""
+        if self._tokenizer is None:
+            raise RequestError("this server has no tokenizer: send token ids, without stop strings", "prompt")
+        return self._tokenizer
 
     def open(self, wire: pb.GenerateRequest, call: Call) -> Generation:
         """Enter a request under its id. Raises CallError or RequestError."""
@@ -256,7 +266,9 @@ class Requests:
                 deadline=deadline,
                 cache_salt=wire.cache_salt,
             )
-            generation.prepare(request, self.tokenizer, call_deadline is not None and deadline == call_deadline)
+            if params.stop:
+                self.tokenizer  # noqa: B018 (raises when there is none)
+            generation.prepare(request, self._tokenizer, call_deadline is not None and deadline == call_deadline)
             generation.submitted = True
             self.client.submit(request, functools.partial(self._put, generation))
         except Exception as error:
