@@ -269,8 +269,7 @@ class Programs:
         shaped = penalise(logits, state.counts[slot], state.in_prompt[slot], params)
         early = at - rows[:, Column.PROMPT_LEN] < rows[:, Column.MIN_TOKENS]
         tokens = sample(forbid(shaped, rows[:, Column.STOP_IDS :], early), params, at)
-        seen = state.counts[slot, tokens]
-        counts = state.counts.at[slot, tokens].add((active & (seen < jnp.iinfo(jnp.int16).max)).astype(jnp.int16))
+        counts = _count(state.counts, slot, tokens, active)
         return Drawn(tokens, token_logprobs(logits, tokens, self.geometry.num_logprobs), counts)
 
     def _score(self, model: Any, hidden: jax.Array, targets: jax.Array) -> TokenLogprobs:
@@ -314,6 +313,15 @@ def _ends(rows: jax.Array, tokens: jax.Array, at: jax.Array) -> jax.Array:
     stops = (rows[:, Column.STOP_IDS :] == tokens[:, None]).any(axis=1)
     enough = total - rows[:, Column.PROMPT_LEN] >= rows[:, Column.MIN_TOKENS]
     return (stops & enough) | (total >= rows[:, Column.LIMIT])
+
+
+def _count(counts: jax.Array, slot: jax.Array, tokens: jax.Array, active: jax.Array) -> jax.Array:
+    """counts [S + 1, V] with one more of tokens [B] in the slots [B] of active rows."""
+    seen = counts[slot, tokens]
+    more = seen + (active & (seen < jnp.iinfo(jnp.int16).max)).astype(jnp.int16)
+    if slot.shape == (1,):  # a scatter of one element would copy the counts inside a loop
+        return jax.lax.dynamic_update_slice(counts, more[:, None], (slot[0], tokens[0]))
+    return counts.at[slot, tokens].set(more)
 
 
 def _pack(out: Any) -> jax.Array:

@@ -30,28 +30,30 @@ def token_buckets(max_tokens: int, *, gpu: bool) -> list[int]:
     largest = max(16, -(-max_tokens // 16) * 16)
     if largest > SCORE_BLOCK:
         largest = -(-largest // SCORE_BLOCK) * SCORE_BLOCK
-    sizes = [16 << i for i in range(30)] if gpu else [16, 128]
+    sizes = [16 << i for i in range(30)] if gpu else [64]
     return [size for size in sizes if size < largest] + [largest]
 
 
 def row_buckets(max_rows: int, *, gpu: bool) -> list[int]:
     """Sizes of decode programs: exact to 8, then four per doubling on a GPU; few on a CPU."""
     fine = [*range(1, 8), *((4 + i % 4) << (i // 4 + 1) for i in range(100))]
-    return [size for size in (fine if gpu else [1, 4, 16, 64]) if size < max_rows] + [max_rows]
+    return [size for size in (fine if gpu else [1]) if size < max_rows] + [max_rows]
 
 
 def closed_table(max_rows: int, max_tokens: int, steps: Sequence[int], *, gpu: bool) -> list[ProgramKey]:
     """Every program of an engine. Rare variants come in fewer sizes; a step takes the next larger one."""
     tokens, rows = token_buckets(max_tokens, gpu=gpu), row_buckets(max_rows, gpu=gpu)
     extends: dict[Variant, list[int]]
+    decodes: dict[Variant, list[int]]
     if gpu:
         # Thinned out from the largest down, so that the largest size of every variant exists.
         extends = {"greedy": tokens, "sampled": tokens, "full": tokens[::-2], "scored": tokens[::-3]}
-        full_rows = [size for size in rows if size & (size - 1) == 0 or size == max_rows]
+        powers = [size for size in rows if size & (size - 1) == 0 or size == max_rows]
+        decodes = {"greedy": rows, "sampled": rows, "full": powers}
     else:
+        # Two cores compile a program in a second or more: few programs, each serving much.
         extends = {"sampled": tokens, "scored": tokens[-1:]}
-        full_rows = rows[-1:]
-    decodes: dict[Variant, list[int]] = {"greedy": rows, "sampled": rows, "full": full_rows}
+        decodes = {"greedy": rows, "sampled": rows[:1], "full": rows[-1:]}
     keys = [ProgramKey("extend", size, variant) for variant, sizes in extends.items() for size in sizes]
     keys += [
         ProgramKey("decode", size, variant, n) for variant, sizes in decodes.items() for size in sizes for n in steps
@@ -106,7 +108,7 @@ class ProgramTable:
     def compile(self, num_pages: int, progress: Progress | None = None) -> None:
         """Compiles the whole table in parallel, the largest programs first."""
         started = time.perf_counter()
-        order = sorted(self.keys, key=lambda key: (key.size, key.steps, VARIANTS.index(key.variant)), reverse=True)
+        order = sorted(self.keys, key=lambda key: (key.size, key.steps), reverse=True)
         lock = threading.Lock()
 
         def build(key: ProgramKey) -> None:
@@ -181,4 +183,4 @@ class ProgramTable:
         return packed
 
     def _largest(self, kind: str) -> str:
-        return str(max((key for key in self.keys if key.kind == kind), default="nothing", key=lambda key: key.size))
+        return str(max(key for key in self.keys if key.kind == kind))

@@ -11,5 +11,10 @@ def kv_write(
 
 
 def _write(pages: jax.Array, new: jax.Array, index: jax.Array) -> jax.Array:
+    new = new.astype(pages.dtype)
+    if index.shape == (1,):
+        # Inside a loop XLA copies the whole pool for a scatter of one token, and for a slice of the reshaped pool.
+        page = pages.shape[1]
+        return jax.lax.dynamic_update_slice(pages, new[:, None], (index[0] // page, index[0] % page, 0, 0))
     slots = pages.reshape(-1, *pages.shape[2:])
-    return slots.at[index].set(new.astype(pages.dtype), mode="promise_in_bounds").reshape(pages.shape)
+    return slots.at[index].set(new, mode="promise_in_bounds").reshape(pages.shape)

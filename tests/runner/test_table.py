@@ -1,0 +1,80 @@
+"""The table and its programs: which sizes there are, and that none copies a pool."""
+
+import itertools
+import re
+
+import pytest
+
+from jaxllm.runner import Runner
+from jaxllm.runner.programs import VARIANTS, ProgramKey
+from jaxllm.runner.table import closed_table, row_buckets, token_buckets
+
+
+def test_row_buckets() -> None:
+    fine = row_buckets(256, gpu=True)
+    assert fine[:12] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16]
+    assert fine[-5:] == [128, 160, 192, 224, 256]
+    assert all(later <= 1.25 * size for size, later in itertools.pairwise(fine[7:]))
+    assert row_buckets(3, gpu=True) == [1, 2, 3]
+    assert row_buckets(100, gpu=True)[-2:] == [96, 100]
+    assert row_buckets(16, gpu=False) == [1, 16]
+    assert row_buckets(1, gpu=False) == [1]
+
+
+def test_token_buckets() -> None:
+    assert token_buckets(8192, gpu=True) == [16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192]
+    assert token_buckets(1, gpu=True) == [16]
+    assert token_buckets(1000, gpu=True)[-2:] == [512, 1024]
+    assert token_buckets(512, gpu=False) == [64, 512]
+    assert token_buckets(300, gpu=False) == [64, 512]  # a multiple of the block that prompts are scored in
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+@pytest.mark.parametrize(("rows", "tokens", "steps"), [(1, 1, (1,)), (16, 512, (1, 4)), (200, 3000, (1, 8))])
+def test_every_step_the_scheduler_may_plan_has_its_program(
+    rows: int, tokens: int, steps: tuple[int, ...], gpu: bool
+) -> None:
+    keys = closed_table(rows, tokens, steps, gpu=gpu)
+    assert len(keys) == len(set(keys))
+
+    def served(kind: str, size: int, rank: int, n: int) -> bool:
+        return any(
+            (key.kind, key.steps) == (kind, n) and key.size >= size and VARIANTS.index(key.variant) >= rank
+            for key in keys
+        )
+
+    for rank in range(4):
+        assert served("extend", tokens, rank, 1)
+        for n in steps:
+            assert rank == 3 or served("decode", rows, rank, n)
+
+
+def test_a_step_takes_the_least_program(runner: Runner) -> None:
+    choose = runner.table.choose
+    assert choose("extend", 5, "greedy") == ProgramKey("extend", 64, "sampled")
+    assert choose("extend", 64, "full") == ProgramKey("extend", 512, "scored")
+    assert choose("extend", 65, "sampled") == ProgramKey("extend", 512, "sampled")
+    assert choose("decode", 1, "greedy", 4) == ProgramKey("decode", 1, "greedy", 4)
+    assert choose("decode", 2, "greedy") == ProgramKey("decode", 4, "greedy")
+    assert choose("decode", 2, "sampled") == ProgramKey("decode", 4, "full")
+
+
+def test_no_program_copies_a_pool_or_the_counts(runner: Runner) -> None:
+    """Pools and state are donated and updated in place: the compiled programs hold no copy of their size."""
+    pool = ",".join(map(str, runner._cache[0].shape))
+    slots = f"{runner._cache[0].shape[0] * runner._cache[0].shape[1]}," + ",".join(map(str, runner._cache[0].shape[2:]))
+    counts = ",".join(map(str, runner._state.counts.shape))
+    copies = re.compile(rf"\[(?:{pool}|{slots}|{counts})\]\S* (?:copy|copy-start)\(")
+    for key, compiled in runner.table.compiled.items():
+        text = compiled.as_text()
+        assert f"[{pool}]" in text or key.kind == "seed", key
+        assert not copies.findall(text), key
+        donated = sum(x.nbytes for x in runner._cache) + sum(x.nbytes for x in runner._state)
+        aliased = compiled.memory_analysis().alias_size_in_bytes
+        assert aliased >= donated, f"{key} aliases {aliased} of {donated} donated bytes"
+
+
+def test_every_program_has_run(runner: Runner) -> None:
+    table = runner.table
+    assert set(table.compiled) == set(table.seconds) == set(table.keys)
+    assert table.size == len(table.keys)
