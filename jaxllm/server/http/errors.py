@@ -73,8 +73,6 @@ def from_call(error: grpc.aio.AioRpcError) -> ApiError:
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return unavailable("the engine did not answer in time")
     trailing: dict[str, Any] = dict(error.trailing_metadata() or ())  # type: ignore[arg-type]  # pairs, at run time
-    if error.code() is grpc.StatusCode.UNAVAILABLE:
-        return unavailable(error.details() or "the engine cannot be reached")
     return from_status(error.code(), error.details() or "", trailing.get(PARAM_METADATA))
 
 

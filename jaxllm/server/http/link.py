@@ -9,6 +9,7 @@ carries more tokens, and no queue grows.
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Iterable
 from typing import Any
 
@@ -265,17 +266,15 @@ class EngineLink:
 
     def _flush(self) -> None:
         """Wakes the streams that have chunks, then measures how long their readers take to write them."""
-        loop = asyncio.get_running_loop()
-        begin = loop.time()
+        begin = time.thread_time()  # not by the clock: a machine that is busy elsewhere must not slow streams twice
         ready, self._ready = self._ready, set()
         for stream in ready:
             stream.wake()
         # The loop runs callbacks in order: this one comes after every reader woken above has had its turn.
-        loop.call_soon(self._flushed, begin)
+        asyncio.get_running_loop().call_soon(self._flushed, begin)
 
     def _flushed(self, begin: float) -> None:
-        now = asyncio.get_running_loop().time()
-        self._next_flush = now + (now - begin)
+        self._next_flush = asyncio.get_running_loop().time() + (time.thread_time() - begin)
         self._flush_due = False
         self._schedule_flush()
 

@@ -159,7 +159,9 @@ async def test_a_slow_reader_gets_fewer_and_longer_batches():
     async def read(stream):
         while not stream.done:
             batches.append(len(await stream.next()))
-            time.sleep(0.01)  # the work of writing, which holds the loop
+            begin = time.thread_time()
+            while time.thread_time() - begin < 0.01:
+                pass  # the work of writing
 
     readers = [asyncio.create_task(read(stream)) for stream in streams]
     await asyncio.sleep(0)
