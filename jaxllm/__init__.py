@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from jaxllm.core import SamplingParams
     from jaxllm.llm import LLM, CompletionOutput, RequestOutput
 
-__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams"]
+__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
+
+__version__ = "0.1.0"
 
 _HOMES = {
     "LLM": "jaxllm.llm",

@@ -2,11 +2,30 @@
 
 import os
 import sys
+from typing import Annotated
 
+import typer
+
+from jaxllm import __version__
 from jaxllm.cli import bench, convert, generate, models, plan, serve
 from jaxllm.cli.command import app
 
 __all__ = ["bench", "convert", "generate", "main", "models", "plan", "serve"]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Serves language models from JAX on NVIDIA GPUs."""
 
 
 def main() -> None:

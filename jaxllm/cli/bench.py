@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from jaxllm import __version__
 from jaxllm.cli.command import Given, app, arguments, command, engine_config, print_error
 from jaxllm.config import EngineConfig
 from jaxllm.errors import ConfigError
@@ -358,7 +359,7 @@ def _write(
     document = {
         "benchmark": benchmark,
         "measured": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "jaxllm": version("jaxllm"),
+        "jaxllm": __version__,
         "jax": version("jax"),
         "config": dataclasses.asdict(config),
         **({"load": workload} if workload else {}),

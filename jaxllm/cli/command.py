@@ -33,7 +33,6 @@ Command = Callable[..., None]
 
 app = typer.Typer(
     name="jaxllm",
-    help="Serves language models from JAX on NVIDIA GPUs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -11,6 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from jaxllm import __version__
 from jaxllm.cli.command import Given, arguments, command
 from jaxllm.config import EngineConfig, ServerConfig, flag
 from jaxllm.core import SamplingParams
@@ -186,6 +187,10 @@ def test_errors_reach_the_shell():
     result = jaxllm("generate", "hi", "--model", "qwen3-0.6b")
     assert result.returncode == 2
     assert "--load-format dummy" in result.stderr
+
+
+def test_version():
+    assert jaxllm("--version").stdout.strip() == __version__
 
 
 def test_models_lists_the_registry():

@@ -1,0 +1,152 @@
+"""The commands that run an engine, on a tiny model with random weights, as a user would call them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 64,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "torch_dtype": "float32",
+    "eos_token_id": 2,
+}
+SMALL = ["--max-num-seqs", "2", "--max-num-batched-tokens", "32", "--block-size", "16", "--load-format", "dummy"]
+LENGTHS = ["--num-prompts", "3", "--input-len", "9", "--output-len", "5"]
+
+
+@pytest.fixture(scope="module")
+def shape(tmp_path_factory) -> Path:
+    """A directory with a bare config.json, and with room for compiled programs beside it."""
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(CONFIG))
+    return directory
+
+
+def jaxllm(*line: object) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_NUMPY")}
+    return subprocess.run(
+        [sys.executable, "-m", "jaxllm", *map(str, line)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env=environment | {"COLUMNS": "200"},
+    )
+
+
+def bench(kind: str, shape: Path, *line: object) -> dict:
+    """The JSON that a benchmark wrote."""
+    output = shape.parent / f"{kind}.json"
+    cache = [] if kind == "startup" else ["--compilation-cache-dir", shape.parent / "cache"]
+    result = jaxllm("bench", kind, "--model", shape, *SMALL, *cache, "--output-json", output, *line)
+    assert result.returncode == 0, result.stderr
+    document = json.loads(output.read_text())
+    assert document["benchmark"] == kind
+    assert document["config"]["max_num_seqs"] == 2
+    return document
+
+
+def test_throughput_counts_every_token(shape):
+    (row,) = bench("throughput", shape, *LENGTHS, "--plot", shape.parent / "plot.png")["rows"]
+    assert (row["workload"], row["requests"]) == ("random", 3)
+    assert (row["prompt_tokens"], row["output_tokens"]) == (27, 15)
+    assert row["seconds"] == min(row["all_seconds"])
+    assert len(row["all_seconds"]) == 2
+    assert row["output_tokens_per_s"] == pytest.approx(15 / row["seconds"])
+    assert row["total_tokens_per_s"] == pytest.approx(42 / row["seconds"])
+    assert (shape.parent / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_latency_of_a_batch(shape):
+    rows = bench("latency", shape, "--batch-size", 2, "--input-len", 4, "--output-len", 6, "--num-iters", 3)["rows"]
+    figures = {row["metric"]: row for row in rows}
+    assert set(figures) == {"batch latency", "time to first token", "step"}
+    assert 0 < figures["time to first token"]["median_ms"] < figures["batch latency"]["median_ms"]
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_serve_is_driven_over(protocol, shape):
+    document = bench("serve", shape, *LENGTHS, "--protocol", protocol, "--max-concurrency", 2, "--goodput", "e2el:1e6")
+    (row,) = document["rows"]
+    assert (row["completed"], row["failed"]) == (3, 0)
+    assert (row["total_input_tokens"], row["total_output_tokens"]) == (27, 15)
+    assert row["request_goodput"] == pytest.approx(row["request_throughput"]) == pytest.approx(3 / row["duration"])
+    assert 0 < row["mean_ttft_ms"] <= row["mean_e2el_ms"]
+    if protocol == "grpc":  # without a tokenizer, the HTTP front has no text to send before the end
+        assert row["mean_itl_ms"] > 0
+
+
+def test_startup_is_faster_with_a_filled_cache(shape):
+    cold, warm = bench("startup", shape)["rows"]
+    assert (cold["start"], warm["start"]) == ("cold", "warm")
+    for row in (cold, warm):
+        assert row["compiling_s"] < row["total_s"]
+        assert row["first_token_s"] > 0
+
+
+def test_plan_is_what_the_engine_does(shape):
+    options = (
+        "--model",
+        shape,
+        *SMALL,
+        "--num-gpu-blocks-override",
+        40,
+        "--compilation-cache-dir",
+        shape.parent / "cache",
+    )
+    result = jaxllm("plan", *options, "--json")
+    assert result.returncode == 0, result.stderr
+    plan = json.loads(result.stdout)
+    assert plan["num_pages"] == 40
+    # One layer: keys and values of one head of 8, in float32.
+    assert plan["kv_bytes_per_token"] == 2 * 8 * 4
+    assert plan["kv_bytes"] == 40 * 16 * 2 * 8 * 4
+    assert plan["cache_tokens"] == 39 * 16
+    assert plan["largest_batch"] == 39 * 16 // 128
+    assert plan["programs"]
+    assert all(program["flops"] > 0 for program in plan["programs"])
+    table = jaxllm("plan", *options, "--no-programs").stdout
+    assert "40 pages of 16 tokens" in table
+
+
+def test_a_converted_model_is_served_alike(shape, tmp_path):
+    target = tmp_path / "converted"
+    result = jaxllm("convert", shape, target, "--load-format", "dummy")
+    assert result.returncode == 0, result.stderr
+    assert str(target) in result.stdout
+    plan = json.loads(jaxllm("plan", "--model", target, *SMALL[:-2], "--json", "--no-programs").stdout)
+    assert plan["parameters"] == 64 * 16 * 2 + 16 * 3 + 16 * (16 + 8 + 8) + 16 * 16 + 3 * 16 * 32
+    again = jaxllm("convert", shape, target, "--load-format", "dummy")
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
+
+
+def test_what_cannot_be_is_told_before_anything_runs(shape):
+    for line, message in (
+        (["--workload", "single", "--workload", "tiny"], "workload='tiny': must be one of"),
+        (["--workload", "single", "--dataset-path", "x.json"], "give one of them"),
+        (["--plot", "picture.jpg"], "name a .png file"),
+        (["--dataset-path", "none.json"], "no tokenizer"),
+    ):
+        result = jaxllm("bench", "throughput", "--model", shape, *SMALL, *line)
+        assert result.returncode == 2
+        assert message in result.stderr
+    result = jaxllm("bench", "serve", "--target", "grpc://127.0.0.1:1", "--max-num-seqs", "2")
+    assert result.returncode == 2
+    assert "max_num_seqs: has no effect" in result.stderr
+    result = jaxllm("bench", "serve", "--target", "http://127.0.0.1:1")
+    assert result.returncode == 2
+    assert "is the server up?" in result.stderr
