@@ -543,23 +543,32 @@ def test_a_page_to_copy_is_given_up_where_it_leaves_too_few():
     assert (plan.copies, shape(plan)) == ([], [("b", 4, 3)])
 
 
-def test_flush_forgets_even_what_running_requests_hold():
+def test_flush_forgets_what_nobody_holds():
     scheduler = make()
     prompt = [1, 2, 3, 4, 5, 6, 7, 8]
     scheduler.add(ask("a", prompt, max_tokens=1))
     finish_all(scheduler)
-    running = ask("b", [9] * 7, max_tokens=9)
+    assert scheduler.flush_prefix_cache() == 2
+    again = ask("b", prompt, max_tokens=1)
+    scheduler.add(again)
+    finish_all(scheduler)
+    assert again.num_cached == 0
+
+
+def test_what_was_running_at_a_flush_is_never_shared_after_it():
+    scheduler = make()
+    running = ask("a", [9] * 5, max_tokens=9)
     scheduler.add(running)
     step(scheduler)
-    assert scheduler.flush_prefix_cache() == 2
-    while running.finish is None:
-        step(scheduler)
-    for name, again in [("c", prompt), ("d", [9] * 7)]:
-        request = ask(name, again, max_tokens=1)
-        scheduler.add(request)
-        finish_all(scheduler)
-        assert request.num_cached == 0
+    assert scheduler.flush_prefix_cache() == 0
+    finish_all(scheduler)
     assert running.output == [7] * 9
+    scheduler.add(ask("b", [9] * 4, max_tokens=1))  # a's first page anew
+    finish_all(scheduler)
+    follow = ask("c", [9] * 5 + [7] * 7, max_tokens=1)
+    scheduler.add(follow)
+    finish_all(scheduler)
+    assert follow.num_cached == 4
 
 
 # --- what owners are told ---
