@@ -29,8 +29,9 @@ from pallas_kernels import choose, tuning
 
 OPERATIONS = {
     "paged_attention": ("triton", "reference"),
-    "kv_write": ("reference",),
+    "kv_write": ("triton", "reference"),
     "rope": ("reference",),
+    "rope_kv_write": ("triton", "reference"),
     "rms_norm": ("reference",),
 }
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1.6e-2}

@@ -17,5 +17,5 @@ def kv_write(
         raise ValueError(
             f"kv_write: k {k.shape}, v {v.shape}, index {index.shape} do not fit pools {k_pages.shape}, {v_pages.shape}"
         )
-    result: tuple[jax.Array, jax.Array] = choose.run("kv_write", ("reference",), k_pages, v_pages, k, v, index)
+    result: tuple[jax.Array, jax.Array] = choose.run("kv_write", ("triton", "reference"), k_pages, v_pages, k, v, index)
     return result

@@ -1,6 +1,8 @@
 """Every implementation of every operation, over the operation's cases, against plain numpy in float64."""
 
 import importlib
+import math
+import re
 import zlib
 from typing import Any
 
@@ -13,8 +15,9 @@ from pallas_kernels import choose
 
 OPERATIONS = {
     "paged_attention": ("reference", "triton"),
-    "kv_write": ("reference",),
+    "kv_write": ("reference", "triton"),
     "rope": ("reference",),
+    "rope_kv_write": ("reference", "triton"),
     "rms_norm": ("reference",),
 }
 # Of the largest magnitude expected: a few roundings of the operands' type.
@@ -54,3 +57,23 @@ def test_agrees_with_numpy(operation: str, backend: str, dtype: str, case: Any, 
             rtol=0,
             atol=TOLERANCE[dtype] * max(1.0, np.nanmax(np.abs(want), initial=0.0)),
         )
+
+
+@pytest.mark.parametrize("operation", ["kv_write", "rope_kv_write"])
+def test_reference_writes_donated_pools_in_place(operation: str) -> None:
+    public = getattr(importlib.import_module(f"pallas_kernels.{operation}"), operation)
+    pool = jax.ShapeDtypeStruct((64, 16, 2, 64), jnp.float32)
+    new = jax.ShapeDtypeStruct((16, 2, 64), jnp.float32)
+    angles = jax.ShapeDtypeStruct((16, 32), jnp.float32)
+    index = jax.ShapeDtypeStruct((16,), jnp.int32)
+    operands = (pool, pool, new, new, index)
+    if operation == "rope_kv_write":
+        operands = (new, new, new, angles, angles, pool, pool, index)
+    pools = tuple(i for i, operand in enumerate(operands) if operand is pool)
+    with choose.using("reference"):
+        compiled = jax.jit(public, donate_argnums=pools).lower(*operands).compile()
+    copied = re.findall(r"= \S*?\[([\d,]*)\]\S* copy\(", compiled.as_text())
+    assert all(math.prod(map(int, filter(None, dims.split(",")))) < pool.size for dims in copied)
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes == 2 * pool.size * 4
+    assert memory.temp_size_in_bytes < pool.size * 4
