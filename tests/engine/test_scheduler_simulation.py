@@ -22,7 +22,7 @@ from jaxllm.engine.scheduler import Scheduler, delta_of
 
 VOCABULARY = 7
 STEMS = ([1, 2, 3, 4, 5, 6, 1, 2, 3, 4], [1, 2, 3, 6, 6, 6, 6, 6, 6, 6], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
-EXAMPLES = int(os.environ.get("JAXLLM_SCHEDULES", "1500"))
+EXAMPLES = int(os.environ.get("JAXLLM_SCHEDULES", "2000"))
 
 
 def chain(prefix: int, token: int) -> int:
@@ -223,46 +223,67 @@ class Schedule:
     flushed: int | None  # tick
 
 
-@st.composite
-def specs(draw_from) -> Spec:
-    stem = draw_from(st.sampled_from(STEMS))[: draw_from(st.integers(0, 10))]
-    own = draw_from(st.lists(st.integers(0, VOCABULARY - 1), min_size=not stem, max_size=6))
-    often_none = st.one_of(st.none(), st.none(), st.integers(0, 30))
-    return Spec(
-        arrives=draw_from(st.integers(0, 12)),
-        prompt=(*stem, *own),
-        max_tokens=draw_from(st.integers(1, 14)),
-        min_tokens=draw_from(st.sampled_from([0, 0, 3, 8])),
-        stop_ids=draw_from(st.sampled_from([(), (0,), (0, 1), (2, 3)])),
-        seed=draw_from(st.integers(0, 1)),
-        salt=draw_from(st.sampled_from(["", "", "", "salt"])),
-        priority=draw_from(st.integers(0, 2)),
-        prompt_logprobs=draw_from(st.sampled_from([False, False, False, True])),
-        aborted=draw_from(often_none),
-        deadline=draw_from(often_none),
-    )
+def prompt(stem: list[int], length: int, own: list[int]) -> tuple[int, ...]:
+    return (*stem[:length], *own) or (1,)
 
 
-@st.composite
-def schedules(draw_from) -> Schedule:
-    chosen = draw_from(st.lists(specs(), min_size=1, max_size=9))
-    page_size = draw_from(st.sampled_from([1, 2, 4]))
+SELDOM = st.sampled_from([None] * 40 + list(range(30)))
+SPECS = st.builds(
+    Spec,
+    arrives=st.integers(0, 12),
+    prompt=st.builds(
+        prompt, st.sampled_from(STEMS), st.integers(0, 10), st.lists(st.integers(0, VOCABULARY - 1), max_size=6)
+    ),
+    max_tokens=st.integers(1, 14),
+    min_tokens=st.sampled_from([0, 0, 3, 8]),
+    stop_ids=st.sampled_from([(), (0,), (0, 1), (2, 3)]),
+    seed=st.integers(0, 1),
+    salt=st.sampled_from(["", "", "", "salt"]),
+    priority=st.integers(0, 2),
+    prompt_logprobs=st.sampled_from([False, False, False, True]),
+    aborted=SELDOM,
+    deadline=SELDOM,
+)
+
+
+def schedule(
+    chosen: list[Spec],
+    geometry: tuple[int, tuple[int, ...]],
+    spare_pages: int,
+    max_num_seqs: int,
+    spare_budget: int,
+    cached: bool,
+    policy: str,
+    overlapped: bool,
+    flushed: int | None,
+) -> Schedule:
+    page_size, decode_steps = geometry
     largest = max(-(-(len(spec.prompt) + spec.max_tokens - 1) // page_size) for spec in chosen)
-    max_num_seqs = draw_from(st.integers(1, 5))
     config = SchedulerConfig(
-        num_pages=1 + largest + draw_from(st.integers(0, 14)),
+        num_pages=1 + largest + spare_pages,
         page_size=page_size,
         max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_seqs + draw_from(st.integers(0, 12)),
+        max_num_batched_tokens=max_num_seqs + spare_budget,
         max_model_len=64,
-        decode_steps=draw_from(
-            st.sampled_from([steps for steps in [(1,), (1, 2), (1, 2, 4)] if steps[-1] <= page_size])
-        ),
-        enable_prefix_caching=draw_from(st.sampled_from([True, True, True, False])),
-        policy=draw_from(st.sampled_from(["fcfs", "priority"])),
+        decode_steps=decode_steps,
+        enable_prefix_caching=cached,
+        policy=policy,
     )
-    flushed = draw_from(st.one_of(st.none(), st.none(), st.integers(0, 20)))
-    return Schedule(tuple(chosen), config, draw_from(st.sampled_from([True, True, False])), flushed)
+    return Schedule(tuple(chosen), config, overlapped, flushed)
+
+
+SCHEDULES = st.builds(
+    schedule,
+    st.lists(SPECS, min_size=1, max_size=9),
+    st.sampled_from([(1, (1,)), (2, (1,)), (2, (1, 2)), (4, (1,)), (4, (1, 2)), (4, (1, 2, 4))]),
+    spare_pages=st.integers(0, 14),
+    max_num_seqs=st.integers(1, 5),
+    spare_budget=st.integers(0, 12),
+    cached=st.sampled_from([True, True, True, False]),
+    policy=st.sampled_from(["fcfs", "priority"]),
+    overlapped=st.sampled_from([True, True, False]),
+    flushed=SELDOM,
+)
 
 
 class Simulation:
@@ -403,7 +424,7 @@ class Simulation:
 
 
 @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(schedules())
+@given(SCHEDULES)
 def test_whatever_the_schedule_every_answer_is_the_solo_answer(schedule):
     Simulation(schedule).run()
 
@@ -411,4 +432,4 @@ def test_whatever_the_schedule_every_answer_is_the_solo_answer(schedule):
 @pytest.mark.parametrize("what", ["preemptions", "copies", "hits", "zombie rows", "decode of 4", "decode of 2"])
 def test_the_schedules_reach_what_they_are_for(what):
     reach = settings(max_examples=500, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
-    find(schedules(), lambda schedule: Simulation(schedule).run()[what] >= 2, settings=reach)
+    find(SCHEDULES, lambda schedule: Simulation(schedule).run()[what] >= 2, settings=reach)
