@@ -32,8 +32,8 @@ def save_orbax(model: Any, hf_config: dict[str, Any], source_path: str | Path, t
         raise ConfigError(f"{target}: is not empty; name a new directory")
     target.mkdir(parents=True, exist_ok=True)
     arrays = {name: parameter.get_value() for name, parameter in parameters(model).items()}
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(target / FOLDER, arrays)
+    with _checkpointer() as checkpointer:
+        checkpointer.save(target / FOLDER, args=ocp.args.PyTreeSave(arrays))
     for path in sorted(source.iterdir()):
         if path.is_file() and path.suffix in _COPIED and not path.name.endswith(".index.json"):
             shutil.copyfile(path, target / path.name)
@@ -50,11 +50,14 @@ def read(
         raise CheckpointError(f"{directory}: no folder {FOLDER!r}; `jaxllm convert` writes one")
     folder = (directory / FOLDER).absolute()
     device = jax.sharding.SingleDeviceSharding(jnp.zeros(()).device)
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         try:
-            stored = checkpointer.metadata(folder).item_metadata.tree
+            metadata = checkpointer.metadata(folder).item_metadata
         except Exception as error:  # Orbax raises whatever its storage layers raise
-            raise _damaged(folder, error) from error
+            raise _damaged(folder, str(error)) from error
+        if metadata is None:
+            raise _damaged(folder, "it does not say which parameters it holds")
+        stored = metadata.tree
         fit = Fit(folder, type(model).__name__)
         fit.missing += [name for name in wanted if name not in stored]
         fit.unused += [name for name in stored if name not in wanted]
@@ -66,11 +69,17 @@ def read(
             for name, parameter in wanted.items()
         }
         try:
-            arrays = checkpointer.restore(folder, target)
+            arguments = ocp.checkpoint_utils.construct_restore_args(target)
+            arrays = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(item=target, restore_args=arguments))
         except Exception as error:
-            raise _damaged(folder, error) from error
+            raise _damaged(folder, str(error)) from error
     yield from arrays.items()
 
 
-def _damaged(folder: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{folder} is incomplete or damaged: {error}; run `jaxllm convert` again")
+def _checkpointer() -> ocp.Checkpointer:
+    """Uncompressed, since weights hardly shrink and a disk is faster than zstd; a few GB on the host at once."""
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False, restore_concurrent_gb=4))
+
+
+def _damaged(folder: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{folder} is incomplete or damaged: {why}; run `jaxllm convert` again")

@@ -2,53 +2,19 @@
 
 import json
 import pickle
-import shutil
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from checkpoints import LLAMA, REFERENCE, assert_same, build, values
+from safetensors.numpy import save_file
 
 from jaxllm import weights
 from jaxllm.errors import CheckpointError, ConfigError
 from jaxllm.layers.parameter import parameters
 from jaxllm.layers.step import DenseStep
-from jaxllm.models import registry
-
-REFERENCE = Path(__file__).parents[1] / "models" / "reference"
-LLAMA = "llama-llama3-rope-biases"  # bfloat16, untied
-
-
-def build(path, dtype="float32"):
-    return registry.resolve(weights.read_config(path)).build(dtype)
-
-
-def values(model) -> dict[str, jax.Array]:
-    return {name: leaf.get_value() for name, leaf in parameters(model).items()}
-
-
-def assert_same(left: dict[str, jax.Array], right: dict[str, jax.Array]) -> None:
-    assert left.keys() == right.keys()
-    for name, array in left.items():
-        assert array.dtype == right[name].dtype
-        np.testing.assert_array_equal(np.asarray(array), np.asarray(right[name]), err_msg=name)
-
-
-@pytest.fixture
-def checkpoint(tmp_path):
-    """A writable copy: its directory, its tensors, and a function that writes them back."""
-    directory = tmp_path / "checkpoint"
-    shutil.copytree(REFERENCE / LLAMA, directory)
-    tensors = load_file(directory / "model.safetensors")
-
-    def write() -> Path:
-        save_file(tensors, directory / "model.safetensors")
-        return directory
-
-    return directory, tensors, write
 
 
 def test_parts_are_fused_and_transposed(checkpoint):
@@ -233,52 +199,6 @@ def test_dummy_weights_depend_on_the_seed_alone(tmp_path):
         elif name.endswith("bias"):
             assert (array == 0).all()
     assert float(dummy(1, "float32")["embed.table"].std()) == pytest.approx(0.02, rel=0.1)
-
-
-def test_orbax_round_trip(checkpoint, tmp_path):
-    directory, _, _ = checkpoint
-    (directory / "tokenizer.json").write_text('{"model": {}}')
-    (directory / "generation_config.json").write_text('{"temperature": 0.6}')
-    model = weights.load(build(directory, "bfloat16"), directory)
-    converted = tmp_path / "converted"
-    weights.save_orbax(model, weights.read_config(directory), directory, converted)
-
-    assert (converted / "tokenizer.json").read_text() == '{"model": {}}'
-    assert not list(converted.glob("*.safetensors"))
-    assert weights.read_generation_config(converted) == {"temperature": 0.6}
-    assert registry.resolve(weights.read_config(converted)).config.dtype == "bfloat16"
-    assert_same(values(weights.load(build(converted, "bfloat16"), converted)), values(model))
-    wide = values(weights.load(build(converted), converted, load_format="orbax"))
-    assert_same(wide, values(weights.load(build(directory), directory)))
-
-    with pytest.raises(ConfigError, match="is not empty; name a new directory"):
-        weights.save_orbax(model, weights.read_config(directory), directory, converted)
-
-
-def test_a_converted_checkpoint_that_does_not_fit_names_its_parameters(checkpoint, tmp_path):
-    directory, _, _ = checkpoint
-    converted = tmp_path / "converted"
-    model = weights.load(build(directory), directory)
-    weights.save_orbax(model, weights.read_config(directory), directory, converted)
-    config = weights.read_config(converted)
-    changes = {"tie_word_embeddings": True, "num_hidden_layers": 3, "intermediate_size": 44}
-    (converted / "config.json").write_text(json.dumps(config | changes))
-    with pytest.raises(CheckpointError) as error:
-        weights.load(build(converted), converted)
-    assert "unused: head.kernel;" in str(error.value)
-    assert "missing: layers.2.attention.out.bias" in str(error.value)
-    assert "layers.0.mlp.gate_up.kernel is [32, 80] where [32, 88] is expected" in str(error.value)
-
-
-def test_a_damaged_converted_checkpoint_says_so(checkpoint, tmp_path):
-    directory, _, _ = checkpoint
-    converted = tmp_path / "converted"
-    model = weights.load(build(directory), directory)
-    weights.save_orbax(model, weights.read_config(directory), directory, converted)
-    for path in sorted((converted / "orbax").rglob("d/*")):
-        path.write_bytes(path.read_bytes()[:10])
-    with pytest.raises(CheckpointError, match=r"is incomplete or damaged: .*run `jaxllm convert` again"):
-        weights.load(build(converted), converted)
 
 
 def test_demo_is_packaged():
