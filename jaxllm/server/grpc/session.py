@@ -142,9 +142,8 @@ class Generation:
         chunk.token_ids.extend(token_ids)
         if delta.logprobs is not None:
             conversions.write_logprobs(chunk.logprobs, token_ids, delta.logprobs, self._tokenizer)
-        chunk.counts.prompt = delta.num_prompt
-        chunk.counts.completion = num_output
-        chunk.counts.cached = delta.num_cached
+        counts = chunk.counts
+        counts.prompt, counts.completion, counts.cached = delta.num_prompt, num_output, delta.num_cached
         if stop is not None:
             chunk.finish.reason = pb.FINISH_REASON_STOP
             chunk.finish.stop_string = stop
