@@ -94,13 +94,13 @@ class ScriptedEngine:
 
     async def submitted(self, *request_ids: str) -> list[Request]:
         """The requests, once the service has handed them over."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not all(request_id in self.requests for request_id in request_ids):
                 await asyncio.sleep(0.002)
         return [self.requests[request_id] for request_id in request_ids]
 
     async def anything(self) -> Request:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not self.requests:
                 await asyncio.sleep(0.002)
         return next(iter(self.requests.values()))
