@@ -81,7 +81,8 @@ class EngineConfig:
         choice("dtype", self.dtype, Dtype.__args__)  # type: ignore[attr-defined]
         choice("scheduling_policy", self.scheduling_policy, SchedulingPolicy.__args__)  # type: ignore[attr-defined]
         for name in (
-            "max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes", "num_gpu_blocks_override",
+            "max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes",
+            "num_gpu_blocks_override",
         ):  # fmt: skip
             positive(name, optional=True)
         for name in ("block_size", "max_queued"):
