@@ -3,6 +3,7 @@
 import itertools
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -340,6 +341,7 @@ class _Answer:
             if stop is not None:
                 token_ids = token_ids[: self._stream.num_tokens - len(self._token_ids)]
                 self._finish, self._stop = FinishReason.STOP, stop
+                delta.finished = delta.finished or time.monotonic()
         self._token_ids += token_ids
         if delta.logprobs is not None:
             self._logprobs += self._positions(delta.logprobs, token_ids, self.request.params.logprobs or 0)

@@ -189,6 +189,9 @@ def test_stop_strings_across_tokens(llm: LLM, generate: Callable[..., RequestOut
         assert len(answer.token_ids) < 40
         assert answer.logprobs is not None
         assert len(answer.logprobs) == len(answer.token_ids)
+    metrics = generate(max_tokens=40, stop=stop).metrics
+    assert metrics.finished_time is not None
+    assert metrics.first_token_time <= metrics.finished_time
     assert llm.engine.load().pages_free == llm.engine.load().pages_total
 
 
@@ -291,3 +294,16 @@ def test_one_bad_prompt_starts_none(llm: LLM) -> None:
 def test_chat_needs_a_template(llm: LLM) -> None:
     with pytest.raises(RequestError, match="no chat template"):
         llm.chat([{"role": "user", "content": "Hi"}])
+
+
+def test_chat_answers_conversations(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %} {{ mark }}{% endif %}"
+    monkeypatch.setattr(llm.tokenizer._hf, "chat_template", template)
+    first = [{"role": "user", "content": "Once upon a time"}]
+    second = [{"role": "user", "content": "Lily and "}, {"role": "assistant", "content": "Tom went"}]
+    outputs = llm.chat([first, second], GREEDY, continue_final_message=True)
+    expected = llm.generate([output.prompt_token_ids for output in outputs], GREEDY)
+    assert [output.prompt for output in outputs] == ["Once upon a time", "Lily and Tom went"]
+    assert [output.outputs for output in outputs] == [output.outputs for output in expected]
+    (one,) = llm.chat(first, GREEDY, chat_template_kwargs={"mark": "there"})
+    assert one.prompt == "Once upon a time there"

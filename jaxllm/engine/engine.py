@@ -169,7 +169,7 @@ class Engine:
                 del self._requests[delta.request_id]
         self._ended += deltas
         drawn = plan.kind == "decode"
-        num_tokens = sum(len(row.tokens) for row in output.rows) if drawn else plan.num_tokens
+        num_tokens = sum([len(row.tokens) for row in output.rows]) if drawn else plan.num_tokens
         self.last_step = StepRecord(plan.kind, len(plan.rows), num_tokens, output.device_seconds)
 
     def _tell_end(self, request: Request, now: float, error: str | None = None) -> None:

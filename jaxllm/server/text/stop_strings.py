@@ -19,6 +19,7 @@ class StopStrings:
         self._stops = sorted(set(stops), key=len, reverse=True)
         self._fallbacks = [_fallbacks(stop) for stop in self._stops]
         self._matched = [0] * len(self._stops)
+        self._beginnings = frozenset(stop[0] for stop in self._stops)
         self._keep = keep
         self._held = ""
 
@@ -28,6 +29,8 @@ class StopStrings:
         After a stop string nothing more may be pushed. armed=False reads on without stopping (while `min_tokens`
         is not reached); a string that began there and is completed later still counts.
         """
+        if self._beginnings.isdisjoint(text) and not any(self._matched):
+            return text, None  # most tokens: nothing in them begins or goes on with a stop string
         window = self._held + text
         for i, character in enumerate(text, start=len(self._held) + 1):
             complete = self._advance(character)

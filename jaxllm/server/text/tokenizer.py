@@ -32,7 +32,7 @@ class Tokenizer:
         self._pieces = _Pieces(piece)
         self._pieces_without_specials = _Pieces(lambda token_id: b"" if token_id in specials else piece(token_id))
         self.vocab_size = len(tokenizer)
-        """One more than the highest token id."""
+        """How many tokens there are, added ones included; a model's own vocabulary may be padded beyond it."""
 
     @classmethod
     def load(cls, path: str | Path, chat_template: str | None = None) -> "Tokenizer":
