@@ -54,7 +54,7 @@ class Front:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "jaxllm.server.http"),
             *("--grpc", self._grpc_address, "--host", self._host, "--port", str(self._port)),
-            *("--drain-seconds", str(STOP_SECONDS)),
+            *("--drain-seconds", str(STOP_SECONDS), "--with-parent"),
             stdout=asyncio.subprocess.PIPE,
             # Ctrl-C in a terminal reaches a whole group; this one is told by its parent, when it is time.
             start_new_session=True,

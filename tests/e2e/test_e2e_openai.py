@@ -296,5 +296,7 @@ def test_when_the_engine_is_killed_the_front_says_so_and_does_not_hang(stories):
                 assert httpx.get(f"{server.url}/health", timeout=20).status_code == 503
                 assert httpx.get(f"{server.url}/metrics", timeout=20).status_code == 200
                 assert time.monotonic() - begin < 10
+            until(lambda: not front.is_running(), seconds=30)  # the port is free for the next server
         finally:
-            front.kill()
+            if front.is_running():
+                front.kill()

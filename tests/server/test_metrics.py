@@ -73,7 +73,7 @@ def test_one_two_five():
 def test_a_request_from_arrival_to_end(monkeypatch):
     metrics = EngineMetrics(Client(), TABLE)
     clock = iter((102.0, 102.5))
-    monkeypatch.setattr("jaxllm.server.metrics.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("jaxllm.server.metrics.time", SimpleNamespace(monotonic=lambda: next(clock)))
     params = SamplingParams(max_tokens=30)
     metrics.observe_request(SimpleNamespace(prompt=[1] * 5, max_total=35, params=params))
     metrics.observe_delta(delta(1, output=1, scheduled=100.5, first=101.5), None)

@@ -7,15 +7,25 @@ again whenever it cannot. SIGTERM ends it when the running answers are through (
 import argparse
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
+import threading
+import time
 from types import FrameType
 
 import uvicorn
 
 from jaxllm.errors import ConfigError
 from jaxllm.server.http.app import build
+
+ORPHAN_SECONDS = 10.0
+"""How long a front outlives the engine's process that started it, to tell clients what is the matter."""
+KEEP_ALIVE_SECONDS = 75
+"""Longer than clients keep idle connections, so that none is closed just as a request comes over it."""
+
+log = logging.getLogger(__name__)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -45,6 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on, 0 for a free one (default 8000)")
     parser.add_argument("--drain-seconds", type=float, default=30.0, help="how long answers may take to end at the end")
+    parser.add_argument(
+        "--with-parent", action="store_true", help=f"end {ORPHAN_SECONDS:g} s after the process that started this one"
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     # uvicorn raises the signal again when it has shut down: this makes that an ordinary end.
@@ -59,12 +72,25 @@ def main(arguments: list[str] | None = None) -> int:
         build(options.grpc),
         access_log=False,
         log_config=None,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(options.drain_seconds)),
     )
+    server = uvicorn.Server(config)
+    if options.with_parent:
+        threading.Thread(target=_outlive, args=(os.getppid(), server), daemon=True).start()
     host, port = listener.getsockname()[:2]
     print(f"http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
-    uvicorn.Server(config).run(sockets=[listener])
+    server.run(sockets=[listener])
     return 0
+
+
+def _outlive(parent: int, server: uvicorn.Server) -> None:
+    """Ends the server a while after its parent has gone, so that the port is free for the next one."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    log.warning("the process that started this one is gone: answering 503 for %g s more", ORPHAN_SECONDS)
+    time.sleep(ORPHAN_SECONDS)
+    server.should_exit = True
 
 
 def _exit(number: int, frame: FrameType | None) -> None:

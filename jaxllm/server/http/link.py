@@ -22,8 +22,10 @@ from jaxllm.server.http.errors import ApiError, from_call, unavailable
 
 CALL_SECONDS = 10.0
 """Limit of a unary call (tokenizing a long text takes longest)."""
-HEALTH_SECONDS = 1.0
+HEALTH_SECONDS = 2.0
 """Limit of a health check: a hanging engine is not healthy."""
+METRICS_SECONDS = 5.0
+"""Limit of a look at the engine's metrics; Prometheus waits for 10 s."""
 SILENCE_SECONDS = 5.0
 """When requests run and nothing comes for so long, the engine is asked for a sign of life; without one the Session
 is given up (a machine that vanished closes no connection)."""
@@ -167,7 +169,7 @@ class EngineLink:
         return await _call(self._control.GetServerInfo(pb.GetServerInfoRequest(), timeout=CALL_SECONDS))
 
     async def metrics(self) -> str:
-        return (await _call(self._control.GetMetrics(pb.GetMetricsRequest(), timeout=HEALTH_SECONDS))).text
+        return (await _call(self._control.GetMetrics(pb.GetMetricsRequest(), timeout=METRICS_SECONDS))).text
 
     async def healthy(self) -> bool:
         """Whether the engine says SERVING, and requests can reach it."""
@@ -192,6 +194,9 @@ class EngineLink:
                 why = error.details() or error.code().name
             except ApiError as error:
                 why = error.message
+            except Exception:  # a fault of ours: the next Session may do without it, and no Session serves nobody
+                log.exception("the session with the engine at %s failed", self.target)
+                why = reported
             if why != reported:
                 log.warning("no session with the engine at %s: %s", self.target, why)
                 reported = why

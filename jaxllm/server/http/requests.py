@@ -110,7 +110,9 @@ def _role(value: Any) -> str:
 
 
 Unsupported = Annotated[Any, AfterValidator(_refuse)]
+"""Refused unless it says nothing (null, false, empty, "none"): ignoring it would answer another question."""
 Ignored = Any
+"""Ignored on purpose: labels for the provider's own records and routing, which change no answer."""
 OnlyOne = Annotated[int | None, AfterValidator(_one)]
 Prompts = Annotated[
     list[str] | list[list[int]],
