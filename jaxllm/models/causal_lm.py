@@ -1,5 +1,6 @@
 """What every language model here is: tokens in, hidden states and cache out, logits on demand."""
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -60,15 +61,12 @@ class CausalLM(nnx.Module):
 
     def run_layers(self, x: jax.Array, cache: Cache | None, *shared: Any) -> tuple[jax.Array, Cache | None]:
         """x [T, E] through every layer, called as layer(x, *shared, its cache). Unrolled: scans copy weights."""
-        if cache is None:
-            for layer in self.layers:
-                x, _ = layer(x, *shared, None)
-            return x, None
         new = []
-        for layer, layer_cache in zip(self.layers, cache, strict=True):
-            x, layer_cache = layer(x, *shared, layer_cache)
+        for layer, layer_cache in zip(self.layers, cache or [None] * len(self.layers), strict=True):
+            graphdef, state = nnx.split(layer)
+            x, layer_cache = _run_layer(graphdef, state, x, shared, layer_cache)
             new.append(layer_cache)
-        return x, tuple(new)
+        return x, None if cache is None else tuple(new)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """hidden [..., E] -> [..., V] float32."""
@@ -83,3 +81,12 @@ class CausalLM(nnx.Module):
         """Whether a checkpoint may hold this tensor although the model has no use for it."""
         tied = self.head is None and name.endswith("lm_head.weight")
         return tied or any(re.search(pattern, name) for pattern in self.checkpoint_ignored)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run_layer(
+    graphdef: nnx.GraphDef, state: nnx.State, x: jax.Array, shared: tuple[Any, ...], cache: LayerCache | None
+) -> tuple[jax.Array, LayerCache | None]:
+    """One layer; layers of one make are traced and lowered once between them. XLA inlines the calls."""
+    result: tuple[jax.Array, LayerCache | None] = nnx.merge(graphdef, state)(x, *shared, cache)
+    return result

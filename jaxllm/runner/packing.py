@@ -70,10 +70,13 @@ class ExtendLayout:
 
 def pack_decode(rows: list[Row], size: int, sink: int, max_pages: int) -> np.ndarray:
     """[size, 3] slot and the (index, page) to add to its block table, flattened; an index of max_pages adds none."""
-    none = (max_pages, 0)
-    table = [(row.slot, *(row.new_pages[0] if row.new_pages else none)) for row in rows]
-    table += [(sink, *none)] * (size - len(rows))
-    return np.asarray(table, np.int32).ravel()
+    packed = np.empty((size, 3), np.int32)
+    packed[:] = sink, max_pages, 0
+    packed[: len(rows), 0] = [row.slot for row in rows]
+    for i, row in enumerate(rows):
+        if row.new_pages:
+            packed[i, 1:] = row.new_pages[0]
+    return packed.ravel()
 
 
 def pack_copies(copies: list[tuple[int, int]]) -> np.ndarray:

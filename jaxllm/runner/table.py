@@ -1,7 +1,8 @@
 """The closed table of programs: which exist, how they are compiled, and which serves a step.
 
-Ready means that every program of the table is compiled and has run twice (a GPU records its command buffers in the
-second run). Nothing is compiled afterwards: a step that no program serves is a CompileWhileServingError.
+Ready means that every program of the table is compiled and has run (a GPU records its command buffers in the
+second run, and the third is timed). Nothing is compiled afterwards: a step that no program serves is a
+CompileWhileServingError.
 """
 
 import os
@@ -79,7 +80,7 @@ class ProgramTable:
         compiled: the executables by key.
         programs_run: calls since start, warm-up left out.
         compile_seconds: wall time of building the table.
-        seconds: measured wall time of each program's warm-up run, with nothing in the cache to attend to.
+        seconds: measured wall time of each program's last warm-up run, with nothing in the cache to attend to.
     """
 
     def __init__(self, programs: Programs, keys: Sequence[ProgramKey], weights: Leaves, dtype: Any):
@@ -129,10 +130,11 @@ class ProgramTable:
         """Runs every program twice on the sink alone; returns cache and state, which the calls consume."""
         for done, key in enumerate(self.keys):
             packed = self._harmless(key)
-            for _ in range(2):
+            for _ in range(3):
                 started = time.perf_counter()
                 cache, state, out = self.compiled[key](weights, cache, state, packed)
                 jax.block_until_ready(out)
+                # The second run of a program pays for recording it, so the third is the one that counts.
                 self.seconds[key] = time.perf_counter() - started
             if progress is not None:
                 progress(done + 1, len(self.keys), "warming up")
