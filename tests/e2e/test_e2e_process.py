@@ -15,9 +15,11 @@ from pathlib import Path
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from processes import ROOT, SERVE, SMALL, Process, Server, serving, until
 
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
+from jaxllm.server.grpc.stubs import jaxllm_pb2_grpc as pb_grpc
 
 LONG = {"temperature": 0, "max_tokens": 450, "ignore_eos": True}
 
@@ -127,10 +129,19 @@ def test_a_front_that_dies_is_started_again_and_sigterm_twice_stops_at_once(stor
         until(lambda: all(mine[-1].finish.reason == pb.FINISH_REASON_ABORT for mine in chunks))
 
 
-def test_sigint_while_loading_stops_at_once(stories: Path) -> None:
-    process = Process([*SERVE, "--model", str(stories), "--grpc-port", "0", "--http-port", "0"])
+def test_while_loading_nothing_is_served_and_sigint_stops_at_once(stories: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = Process([*SERVE, "--model", str(stories), "--grpc-port", str(port), "--http-port", "0"])
     try:
         process.line("compiling", seconds=90)
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+            assert health.status == health_pb2.HealthCheckResponse.NOT_SERVING
+            with pytest.raises(grpc.RpcError) as raised:
+                pb_grpc.InferenceStub(channel).Generate(pb.GenerateRequest(text="x"), timeout=10)
+            assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert "the model is still loading" in raised.value.details()
         started = time.monotonic()
         process.signal(signal.SIGINT)
         assert process.exit_code(15) == 0

@@ -147,7 +147,6 @@ def ends(server: Server) -> Counter[str]:
 
 
 def test_two_hundred_streams(small: Server, alone: list[pb.GenerateResponse]) -> None:
-    ended_before = ends(small)
     before = small.load()
     made = plans(seed=1)
     asyncio.run(storm(small.address, made))
@@ -171,12 +170,14 @@ def test_two_hundred_streams(small: Server, alone: list[pb.GenerateResponse]) ->
     assert (load.running, load.waiting) == (0, 0)
     assert load.preemptions > before.preemptions, "the pool was to be too small"
     assert load.generation_tokens - before.generation_tokens >= sum(len(plan.token_ids) for plan in made)
+    # A client may know of its end a moment before the metrics do.
+    until(lambda: sum(ends(small).values()) >= len(alone) + STREAMS)
     ended = ends(small)
-    ended.subtract(ended_before)
-    assert sum(ended.values()) == STREAMS, "every request ends once"
-    assert ended["length"] >= reasons[pb.FINISH_REASON_LENGTH]
+    assert sum(ended.values()) == len(alone) + STREAMS, "every request ends once"
+    assert ended["length"] >= len(alone) + reasons[pb.FINISH_REASON_LENGTH]
     assert ended["deadline"] >= reasons[pb.FINISH_REASON_DEADLINE]
     assert ended["error"] == 0
 
+    assert "Traceback" not in small.process.output, small.process.output
     after = small.inference.Generate(Plan("after", 0, LONGEST, None, None).request(), timeout=60)
     assert after.token_ids == alone[0].token_ids
