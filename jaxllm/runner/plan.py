@@ -1,5 +1,6 @@
 """Memory is planned, not probed: what weights, state, programs and the KV cache take, before anything runs."""
 
+import dataclasses
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -135,16 +136,19 @@ def prepare(config: EngineConfig, *, model_class: Any = None, measure: bool = Fa
     table, state_bytes = build(max_model_len)
     program_bytes = _program_bytes(table) if wants_all or measure else 0
     page_bytes = resolved.block_size * token_bytes
+    max_pages = table.programs.geometry.max_pages
     if config.num_gpu_blocks_override is not None:
         pages = config.num_gpu_blocks_override
-    elif wants_all:
-        assert budget is not None
-        free = budget - budget // MARGIN - weight_bytes - state_bytes - program_bytes
-        pages = _round_pages(max(0, free) // page_bytes)
     else:
-        pages = (config.kv_cache_memory_bytes or DEFAULT_CPU_CACHE) // page_bytes
-    max_pages = table.programs.geometry.max_pages
-    pages = min(pages, given(resolved.max_num_seqs) * max_pages + 1) if not config.num_gpu_blocks_override else pages
+        if wants_all:
+            assert budget is not None
+            free = budget - budget // MARGIN - weight_bytes - state_bytes - program_bytes
+            pages = _round_pages(max(0, free) // page_bytes)
+        else:
+            pages = (config.kv_cache_memory_bytes or DEFAULT_CPU_CACHE) // page_bytes
+        if budget is None or not config.enable_prefix_caching:
+            # Running requests use no more. On a GPU the rest keeps prefixes for those to come.
+            pages = min(pages, given(resolved.max_num_seqs) * max_pages + 1)
 
     if pages - 1 < max_pages:
         held = max(0, pages - 1) * resolved.block_size
@@ -182,20 +186,17 @@ def prepare(config: EngineConfig, *, model_class: Any = None, measure: bool = Fa
 def with_costs(plan: MemoryPlan, table: ProgramTable) -> MemoryPlan:
     """The plan with what the table's compiled programs take."""
     costs = tuple(_cost(key, compiled) for key, compiled in sorted(table.compiled.items()))
-    fields = {name: getattr(plan, name) for name in plan.__dataclass_fields__}
     hungriest = max((cost.temp_bytes for cost in costs), default=0)
-    return MemoryPlan(**(fields | {"programs": costs, "program_bytes": max(plan.program_bytes, hungriest)}))
+    return dataclasses.replace(plan, programs=costs, program_bytes=max(plan.program_bytes, hungriest))
 
 
 def _program_bytes(table: ProgramTable) -> int:
-    """Bytes of temporaries and outputs of the hungriest program: one of the largest of each kind and variant."""
-    largest: dict[tuple[str, str], ProgramKey] = {}
-    for key in table.keys:
-        kind = (key.kind, key.variant)
-        if kind not in largest or largest[kind] < key:
-            largest[kind] = key
+    """Bytes of temporaries and outputs of the hungriest program: the largest that does the most, of either kind."""
     demanding = [
-        max((key for key in largest.values() if key.kind == kind), key=lambda key: VARIANTS.index(key.variant))
+        max(
+            (key for key in table.keys if key.kind == kind),
+            key=lambda key: (VARIANTS.index(key.variant), key.size, key.steps),
+        )
         for kind in ("extend", "decode")
     ]
     pages = table.programs.geometry.max_pages + 1  # any pool does: what a program takes beside it is the same
