@@ -12,130 +12,17 @@ is committed:
 
 import argparse
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from reference_cases import Case, all_cases
 from safetensors.torch import save_file
 
 LENGTHS = (1, 6, 13, 21)
 CONTINUATION = 8
 MIN_MARGIN = 0.02  # of logits whose deviation is about 2: far above what rounding changes
-
-SMALL = {"vocab_size": 97, "intermediate_size": 40, "num_hidden_layers": 2, "max_position_embeddings": 64}
-LLAMA3_ROPE = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Case:
-    """config: of transformers' class for `model_type`. old_names: config.json as transformers 4 wrote it."""
-
-    name: str
-    model_type: str
-    config: dict[str, Any]
-    dtype: torch.dtype = torch.float32
-    old_names: bool = False
-    drop_prefix: str = ""
-    extra_tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
-
-
-CASES = (
-    Case(
-        "llama-tied-3-heads", "llama",
-        SMALL | {"hidden_size": 36, "num_attention_heads": 3, "num_key_value_heads": 1, "tie_word_embeddings": True},
-        old_names=True,
-        extra_tensors={"model.layers.0.self_attn.rotary_emb.inv_freq": (6,)},
-    ),
-    Case(
-        "llama-llama3-rope-biases", "llama",
-        SMALL | {
-            "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": True,
-            "mlp_bias": True, "rope_parameters": {"rope_theta": 500.0, **LLAMA3_ROPE}, "eos_token_id": [3, 5],
-        },
-        dtype=torch.bfloat16,
-        old_names=True,
-    ),
-    Case(
-        "llama-linear-rope-5-heads", "llama",
-        SMALL | {
-            "hidden_size": 40, "num_attention_heads": 5, "num_key_value_heads": 5, "num_hidden_layers": 3,
-            "rope_parameters": {"rope_theta": 1000.0, "rope_type": "linear", "factor": 2.5},
-        },
-        dtype=torch.float16,
-    ),
-    Case(
-        "mistral-window", "mistral",
-        SMALL | {"hidden_size": 36, "num_attention_heads": 6, "num_key_value_heads": 2, "sliding_window": 5},
-        dtype=torch.bfloat16,
-        old_names=True,
-    ),
-    Case(
-        "mistral-full-wide-heads", "mistral",
-        SMALL | {
-            "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12,
-            "sliding_window": None, "tie_word_embeddings": True, "hidden_act": "gelu",
-        },
-    ),
-    Case(
-        "qwen2-window-on-upper-layers", "qwen2",
-        SMALL | {
-            "hidden_size": 40, "num_attention_heads": 5, "num_key_value_heads": 1, "num_hidden_layers": 3,
-            "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1,
-        },
-        dtype=torch.bfloat16,
-    ),
-    Case(
-        "qwen2-tied-yarn", "qwen2",
-        SMALL | {
-            "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": True,
-            "rope_parameters": {
-                "rope_theta": 10000.0, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16
-            },
-        },
-        old_names=True,
-    ),
-    Case(
-        "qwen3-tied-wide-heads", "qwen3",
-        SMALL | {
-            "hidden_size": 32, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 16,
-            "tie_word_embeddings": True,
-        },
-        dtype=torch.bfloat16,
-        old_names=True,
-    ),
-    Case(
-        "qwen3-biases-mixed-windows", "qwen3",
-        SMALL | {
-            "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-            "num_hidden_layers": 3, "attention_bias": True, "use_sliding_window": True, "sliding_window": 6,
-            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-        },
-        dtype=torch.float16,
-    ),
-    Case(
-        "gpt2-tied-3-heads", "gpt2",
-        {
-            "vocab_size": 97, "n_embd": 36, "n_head": 3, "n_layer": 2, "n_positions": 64, "bos_token_id": 96,
-            "eos_token_id": 96,
-        },
-        dtype=torch.bfloat16,
-        extra_tensors={"transformer.h.0.attn.bias": (1, 1, 64, 64), "transformer.h.1.attn.masked_bias": ()},
-    ),
-    Case(
-        "gpt2-untied-bare-names", "gpt2",
-        {
-            "vocab_size": 101, "n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 48, "n_inner": 56,
-            "activation_function": "relu", "tie_word_embeddings": False, "bos_token_id": None, "eos_token_id": None,
-        },
-        drop_prefix="transformer.",
-    ),
-)  # fmt: skip
 
 
 def build(case: Case, seed: int) -> torch.nn.Module:
@@ -209,7 +96,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=root / "tests" / "models" / "reference")
     parser.add_argument("cases", nargs="*", help="record these alone")
     arguments = parser.parse_args()
-    for case in CASES:
+    for case in all_cases():
         if arguments.cases and case.name not in arguments.cases:
             continue
         for seed in range(100):

@@ -73,14 +73,15 @@ class Parameter(nnx.Param):
 
 
 def matmul(x: jax.Array, kernel: jax.Array, dtype: Dtype = None, *, transposed: bool = False) -> jax.Array:
-    """x [..., in] times kernel [in, out] (or [out, in] when transposed), accumulated in float32.
+    """x [..., in] times kernel [in, out] (or [out, in] when transposed), in `dtype` or x's own.
 
-    Float32 operands are multiplied as float32: GPUs would otherwise round them to TF32.
+    Half-precision products are accumulated in float32, whatever type they are returned in. Float32 operands are
+    multiplied as float32: GPUs would otherwise round them to TF32.
     """
     contract = (((x.ndim - 1,), (1 if transposed else 0,)), ((), ()))
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    out = jax.lax.dot_general(x, kernel, contract, precision=precision, preferred_element_type=jnp.float32)
-    return out.astype(x.dtype if dtype is None else dtype)
+    out_dtype = x.dtype if dtype is None else jnp.dtype(dtype)
+    return jax.lax.dot_general(x, kernel, contract, precision=precision, preferred_element_type=out_dtype)
 
 
 def broadcast(vector: jax.Array, like: jax.Array) -> jax.Array:

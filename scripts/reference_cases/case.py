@@ -1,0 +1,21 @@
+"""What one case of the parity tests is made from."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+SMALL = {"vocab_size": 97, "intermediate_size": 40, "num_hidden_layers": 2, "max_position_embeddings": 64}
+
+
+@dataclass(frozen=True)
+class Case:
+    """config: of transformers' class for `model_type`. old_names: config.json as transformers 4 wrote it."""
+
+    name: str
+    model_type: str
+    config: dict[str, Any]
+    dtype: torch.dtype = torch.float32
+    old_names: bool = False
+    drop_prefix: str = ""
+    extra_tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
