@@ -1,6 +1,7 @@
 """Causal attention of a step's ragged queries over paged keys and values."""
 
 import jax
+import jax.numpy as jnp
 
 from pallas_kernels import choose
 
@@ -16,6 +17,8 @@ def paged_attention(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
+    alibi_slopes: jax.Array | None = None,
+    sinks: jax.Array | None = None,
     decode: bool = False,
 ) -> jax.Array:
     """Attends each row's queries to that row's pages, which already hold this step's keys and values.
@@ -24,6 +27,8 @@ def paged_attention(
     query_start: [R + 1] int32; kv_len: [R] int32. Row r's queries are q[query_start[r] : query_start[r + 1]];
     query i of it stands at position kv_len[r] - (query_start[r + 1] - i) and sees the positions up to its own,
     of these only the last `window` if given. Scores are scale * q.k, then soft_cap * tanh(scores / soft_cap) if given.
+    alibi_slopes: [H], adds slope * (key position - query position) to them (Press et al. 2022).
+    sinks: [H], one more logit of each head in the softmax's denominator, which has no value (gpt-oss).
     decode (static): T == R and row r is token r, so query_start is not read.
 
     Returns [T, H, D] in q.dtype; zeros for rows of kv_len 0 and for tokens behind query_start[R]. Only positions a
@@ -40,6 +45,9 @@ def paged_attention(
         )
     if window is not None and window < 1:
         raise ValueError(f"paged_attention: window={window} must be at least 1, or None for full attention")
+    for name, per_head in (("alibi_slopes", alibi_slopes), ("sinks", sinks)):
+        if per_head is not None and per_head.shape != (heads,):
+            raise ValueError(f"paged_attention: {name} {per_head.shape} must hold one number for each of {heads} heads")
     result: jax.Array = choose.run(
         "paged_attention",
         ("triton", "reference"),
@@ -52,6 +60,8 @@ def paged_attention(
         scale=scale,
         window=window,
         soft_cap=soft_cap,
+        alibi_slopes=None if alibi_slopes is None else jnp.asarray(alibi_slopes, jnp.float32),
+        sinks=None if sinks is None else jnp.asarray(sinks, jnp.float32),
         decode=decode,
     )
     return result

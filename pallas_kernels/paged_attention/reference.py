@@ -25,10 +25,21 @@ def paged_attention(
     scale: float,
     window: int | None,
     soft_cap: float | None,
+    alibi_slopes: jax.Array | None,
+    sinks: jax.Array | None,
     decode: bool,
 ) -> jax.Array:
     """See pallas_kernels.paged_attention."""
-    attend = functools.partial(_attend, k_pages=k_pages, v_pages=v_pages, scale=scale, window=window, soft_cap=soft_cap)
+    attend = functools.partial(
+        _attend,
+        k_pages=k_pages,
+        v_pages=v_pages,
+        scale=scale,
+        window=window,
+        soft_cap=soft_cap,
+        alibi_slopes=alibi_slopes,
+        sinks=sinks,
+    )
     if decode:
         return attend(q[:, None], kv_len[:, None] - 1, page_table)[:, 0]
 
@@ -68,6 +79,8 @@ def _attend(
     scale: float,
     window: int | None,
     soft_cap: float | None,
+    alibi_slopes: jax.Array | None,
+    sinks: jax.Array | None,
 ) -> jax.Array:
     """q: [N, B, H, D], N tiles of one row each; position: [N, B], -1 sees nothing; page_table: [N, MP]."""
     num, size, heads, dim = q.shape
@@ -89,6 +102,9 @@ def _attend(
         scores = dot("nbkgd,nskd->nkgbs", q32, k)
         if soft_cap is not None:
             scores = soft_cap * jnp.tanh(scores / soft_cap)
+        if alibi_slopes is not None:
+            distance = (seen - position[:, :, None]).astype(jnp.float32)
+            scores += alibi_slopes.reshape(1, kv_heads, -1, 1, 1) * distance[:, None, None]
         scores = jnp.where(visible[:, None, None], scores, _NEVER)
         higher = jnp.maximum(top, scores.max(axis=-1))
         weights = jnp.where(visible[:, None, None], jnp.exp(scores - higher[..., None]), 0.0)
@@ -101,6 +117,8 @@ def _attend(
 
     shape = (num, kv_heads, heads // kv_heads, size)
     state: tuple[jax.Array, ...] = (jnp.full(shape, _NEVER), jnp.zeros(shape), jnp.zeros((*shape, dim)))
+    if sinks is not None:
+        state = (jnp.broadcast_to(sinks.reshape(1, kv_heads, -1, 1), shape), jnp.ones(shape), state[2])
     if page_table.shape[1] == pages:
         state = attend_block(jnp.int32(0), state)
     else:

@@ -20,6 +20,8 @@ class AttentionCase:
     page: int = 16
     window: int | None = None
     soft_cap: float | None = None
+    alibi: bool = False
+    sinks: bool = False
     padding: int = 0  # tokens behind the last row
     spare_pages: int = 1  # columns of the page table no row uses
     large: bool = False
@@ -49,6 +51,8 @@ class AttentionCase:
             "window": self.window,
             "soft_cap": self.soft_cap,
             "decode": self.decode,
+            "alibi_slopes": rng.uniform(0.01, 0.5, self.heads).astype(np.float32) if self.alibi else None,
+            "sinks": rng.normal(size=self.heads).astype(np.float32) * 2 if self.sinks else None,
         }
         return [q.astype(dtype), k.astype(dtype), v.astype(dtype), table, start, kv_lens], options
 
@@ -72,9 +76,14 @@ class AttentionCase:
                 scores = q[tokens, head].astype(np.float64) @ np.nan_to_num(k[:, kv_head]).T * options["scale"]
                 if self.soft_cap is not None:
                     scores = self.soft_cap * np.tanh(scores / self.soft_cap)
+                if self.alibi:
+                    scores += options["alibi_slopes"][head].astype(np.float64) * (key - place)
                 scores = np.where(hidden, -np.inf, scores)
-                weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-                out[tokens, head] = weights @ np.nan_to_num(v[:, kv_head]) / weights.sum(axis=1, keepdims=True)
+                sink = float(options["sinks"][head]) if self.sinks else -np.inf
+                top = np.maximum(scores.max(axis=1, keepdims=True), sink)
+                weights = np.exp(scores - top)
+                total = weights.sum(axis=1, keepdims=True) + np.exp(sink - top)
+                out[tokens, head] = weights @ np.nan_to_num(v[:, kv_head]) / total
         return [out]
 
 
@@ -105,6 +114,12 @@ CASES = (
     _decode("decode-window-long", 400, 7, window=290, page=32),
     _decode("decode-soft-cap", 40, 7, soft_cap=2.0),
     _decode("decode-window-soft-cap", 90, 7, window=33, soft_cap=5.0, heads=6, dim=128),
+    _decode("decode-alibi", 300, 0, 5, 131, alibi=True),
+    _decode("decode-alibi-window-soft-cap-group-3", 90, 0, 7, heads=6, window=33, soft_cap=5.0, alibi=True),
+    _decode("decode-sinks", 40, 0, 5, sinks=True),
+    _decode("decode-sinks-splits", 300, 0, 5, 131, sinks=True, heads=16, dim=64),
+    _decode("decode-sinks-window-group-3", 400, 7, 0, window=290, sinks=True, heads=6),
+    _decode("decode-sinks-alibi-soft-cap", 300, 7, sinks=True, alibi=True, soft_cap=5.0, dim=80),
     _extend("extend-one-token", (1, 1)),
     _extend("extend-one-page", (16, 16)),
     _extend("extend-page-and-one", (17, 17), padding=7),
@@ -124,6 +139,11 @@ CASES = (
     _extend("extend-window-long", (40, 300), window=200, page=64),
     _extend("extend-soft-cap", (30, 45), (1, 20), soft_cap=2.0),
     _extend("extend-window-soft-cap", (50, 90), window=33, soft_cap=5.0, heads=6, dim=128),
+    _extend("extend-alibi", (30, 45), (1, 20), (0, 0), alibi=True, padding=3),
+    _extend("extend-alibi-window-soft-cap", (50, 90), window=33, soft_cap=5.0, alibi=True, heads=6),
+    _extend("extend-sinks", (30, 45), (1, 20), (0, 0), sinks=True, padding=3),
+    _extend("extend-sinks-window-group-8", (60, 150), (1, 90), window=20, sinks=True, heads=16),
+    _extend("extend-sinks-alibi-soft-cap-dim-80", (40, 300), sinks=True, alibi=True, soft_cap=5.0, dim=80, page=64),
     _decode("decode-large", *range(1, 6001, 97), 0, 0, heads=32, kv_heads=8, dim=128, page=64, large=True),
     _decode("decode-large-one", 20000, heads=32, kv_heads=8, dim=128, page=64, large=True, spare_pages=200),
     _decode("decode-large-window", 5000, 1, 900, heads=16, kv_heads=8, dim=256, window=1024, large=True),

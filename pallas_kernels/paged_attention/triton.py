@@ -33,6 +33,8 @@ def paged_attention(
     scale: float,
     window: int | None,
     soft_cap: float | None,
+    alibi_slopes: jax.Array | None,
+    sinks: jax.Array | None,
     decode: bool,
 ) -> jax.Array:
     """See pallas_kernels.paged_attention."""
@@ -48,6 +50,8 @@ def paged_attention(
         "SCALE": scale * _LOG2_E,
         "SOFT_CAP": soft_cap or 0.0,
         "WINDOW": window or 0,
+        "ALIBI": alibi_slopes is not None,
+        "SINKS": sinks is not None,
         "KV_HEADS": kv_heads,
         "GROUP": heads // kv_heads,
         "DIM": dim,
@@ -56,9 +60,11 @@ def paged_attention(
         "MAX_PAGES": page_table.shape[1],
         "PRECISION": "tf32x3",  # of float32 operands, on tensor cores, with an error near float32's own
     }
+    # Always operands: what is not given is not read.
+    slopes, sinks = (kv_len if x is None else x for x in (alibi_slopes, sinks))
     if decode:
-        return _decode(q, k_pages, v_pages, page_table, kv_len, shape)
-    return _extend(q, k_pages, v_pages, page_table, query_start, kv_len, shape)
+        return _decode(q, k_pages, v_pages, page_table, kv_len, slopes, sinks, shape)
+    return _extend(q, k_pages, v_pages, page_table, query_start, kv_len, slopes, sinks, shape)
 
 
 def _decode(
@@ -67,6 +73,8 @@ def _decode(
     v_pages: jax.Array,
     page_table: jax.Array,
     kv_len: jax.Array,
+    slopes: jax.Array,
+    sinks: jax.Array,
     shape: dict[str, Any],
 ) -> jax.Array:
     rows, heads, dim = q.shape
@@ -99,6 +107,7 @@ def _decode(
         v_pages,
         page_table,
         kv_len,
+        slopes,
         row,
         place,
         chunk,
@@ -119,12 +128,14 @@ def _decode(
         partial,
         log_sum,
         first,
+        sinks,
         kernel=_combine_kernel,
         out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
         grid=(heads, rows),
         name="paged_decode_combine",
         num_warps=4,
         num_stages=2,
+        SINKS=shape["SINKS"],
         HEADS=heads,
         DIM=dim,
         DIM_PAD=shape["DIM_PAD"],
@@ -140,6 +151,8 @@ def _extend(
     page_table: jax.Array,
     query_start: jax.Array,
     kv_len: jax.Array,
+    slopes: jax.Array,
+    sinks: jax.Array,
     shape: dict[str, Any],
 ) -> jax.Array:
     tokens, _, dim = q.shape
@@ -168,6 +181,8 @@ def _extend(
         page_table,
         starts,
         kv_len,
+        slopes,
+        sinks,
         row,
         place,
         kernel=_extend_kernel,
@@ -190,6 +205,7 @@ def _attend(
     state,
     q,
     position,
+    slopes,
     k_ptr,
     v_ptr,
     table_ptr,
@@ -201,6 +217,7 @@ def _attend(
     SCALE: tl.constexpr,
     SOFT_CAP: tl.constexpr,
     WINDOW: tl.constexpr,
+    ALIBI: tl.constexpr,
     KV_HEADS: tl.constexpr,
     DIM: tl.constexpr,
     DIM_PAD: tl.constexpr,
@@ -210,8 +227,8 @@ def _attend(
 ):
     """Online softmax over the positions begin:end of one row's pages; begin is a multiple of BLOCK.
 
-    state: (top [M], total [M], out [M, DIM_PAD]); position: [M], the last one each query sees. Unless MASKED, every
-    query sees all of begin:end, which is then whole blocks. Values before `oldest` are never read.
+    state: (top [M], total [M], out [M, DIM_PAD]); position: [M], the last one each query sees; slopes: [M] with ALIBI.
+    Unless MASKED, every query sees all of begin:end, which is then whole blocks. Values before `oldest` are never read.
     """
     top, total, out = state
     dims = tl.arange(0, DIM_PAD)
@@ -235,6 +252,8 @@ def _attend(
             # log2(e) sits in SCALE; tanh(x) = 1 - 2 / (exp(2 x) + 1)
             bounded = 1.0 - 2.0 / (tl.exp2(scores * (2.0 / SOFT_CAP)) + 1.0)
             scores = bounded * (SOFT_CAP * 1.4426950408889634)
+        if ALIBI:
+            scores += slopes[:, None] * (seen[None, :] - position[:, None]).to(tl.float32)
         if MASKED:
             visible = (seen[None, :] <= position[:, None]) & (seen < end)[None, :]
             if WINDOW > 0:
@@ -256,10 +275,26 @@ def _attend(
 
 
 @triton.jit
-def _empty_state(M: tl.constexpr, DIM_PAD: tl.constexpr):
-    # A finite lowest score: a query that sees nothing keeps total 0 instead of inf - inf.
-    top = tl.full([M], -1e30, tl.float32)
-    return top, tl.zeros([M], tl.float32), tl.zeros([M, DIM_PAD], tl.float32)
+def _per_head(ptr, heads, mask, GIVEN: tl.constexpr):
+    """Each query's slope or sink, in powers of two as the scores are; something unused unless GIVEN."""
+    if GIVEN:
+        numbers = tl.load(ptr + heads, mask=mask, other=0.0) * 1.4426950408889634
+    else:
+        numbers = tl.zeros(heads.shape, tl.float32)
+    return numbers
+
+
+@triton.jit
+def _start(sinks, GIVEN: tl.constexpr):
+    """The highest score and the total of weights before any key: of the sink, if GIVEN."""
+    if GIVEN:
+        top = sinks
+        total = sinks * 0.0 + 1.0
+    else:
+        # A finite lowest score: a query that sees nothing keeps total 0 instead of inf - inf.
+        top = sinks * 0.0 - 1e30
+        total = sinks * 0.0
+    return top, total
 
 
 @triton.jit
@@ -269,6 +304,7 @@ def _decode_kernel(
     v_ptr,
     table_ptr,
     kv_len_ptr,
+    slopes_ptr,
     row_ptr,
     place_ptr,
     chunk_ptr,
@@ -277,6 +313,8 @@ def _decode_kernel(
     SCALE: tl.constexpr,
     SOFT_CAP: tl.constexpr,
     WINDOW: tl.constexpr,
+    ALIBI: tl.constexpr,
+    SINKS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     GROUP_PAD: tl.constexpr,
@@ -309,10 +347,13 @@ def _decode_kernel(
     q_offsets = (row * (KV_HEADS * GROUP) + heads)[:, None] * DIM + dims[None, :]
     q = tl.load(q_ptr + q_offsets, mask=mask, other=0.0)
     position = tl.zeros([GROUP_PAD], tl.int32) + (kv_len - 1)
+    slopes = _per_head(slopes_ptr, heads, group < GROUP, ALIBI)
+    top, total = _start(tl.zeros([GROUP_PAD], tl.float32), False)
     top, total, out = _attend(
-        _empty_state(GROUP_PAD, DIM_PAD),
+        (top, total, tl.zeros([GROUP_PAD, DIM_PAD], tl.float32)),
         q,
         position,
+        slopes,
         k_ptr,
         v_ptr,
         table_ptr + row * MAX_PAGES,
@@ -324,6 +365,7 @@ def _decode_kernel(
         SCALE,
         SOFT_CAP,
         WINDOW,
+        ALIBI,
         KV_HEADS,
         DIM,
         DIM_PAD,
@@ -341,20 +383,21 @@ def _combine_kernel(
     partial_ptr,
     log_sum_ptr,
     first_ptr,
+    sinks_ptr,
     out_ptr,
+    SINKS: tl.constexpr,
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
     DIM_PAD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The items of one row and query head, weighted by their sums; zeros for a row without items."""
+    """The items of one row and query head, weighted by their sums, beside the sink; zeros for a row without items."""
     head = tl.program_id(0)
     row = tl.program_id(1)
     first = tl.load(first_ptr + row)
     end = tl.load(first_ptr + row + 1)
     dims = tl.arange(0, DIM_PAD)
-    top = -1e30
-    total = 0.0
+    top, total = _start(_per_head(sinks_ptr, head, True, SINKS), SINKS)
     out = tl.zeros([DIM_PAD], tl.float32)
     for start in range(first, end, BLOCK):
         items = start + tl.arange(0, BLOCK)
@@ -380,12 +423,16 @@ def _extend_kernel(
     table_ptr,
     starts_ptr,
     kv_len_ptr,
+    slopes_ptr,
+    sinks_ptr,
     row_ptr,
     place_ptr,
     out_ptr,
     SCALE: tl.constexpr,
     SOFT_CAP: tl.constexpr,
     WINDOW: tl.constexpr,
+    ALIBI: tl.constexpr,
+    SINKS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
@@ -413,13 +460,13 @@ def _extend_kernel(
     table_ptr += tl.minimum(row, ROWS - 1) * MAX_PAGES
     if tokens * GROUP <= 16:
         _extend_tile(
-            q_ptr, k_ptr, v_ptr, table_ptr, out_ptr, head, first, tokens, position,
-            SCALE, SOFT_CAP, WINDOW, KV_HEADS, GROUP, DIM, DIM_PAD, PAGE, 16, BLOCK, PRECISION,
+            q_ptr, k_ptr, v_ptr, table_ptr, slopes_ptr, sinks_ptr, out_ptr, head, first, tokens, position,
+            SCALE, SOFT_CAP, WINDOW, ALIBI, SINKS, KV_HEADS, GROUP, DIM, DIM_PAD, PAGE, 16, BLOCK, PRECISION,
         )  # fmt: skip
     else:
         _extend_tile(
-            q_ptr, k_ptr, v_ptr, table_ptr, out_ptr, head, first, tokens, position,
-            SCALE, SOFT_CAP, WINDOW, KV_HEADS, GROUP, DIM, DIM_PAD, PAGE, QUERIES, BLOCK, PRECISION,
+            q_ptr, k_ptr, v_ptr, table_ptr, slopes_ptr, sinks_ptr, out_ptr, head, first, tokens, position,
+            SCALE, SOFT_CAP, WINDOW, ALIBI, SINKS, KV_HEADS, GROUP, DIM, DIM_PAD, PAGE, QUERIES, BLOCK, PRECISION,
         )  # fmt: skip
 
 
@@ -429,6 +476,8 @@ def _extend_tile(
     k_ptr,
     v_ptr,
     table_ptr,
+    slopes_ptr,
+    sinks_ptr,
     out_ptr,
     head,
     first,
@@ -437,6 +486,8 @@ def _extend_tile(
     SCALE: tl.constexpr,
     SOFT_CAP: tl.constexpr,
     WINDOW: tl.constexpr,
+    ALIBI: tl.constexpr,
+    SINKS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
@@ -467,20 +518,23 @@ def _extend_tile(
         full = (tl.maximum(position + tokens - WINDOW, 0) + BLOCK - 1) // BLOCK * BLOCK
         full_end = tl.maximum(full_end, begin)
         full = tl.minimum(full, full_end)
-    state = _empty_state(QUERIES, DIM_PAD)
+    heads = head * GROUP + query % GROUP
+    slopes = _per_head(slopes_ptr, heads, token < tokens, ALIBI)
+    top, total = _start(_per_head(sinks_ptr, heads, token < tokens, SINKS), SINKS)
+    state = (top, total, tl.zeros([QUERIES, DIM_PAD], tl.float32))
     positions = position + token
     if WINDOW > 0:
         state = _attend(
-            state, q, positions, k_ptr, v_ptr, table_ptr, head, begin, full, oldest, True,
-            SCALE, SOFT_CAP, WINDOW, KV_HEADS, DIM, DIM_PAD, PAGE, BLOCK, PRECISION,
+            state, q, positions, slopes, k_ptr, v_ptr, table_ptr, head, begin, full, oldest, True,
+            SCALE, SOFT_CAP, WINDOW, ALIBI, KV_HEADS, DIM, DIM_PAD, PAGE, BLOCK, PRECISION,
         )  # fmt: skip
     state = _attend(
-        state, q, positions, k_ptr, v_ptr, table_ptr, head, full, full_end, oldest, False,
-        SCALE, SOFT_CAP, WINDOW, KV_HEADS, DIM, DIM_PAD, PAGE, BLOCK, PRECISION,
+        state, q, positions, slopes, k_ptr, v_ptr, table_ptr, head, full, full_end, oldest, False,
+        SCALE, SOFT_CAP, WINDOW, ALIBI, KV_HEADS, DIM, DIM_PAD, PAGE, BLOCK, PRECISION,
     )  # fmt: skip
     state = _attend(
-        state, q, positions, k_ptr, v_ptr, table_ptr, head, full_end, end, oldest, True,
-        SCALE, SOFT_CAP, WINDOW, KV_HEADS, DIM, DIM_PAD, PAGE, BLOCK, PRECISION,
+        state, q, positions, slopes, k_ptr, v_ptr, table_ptr, head, full_end, end, oldest, True,
+        SCALE, SOFT_CAP, WINDOW, ALIBI, KV_HEADS, DIM, DIM_PAD, PAGE, BLOCK, PRECISION,
     )  # fmt: skip
     _, total, out = state
     out = out / tl.where(total > 0.0, total, 1.0)[:, None]

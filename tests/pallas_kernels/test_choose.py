@@ -57,3 +57,13 @@ def test_environment_names_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_misfits_are_named() -> None:
     with pytest.raises(ValueError, match="must be \\(8,\\)"):
         rms_norm(jnp.ones((2, 8)), jnp.ones((4,)), 1e-6)
+
+
+def test_a_number_per_head_is_asked_for() -> None:
+    pool = jnp.zeros((2, 16, 1, 8))
+    one = jnp.ones((1,), jnp.int32)
+    start = jnp.arange(2, dtype=jnp.int32)
+    with pytest.raises(ValueError, match=r"sinks \(2,\) must hold one number for each of 1 heads"):
+        paged_attention(
+            jnp.zeros((1, 1, 8)), pool, pool, one[:, None], start, one, scale=1.0, sinks=jnp.ones((2,)), decode=True
+        )
