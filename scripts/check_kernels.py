@@ -33,6 +33,7 @@ OPERATIONS = {
     "rope": ("reference",),
     "rope_kv_write": ("triton", "reference"),
     "rms_norm": ("reference",),
+    "moe": ("triton", "reference"),
 }
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1.6e-2}
 

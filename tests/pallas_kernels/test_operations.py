@@ -20,6 +20,7 @@ OPERATIONS = {
     "rope": ("reference",),
     "rope_kv_write": ("reference", "triton"),
     "rms_norm": ("reference",),
+    "moe": ("reference", "triton"),
 }
 # Of the largest magnitude expected: a few roundings of the operands' type.
 TOLERANCE = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 1.6e-2}

@@ -1,0 +1,78 @@
+"""moe in plain XLA: blocks of assignments to one expert, a few blocks at once."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.moe.schedule import schedule
+
+_CLAMPED_SWIGLU_LIMIT = 7.0
+_CLAMPED_SWIGLU_ALPHA = 1.702
+_GATHERED_BYTES = 256 << 20  # of expert weights copied at once on a GPU, which gains from width; a CPU does not
+
+_GATES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
+def moe(
+    x: jax.Array,
+    gate_up: jax.Array,
+    down: jax.Array,
+    expert_ids: jax.Array,
+    expert_weights: jax.Array,
+    gate_up_bias: jax.Array | None,
+    down_bias: jax.Array | None,
+    *,
+    activation: str,
+) -> jax.Array:
+    """See pallas_kernels.moe."""
+    num_experts, inner, embed = down.shape
+    assignments, per_token = expert_ids.size, expert_ids.shape[1]
+    size = min(128, max(8, 1 << (assignments // num_experts).bit_length()))
+    plan = schedule(expert_ids, num_experts, size)
+    blocks = plan.expert.shape[0]
+    at_once = 1
+    if jax.default_backend() != "cpu":
+        at_once = min(blocks, max(1, _GATHERED_BYTES // (3 * inner * embed * down.dtype.itemsize)))
+    groups = -(-blocks // at_once)
+    expert, start = (jnp.pad(a, (0, groups * at_once - blocks)) for a in (plan.expert, plan.start))
+
+    def run_group(group: jax.Array, out: jax.Array) -> jax.Array:
+        chosen, begin = (jax.lax.dynamic_slice_in_dim(a, group * at_once, at_once) for a in (expert, start))
+        # A block's last rows may be its neighbour's assignments: computed with the wrong expert, and read by nobody.
+        place = begin[:, None] + jnp.arange(size, dtype=jnp.int32)[None, :]
+        rows = x[plan.order[jnp.minimum(place, assignments - 1)] // per_token]
+        hidden = _gated(_linear(rows, gate_up, gate_up_bias, chosen), activation).astype(x.dtype)
+        return out.at[group].set(_linear(hidden, down, down_bias, chosen).astype(x.dtype))
+
+    out = jnp.zeros((groups, at_once, size, embed), x.dtype)
+    if groups == 1:
+        out = run_group(jnp.int32(0), out)
+    else:
+        out = jax.lax.fori_loop(0, (plan.used + at_once - 1) // at_once, run_group, out)
+    results = out.reshape(-1, embed)[jnp.maximum(plan.slot, 0)].reshape(-1, per_token, embed)
+    results = results.astype(jnp.float32) * expert_weights[:, :, None]
+    chosen = (plan.slot >= 0).reshape(-1, per_token, 1)
+    return jnp.where(chosen, results, 0.0).sum(axis=1).astype(x.dtype)
+
+
+def _linear(x: jax.Array, weight: jax.Array, bias: jax.Array | None, expert: jax.Array) -> jax.Array:
+    """x: [B, S, in]; weight: [X, in, out]; bias: [X, out]; expert: [B]. Returns [B, S, out] float32."""
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    out = jnp.einsum("bsi,bio->bso", x, weight[expert], precision=precision, preferred_element_type=jnp.float32)
+    return out if bias is None else out + bias[expert].astype(jnp.float32)[:, None, :]
+
+
+def _gated(gate_up: jax.Array, activation: str) -> jax.Array:
+    """gate_up: [..., 2 * F] float32 -> [..., F]."""
+    gate, up = jnp.split(gate_up, 2, axis=-1)
+    if activation == "clamped_swiglu":
+        gate = jnp.minimum(gate, _CLAMPED_SWIGLU_LIMIT)
+        up = jnp.clip(up, -_CLAMPED_SWIGLU_LIMIT, _CLAMPED_SWIGLU_LIMIT)
+        return gate * jax.nn.sigmoid(_CLAMPED_SWIGLU_ALPHA * gate) * (up + 1.0)
+    return _GATES[activation](gate) * up
