@@ -80,7 +80,7 @@ def throughput(
         report(len(sources), len(sources), "workloads")
     columns = ("workload", "requests", "seconds", "requests_per_s", "output_tokens_per_s", "total_tokens_per_s")
     _print_table(columns, rows)
-    _write(output_json, "throughput", config, rows)
+    _write(output_json, "throughput", config, rows, {"device": _device()})
     if plot:
         from jaxllm.bench.plot import plot_bars
 
@@ -127,8 +127,14 @@ def latency(
         for name, seconds in shown.items()
     ]
     _print_table(("metric", "mean_ms", "median_ms", "std_ms", "p90_ms", "p99_ms"), rows)
-    workload = {"batch_size": batch_size, "input_len": input_len, "output_len": num_output, "iterations": num_iters}
-    _write(output_json, "latency", config, rows, workload)
+    load = {
+        "device": _device(),
+        "batch_size": batch_size,
+        "input_len": input_len,
+        "output_len": num_output,
+        "iterations": num_iters,
+    }
+    _write(output_json, "latency", config, rows, load)
     if plot:
         from jaxllm.bench.plot import plot_distributions
 
@@ -310,6 +316,13 @@ def _throughput_row(name: str, runs: "list[list[Prompt]]", seconds: list[float])
     }
 
 
+def _device() -> str:
+    """The device that this process runs its programs on."""
+    import jax
+
+    return jax.devices()[0].device_kind
+
+
 def _check_plot(path: Path | None) -> None:
     if path is None:
         return
@@ -324,7 +337,7 @@ def _print_table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*columns)
+    table = Table(*(column.replace("_per_s", "/s").replace("_", " ") for column in columns))
     for row in rows:
         table.add_row(*(_shown(row.get(column, "")) for column in columns))
     Console().print(table)
@@ -349,7 +362,7 @@ def _write(
     benchmark: str,
     config: EngineConfig,
     rows: list[dict[str, Any]],
-    workload: dict[str, Any] | None = None,
+    load: dict[str, Any] | None = None,
 ) -> None:
     """The figures with what they were measured on, as one JSON document."""
     if path is None:
@@ -362,7 +375,7 @@ def _write(
         "jaxllm": __version__,
         "jax": version("jax"),
         "config": dataclasses.asdict(config),
-        **({"load": workload} if workload else {}),
+        **(load or {}),
         "rows": rows,
     }
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
