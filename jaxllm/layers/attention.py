@@ -20,26 +20,30 @@ def attend(
     *,
     scale: float,
     window: int | None = None,
+    soft_cap: float | None = None,
 ) -> tuple[jax.Array, LayerCache | None]:
     """Causal attention of the step's tokens, over the pages with a Step and over themselves with a DenseStep.
 
     q: [T, H, D]; k, v: [T, KH, D]; cache: the layer's pages, or None with a DenseStep.
     window: positions a token sees, itself included; None is all.
+    soft_cap: scaled scores become soft_cap * tanh(scores / soft_cap); None leaves them.
     Returns [T, H, D] in q.dtype and the cache with this step's keys and values written.
     """
     if isinstance(step, DenseStep):
         assert cache is None
-        return _attend_dense(q, k, v, step.batch, scale, window), None
+        return _attend_dense(q, k, v, step.batch, scale, window, soft_cap), None
     assert cache is not None
     k_pages, v_pages = kv_write(*cache, k, v, step.write_index)
     out = paged_attention(
         q, k_pages, v_pages, step.page_table, step.query_start, step.kv_len,
-        scale=scale, window=window, decode=step.decode,
+        scale=scale, window=window, soft_cap=soft_cap, decode=step.decode,
     )  # fmt: skip
     return out, (k_pages, v_pages)
 
 
-def _attend_dense(q: jax.Array, k: jax.Array, v: jax.Array, batch: int, scale: float, window: int | None) -> jax.Array:
+def _attend_dense(
+    q: jax.Array, k: jax.Array, v: jax.Array, batch: int, scale: float, window: int | None, soft_cap: float | None
+) -> jax.Array:
     """q: [B * S, H, D]; k, v: [B * S, KH, D]. Differentiable."""
     kv_heads, dim = k.shape[1:]
     length = q.shape[0] // batch
@@ -50,7 +54,10 @@ def _attend_dense(q: jax.Array, k: jax.Array, v: jax.Array, batch: int, scale: f
     scores = jnp.einsum("bqhgd,bkhd->bhgqk", grouped, k, precision=precision, preferred_element_type=jnp.float32)
     behind = jnp.arange(length)[:, None] - jnp.arange(length)[None, :]  # how far the key stands behind the query
     seen = (behind >= 0) if window is None else (behind >= 0) & (behind < window)
-    scores = jnp.where(seen[None, None, None], scores * scale, -jnp.inf)
+    scores = scores * scale
+    if soft_cap is not None:
+        scores = soft_cap * jnp.tanh(scores / soft_cap)
+    scores = jnp.where(seen[None, None, None], scores, -jnp.inf)
     shares = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     out = jnp.einsum("bhgqk,bkhd->bqhgd", shares, v, precision=precision, preferred_element_type=jnp.float32)
     return out.astype(q.dtype).reshape(q.shape)

@@ -20,18 +20,34 @@ class RMSNorm(nnx.Module):
         return rms_norm(x, self.weight[...], self.eps)
 
 
-class LayerNorm(nnx.Module):
-    """(x - mean(x)) / std(x) * weight + bias (Ba, Kiros and Hinton 2016)."""
+class UnitOffsetRMSNorm(RMSNorm):
+    """x / rms(x) * (1 + weight), the sum in float32 whatever type the weight has (Gemma)."""
 
     def __init__(self, size: int, eps: float, dtype: Dtype):
+        super().__init__(size, eps, dtype)
+        self.weight = Parameter((size,), dtype, axes=("norm",), init=Constant(0.0))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., E] -> [..., E]."""
+        return rms_norm(x, 1.0 + self.weight[...].astype(jnp.float32), self.eps)
+
+
+class LayerNorm(nnx.Module):
+    """(x - mean(x)) / std(x) * weight + bias (Ba, Kiros and Hinton 2016); some families do without either."""
+
+    def __init__(self, size: int, eps: float, dtype: Dtype, *, weight: bool = True, bias: bool = True):
         self.eps = eps
-        self.weight = Parameter((size,), dtype, axes=("norm",), init=Constant(1.0))
-        self.bias = Parameter((size,), dtype, axes=("norm",), init=Constant(0.0))
+        self.weight = Parameter((size,), dtype, axes=("norm",), init=Constant(1.0)) if weight else None
+        self.bias = Parameter((size,), dtype, axes=("norm",), init=Constant(0.0)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., E] -> [..., E]."""
         wide = x.astype(jnp.float32)
         centred = wide - wide.mean(axis=-1, keepdims=True)
         inverse = jax.lax.rsqrt((centred * centred).mean(axis=-1, keepdims=True) + self.eps)
-        weight, bias = (broadcast(p[...].astype(jnp.float32), x) for p in (self.weight, self.bias))
-        return (centred * inverse * weight + bias).astype(x.dtype)
+        out = centred * inverse
+        if self.weight is not None:
+            out = out * broadcast(self.weight[...].astype(jnp.float32), x)
+        if self.bias is not None:
+            out = out + broadcast(self.bias[...].astype(jnp.float32), x)
+        return out.astype(x.dtype)

@@ -1,16 +1,21 @@
 """The angles of rotary position embedding and the ways checkpoints stretch them over longer contexts.
 
 Sources: Su et al. 2021; linear interpolation, Chen et al. 2023; YaRN, Peng et al. 2023; llama3, the reference
-implementation in Hugging Face transformers.
+implementation in Hugging Face transformers; LongRoPE, Ding et al. 2024.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from pallas_kernels.rope import rope as rotate_halves
+
+Rotation = tuple[jax.Array, jax.Array] | None
+"""cos, sin of the step's positions: [T, D/2] float32 each; None where positions are not turned."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +72,45 @@ class Yarn:
 
 
 @dataclass(frozen=True)
+class LongRope:
+    """A factor for each frequency: one set within the original context, another beyond it.
+
+    Keys in the cache cannot be turned again when a text outgrows the original context, so one set serves every
+    position: that of the longest text the model is run for.
+
+    Attributes:
+        short, long: [D/2] each.
+        context: positions of the longest text.
+    """
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original_max_position_embeddings: int
+    context: int
+    attention_factor: float
+
+    def scale(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
+        beyond = self.context > self.original_max_position_embeddings
+        return frequencies / np.asarray(self.long if beyond else self.short)
+
+
+@dataclass(frozen=True)
 class Rope:
-    """Rotary embedding over the whole of head_dim, pairs split in halves."""
+    """Rotary embedding over the first head_dim numbers of each head.
+
+    interleaved: number 2i is turned with number 2i + 1 (GPT-J), not with the one half of head_dim further on (NeoX).
+    """
 
     head_dim: int
     theta: float = 10000.0
-    scaling: Linear | Llama3 | Yarn | None = None
+    scaling: Linear | Llama3 | Yarn | LongRope | None = None
+    interleaved: bool = False
+
+    def within(self, context: int) -> "Rope":
+        """The rotation of a model that is run for texts of `context` positions at most."""
+        if not isinstance(self.scaling, LongRope):
+            return self
+        return replace(self, scaling=replace(self.scaling, context=context))
 
     def frequencies(self) -> np.ndarray:
         """[D/2] float32, radians per position."""
@@ -84,3 +122,17 @@ class Rope:
         angles = positions.astype(jnp.float32)[:, None] * jnp.asarray(self.frequencies())[None, :]
         factor = jnp.float32(self.scaling.attention_factor if self.scaling else 1.0)
         return jnp.cos(angles) * factor, jnp.sin(angles) * factor
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, *, interleaved: bool = False) -> jax.Array:
+    """Turns the first 2R numbers of each head by its token's angles and passes the others on.
+
+    x: [T, H, D]; cos, sin: [T, R], R at most D/2. Returns [T, H, D] in x.dtype.
+    """
+    turned, passed = jnp.split(x, [2 * cos.shape[1]], axis=-1)
+    if interleaved:
+        turned = jnp.concatenate([turned[..., 0::2], turned[..., 1::2]], axis=-1)
+    turned = rotate_halves(turned, cos, sin)
+    if interleaved:
+        turned = jnp.stack(jnp.split(turned, 2, axis=-1), axis=-1).reshape(turned.shape)
+    return jnp.concatenate([turned, passed], axis=-1) if passed.shape[-1] else turned

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -48,8 +48,8 @@ class CausalLM(nnx.Module):
         self.config = config
         size, std = config.hidden_size, config.initializer_range
         self.embed = Embed(config.vocab_size, size, dtype, std=std)
-        tied = config.tie_word_embeddings
-        self.head = None if tied else Linear(size, config.vocab_size, dtype, axes=("embed", "vocab"), std=std)
+        head = Linear(size, config.vocab_size, dtype, axes=("embed", "vocab"), bias=config.head_bias, std=std)
+        self.head = None if config.tie_word_embeddings else head
 
     def __call__(self, step: Step | DenseStep, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
         """Runs the step's tokens through the layers.
@@ -59,18 +59,27 @@ class CausalLM(nnx.Module):
         """
         raise NotImplementedError
 
-    def run_layers(self, x: jax.Array, cache: Cache | None, *shared: Any) -> tuple[jax.Array, Cache | None]:
-        """x [T, E] through every layer, called as layer(x, *shared, its cache). Unrolled: scans copy weights."""
+    def run_layers(
+        self, x: jax.Array, cache: Cache | None, *shared: Any, each: Sequence[Any] | None = None
+    ) -> tuple[jax.Array, Cache | None]:
+        """x [T, E] through every layer, called as layer(x, *shared, its cache). Unrolled: scans copy weights.
+
+        each: what each layer is given of its own, between x and the shared arguments.
+        """
         new = []
-        for layer, layer_cache in zip(self.layers, cache or [None] * len(self.layers), strict=True):
+        own = [()] * len(self.layers) if each is None else [(argument,) for argument in each]
+        for layer, argument, layer_cache in zip(self.layers, own, cache or [None] * len(self.layers), strict=True):
             graphdef, state = nnx.split(layer)
-            x, layer_cache = _run_layer(graphdef, state, x, shared, layer_cache)
+            x, layer_cache = _run_layer(graphdef, state, x, argument + shared, layer_cache)
             new.append(layer_cache)
         return x, None if cache is None else tuple(new)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """hidden [..., E] -> [..., V] float32."""
-        return self.embed.logits(hidden) if self.head is None else self.head(hidden, jnp.float32)
+        logits = self.embed.logits(hidden) if self.head is None else self.head(hidden, jnp.float32)
+        logits = scaled(logits, self.config.logit_scale)
+        cap = self.config.logit_soft_cap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
 
     def cache_specs(self) -> tuple[CacheSpec, ...]:
         """What each layer caches."""
@@ -81,6 +90,11 @@ class CausalLM(nnx.Module):
         """Whether a checkpoint may hold this tensor although the model has no use for it."""
         tied = self.head is None and name.endswith("lm_head.weight")
         return tied or any(re.search(pattern, name) for pattern in self.checkpoint_ignored)
+
+
+def scaled(x: jax.Array, factor: float) -> jax.Array:
+    """x * factor, rounded once; x itself where the factor is 1, as it is in most families."""
+    return x if factor == 1.0 else (x.astype(jnp.float32) * factor).astype(x.dtype)
 
 
 @functools.partial(jax.jit, static_argnums=0)

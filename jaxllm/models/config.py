@@ -1,12 +1,12 @@
 """What a checkpoint's config.json says, checked: every field is consumed, ignored on purpose, or an error."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxllm.errors import ConfigError
 from jaxllm.layers.mlp import ACTIVATIONS
-from jaxllm.layers.rope import Linear, Llama3, Rope, Yarn
+from jaxllm.layers.rope import Linear, Llama3, LongRope, Rope, Yarn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,15 @@ class ModelConfig:
     Attributes:
         max_position_embeddings: positions the checkpoint is made for.
         windows: per layer, positions a token sees, itself included; None is all.
-        rope: None for a family with learned positions.
+        rope: None for a family with learned positions or ALiBi.
+        parallel_norms: norms of a block whose attention and MLP read the same input, one for both or one each;
+            0 where the MLP reads what the attention made.
+        qk_norm: queries and keys are normalised head by head, in families that leave it open.
+        head_bias: the untied head has a bias.
+        layer_ropes: per layer, where layers differ; None for a layer without positions.
+        attention_scale: what scores are multiplied by; None is 1 / sqrt(head_dim).
+        soft_cap, logit_soft_cap: bounds of attention scores and of logits, by tanh.
+        embed_scale, residual_scale, logit_scale: factors of the embedding, of what a block adds, and of the logits.
         initializer_range: standard deviation of random weights.
         dtype: the checkpoint's own type.
         eos_token_ids: ids that end a text; generation_config.json may name others.
@@ -39,19 +47,30 @@ class ModelConfig:
     mlp_bias: bool
     windows: tuple[int | None, ...]
     rope: Rope | None
+    parallel_norms: int = 0
+    qk_norm: bool = False
+    head_bias: bool = False
     initializer_range: float
     dtype: str
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    layer_ropes: tuple[Rope | None, ...] | None = None
+    attention_scale: float | None = None
+    soft_cap: float | None = None
+    logit_soft_cap: float | None = None
+    embed_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
 
     def __post_init__(self) -> None:
         assert len(self.windows) == self.num_layers
+        assert self.layer_ropes is None or len(self.layer_ropes) == self.num_layers
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"config.json: num_key_value_heads={self.num_kv_heads} must divide num_attention_heads={self.num_heads}"
             )
-        if self.rope is not None and self.head_dim % 2:
-            raise ConfigError(f"config.json: head_dim={self.head_dim} must be even for rotary position embedding")
+        if self.rope is not None and self.rope.head_dim % 2:
+            raise ConfigError(f"config.json: head_dim={self.rope.head_dim} must be even for rotary position embedding")
         if self.activation not in ACTIVATIONS:
             raise ConfigError(
                 f"config.json: activation {self.activation!r} is not supported; known: {', '.join(ACTIVATIONS)}"
@@ -61,6 +80,10 @@ class ModelConfig:
     def out_std(self) -> float:
         """Standard deviation of random weights that write to the residual stream, smaller in deeper models (GPT-2)."""
         return self.initializer_range / (2 * self.num_layers) ** 0.5
+
+    def within(self, context: int) -> "ModelConfig":
+        """The configuration of a model that is run for texts of `context` positions at most."""
+        return self if self.rope is None else replace(self, rope=self.rope.within(context))
 
 
 _REQUIRED: Any = object()
@@ -141,8 +164,8 @@ class Fields:
 
     def finish(self) -> None:
         """Every field must have been read by now."""
-        for name, allowed in EXPECTED.items():
-            self.expect(name, *allowed)
+        for name in EXPECTED.keys() & self.left:
+            self.expect(name, *EXPECTED[name])
         unknown = sorted(self.left - IGNORED)
         if unknown:
             shown = ", ".join(f"{name}={_short(self.values[name])}" for name in unknown)
@@ -158,17 +181,27 @@ def _short(value: Any) -> str:
 
 
 def decoder_config(
-    fields: Fields, architecture: str, *, head_dim: int | None = None, eos_token_id: int | None = None, **family: Any
+    fields: Fields,
+    architecture: str,
+    *,
+    head_dim: int | None = None,
+    eos_token_id: int | list[int] | None = None,
+    tied: bool = False,
+    rope_theta: float = 10000.0,
+    partial_rotary_factor: float | None = None,
+    **family: Any,
 ) -> ModelConfig:
     """The fields that Llama and its kin share; `family` gives the others.
 
-    head_dim, eos_token_id: the family's own where the file has no such field.
+    head_dim, eos_token_id, tied (tie_word_embeddings), rope_theta, partial_rotary_factor: the family's own where the
+    file has no such field.
     """
     num_layers = fields.size("num_hidden_layers")
     hidden_size = fields.size("hidden_size")
     num_heads = fields.size("num_attention_heads")
     head_dim = fields.size("head_dim", head_dim or hidden_size // num_heads)
-    rope, max_position_embeddings = read_rope(fields, head_dim, fields.size("max_position_embeddings"))
+    positions = fields.size("max_position_embeddings")
+    rope, max_position_embeddings = read_rope(fields, head_dim, positions, partial_rotary_factor, theta=rope_theta)
     shared: dict[str, Any] = {
         "vocab_size": fields.size("vocab_size"),
         "hidden_size": hidden_size,
@@ -180,7 +213,7 @@ def decoder_config(
         "max_position_embeddings": max_position_embeddings,
         "norm_eps": fields.take("rms_norm_eps", float, 1e-6),
         "activation": fields.take("hidden_act", str, "silu"),
-        "tie_word_embeddings": fields.take("tie_word_embeddings", bool, False),
+        "tie_word_embeddings": fields.take("tie_word_embeddings", bool, tied),
         "qkv_bias": False,
         "out_bias": False,
         "mlp_bias": False,
@@ -190,7 +223,7 @@ def decoder_config(
     return ModelConfig(architecture=architecture, **(shared | common(fields, eos_token_id) | family))
 
 
-def common(fields: Fields, eos_token_id: int | None = None) -> dict[str, Any]:
+def common(fields: Fields, eos_token_id: int | list[int] | None = None) -> dict[str, Any]:
     """The fields that every family has. eos_token_id: the family's own where the file has no such field."""
     eos = fields.raw("eos_token_id", eos_token_id)
     for name in ("architectures", "model_type"):  # read by the registry
@@ -232,6 +265,18 @@ def read_windows(fields: Fields, num_layers: int) -> tuple[int | None, ...]:
         window = None
     if types is None:
         return tuple(window if layer >= first else None for layer in range(num_layers))
+    return _windows_of(fields, types, num_layers, window)
+
+
+def read_layer_types(fields: Fields, num_layers: int, window: int | None, period: int) -> tuple[int | None, ...]:
+    """Per-layer windows from layer_types; where there is none, every `period`-th layer sees all (0: no layer does)."""
+    types = fields.take("layer_types", list, None)
+    if types is None:
+        return tuple(window if not period or (layer + 1) % period else None for layer in range(num_layers))
+    return _windows_of(fields, types, num_layers, window)
+
+
+def _windows_of(fields: Fields, types: list[Any], num_layers: int, window: int | None) -> tuple[int | None, ...]:
     known = {"full_attention": None, "sliding_attention": window}
     if len(types) != num_layers or not set(types) <= set(known):
         raise ConfigError(
@@ -241,20 +286,39 @@ def read_windows(fields: Fields, num_layers: int) -> tuple[int | None, ...]:
     return tuple(known[kind] for kind in types)
 
 
-def read_rope(fields: Fields, head_dim: int, max_position_embeddings: int) -> tuple[Rope, int]:
+def read_rope(
+    fields: Fields,
+    head_dim: int,
+    max_position_embeddings: int,
+    partial_rotary_factor: float | None = None,
+    *,
+    theta: float = 10000.0,
+    scaling: dict[str, Any] | None = None,
+) -> tuple[Rope, int]:
     """Rotary embedding from `rope_theta` and `rope_scaling` (transformers 4) or `rope_parameters` (5).
 
+    partial_rotary_factor: the turned share of head_dim where the file does not say; None in a family that turns all.
+    theta: the base where the file does not say. scaling: in place of the file's rope_scaling or rope_parameters.
     Returns it and the positions the checkpoint is made for, which YaRN extends.
     """
-    theta = fields.take("rope_theta", float, 10000.0)
-    scaling = fields.take("rope_scaling", dict, {}) | fields.take("rope_parameters", dict, {})
+    theta = fields.take("rope_theta", float, theta)
+    if scaling is None:
+        scaling = fields.take("rope_scaling", dict, {}) | fields.take("rope_parameters", dict, {})
     inner = Fields(scaling, f"{fields.where}rope ")
     theta = inner.take("rope_theta", float, theta)
     old_name = inner.take("type", str, "default")
     kind = inner.take("rope_type", str, old_name)
-    inner.expect("partial_rotary_factor", 1, None)
+    if partial_rotary_factor is None:
+        inner.expect("partial_rotary_factor", 1, None)
+    else:
+        share = fields.take("partial_rotary_factor", float, partial_rotary_factor)
+        head_dim = int(head_dim * inner.take("partial_rotary_factor", float, share))
 
     if kind == "default":
+        rope = Rope(head_dim, theta)
+    elif kind == "dynamic":  # differs beyond max_position_embeddings only, where nothing is served
+        inner.take("factor", float, None)
+        inner.raw("original_max_position_embeddings")
         rope = Rope(head_dim, theta)
     elif kind == "linear":
         rope = Rope(head_dim, theta, Linear(inner.take("factor", float)))
@@ -278,9 +342,11 @@ def read_rope(fields: Fields, head_dim: int, max_position_embeddings: int) -> tu
             ),
         )
         max_position_embeddings = max(max_position_embeddings, int(original * factor))
+    elif kind in ("longrope", "su"):
+        rope = Rope(head_dim, theta, _read_longrope(fields, inner, head_dim, max_position_embeddings))
     else:
         raise ConfigError(
-            f"{inner.where}type {kind!r} is not supported; known: default, linear, llama3, yarn."
+            f"{inner.where}type {kind!r} is not supported; known: default, dynamic, linear, llama3, longrope, yarn."
             " Remove it from the file to serve within the original context"
         )
     inner.finish()
@@ -294,3 +360,23 @@ def _yarn_attention_factor(rope: Fields, factor: float) -> float:
     if mscale and mscale_all_dim:
         return (0.1 * mscale * growth + 1.0) / (0.1 * mscale_all_dim * growth + 1.0)
     return 0.1 * growth + 1.0
+
+
+def _read_longrope(fields: Fields, rope: Fields, head_dim: int, max_position_embeddings: int) -> LongRope:
+    original = fields.size("original_max_position_embeddings", max_position_embeddings)
+    original = rope.size("original_max_position_embeddings", original)
+    factor = rope.take("factor", float, max_position_embeddings / original)
+    warmer = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 and original > 1 else 1.0
+    sets = {}
+    for name in ("short_factor", "long_factor"):
+        values = rope.take(name, list)
+        if len(values) != head_dim // 2 or not all(isinstance(value, (int, float)) and value > 0 for value in values):
+            raise ConfigError(f"{rope.where}{name}={_short(values)} must hold {head_dim // 2} positive numbers")
+        sets[name] = tuple(map(float, values))
+    return LongRope(
+        short=sets["short_factor"],
+        long=sets["long_factor"],
+        original_max_position_embeddings=original,
+        context=max_position_embeddings,
+        attention_factor=rope.take("attention_factor", float, warmer),
+    )

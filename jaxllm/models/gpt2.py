@@ -15,12 +15,7 @@ from jaxllm.layers.parameter import Dtype, Source
 from jaxllm.layers.step import DenseStep, Step
 from jaxllm.models.causal_lm import Cache, CausalLM
 from jaxllm.models.config import Fields, ModelConfig, common
-from jaxllm.models.llama import LlamaAttention, LlamaBlock, Rotation
-
-
-class GPT2Attention(LlamaAttention):
-    def place(self, q: jax.Array, k: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array]:
-        return q, k  # positions are in the embedding
+from jaxllm.models.llama import LlamaAttention, LlamaBlock
 
 
 class GPT2Block(LlamaBlock):
@@ -31,7 +26,7 @@ class GPT2LMHeadModel(CausalLM):
     """The whole model. Its classes are attributes, so that a subclass swaps one."""
 
     block_class: ClassVar[type[LlamaBlock]] = GPT2Block
-    attention_class: ClassVar[type[LlamaAttention]] = GPT2Attention
+    attention_class: ClassVar[type[LlamaAttention]] = LlamaAttention
     mlp_class: ClassVar[type[MLP]] = MLP
 
     checkpoint_prefix = "transformer."

@@ -7,6 +7,7 @@ model_class=MyModel.
 from typing import ClassVar
 
 import jax
+import numpy as np
 from flax import nnx
 
 from jaxllm.layers.attention import LayerCache, attend
@@ -14,13 +15,10 @@ from jaxllm.layers.linear import Linear
 from jaxllm.layers.mlp import MLP, GatedMLP
 from jaxllm.layers.norm import LayerNorm, RMSNorm
 from jaxllm.layers.parameter import Dtype, Source
+from jaxllm.layers.rope import Rotation, rotate
 from jaxllm.layers.step import DenseStep, Step
-from jaxllm.models.causal_lm import Cache, CausalLM
+from jaxllm.models.causal_lm import Cache, CausalLM, scaled
 from jaxllm.models.config import Fields, ModelConfig, decoder_config
-from pallas_kernels.rope import rope
-
-Rotation = tuple[jax.Array, jax.Array] | None
-"""cos, sin of the step's positions: [T, D/2] float32 each; None in a family with learned positions."""
 
 
 class LlamaAttention(nnx.Module):
@@ -28,7 +26,10 @@ class LlamaAttention(nnx.Module):
 
     def __init__(self, config: ModelConfig, layer: int, dtype: Dtype):
         self.head_dim = config.head_dim
+        self.scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
         self.window = config.windows[layer]
+        self.soft_cap = config.soft_cap
+        self.interleaved = config.rope is not None and config.rope.interleaved
         heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.qkv = Linear(
             config.hidden_size, (heads, kv_heads, kv_heads), dtype,
@@ -42,15 +43,21 @@ class LlamaAttention(nnx.Module):
         self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: LayerCache | None
     ) -> tuple[jax.Array, LayerCache | None]:
         """x [T, E] -> [T, E], cache."""
-        q, k, v = (part.reshape(x.shape[0], -1, self.head_dim) for part in self.qkv.split(x))
+        q, k, v = self.heads(x)
         q, k = self.place(q, k, rotation)
-        mixed, cache = attend(q, k, v, step, cache, scale=self.head_dim**-0.5, window=self.window)
+        mixed, cache = attend(q, k, v, step, cache, scale=self.scale, window=self.window, soft_cap=self.soft_cap)
         return self.out(mixed.reshape(x.shape[0], -1)), cache
 
+    def heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x [T, E] -> q [T, H, D], k and v [T, KH, D]."""
+        q, k, v = (part.reshape(x.shape[0], -1, self.head_dim) for part in self.qkv.split(x))
+        return q, k, v
+
     def place(self, q: jax.Array, k: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array]:
-        """q [T, H, D], k [T, KH, D] turned by their positions."""
-        assert rotation is not None
-        return rope(q, *rotation), rope(k, *rotation)
+        """q [T, H, D], k [T, KH, D] turned by their positions; as they are without a rotation."""
+        if rotation is None:
+            return q, k
+        return rotate(q, *rotation, interleaved=self.interleaved), rotate(k, *rotation, interleaved=self.interleaved)
 
 
 class LlamaBlock(nnx.Module):
@@ -66,6 +73,7 @@ class LlamaBlock(nnx.Module):
         attention_class: type[LlamaAttention],
         mlp_class: type[GatedMLP] | type[MLP],
     ):
+        self.residual_scale = config.residual_scale
         self.attention_norm = self.norm_class(config.hidden_size, config.norm_eps, dtype)
         self.attention = attention_class(config, layer, dtype)
         self.mlp_norm = self.norm_class(config.hidden_size, config.norm_eps, dtype)
@@ -79,8 +87,8 @@ class LlamaBlock(nnx.Module):
     ) -> tuple[jax.Array, LayerCache | None]:
         """x [T, E] -> [T, E], cache."""
         mixed, cache = self.attention(self.attention_norm(x), rotation, step, cache)
-        x = x + mixed
-        return x + self.mlp(self.mlp_norm(x)), cache
+        x = x + scaled(mixed, self.residual_scale)
+        return x + scaled(self.mlp(self.mlp_norm(x)), self.residual_scale), cache
 
 
 class LlamaForCausalLM(CausalLM):
@@ -88,7 +96,7 @@ class LlamaForCausalLM(CausalLM):
 
     block_class: ClassVar[type[LlamaBlock]] = LlamaBlock
     attention_class: ClassVar[type[LlamaAttention]] = LlamaAttention
-    mlp_class: ClassVar[type[GatedMLP]] = GatedMLP
+    mlp_class: ClassVar[type[GatedMLP] | type[MLP]] = GatedMLP
 
     checkpoint_prefix = "model."
     checkpoint_ignored = (r"rotary_emb\.inv_freq$",)
@@ -126,14 +134,20 @@ class LlamaForCausalLM(CausalLM):
 
     def __init__(self, config: ModelConfig, dtype: Dtype):
         super().__init__(config, dtype)
-        assert config.rope is not None
-        self.rope = config.rope
+        self.embed_scale = float(np.asarray(config.embed_scale, dtype))  # in the weights' type, as Gemma was trained
         self.layers = nnx.List(
             self.block_class(config, layer, dtype, self.attention_class, self.mlp_class)
             for layer in range(config.num_layers)
         )
-        self.norm = RMSNorm(config.hidden_size, config.norm_eps, dtype)
+        self.norm = self.block_class.norm_class(config.hidden_size, config.norm_eps, dtype)
 
     def __call__(self, step: Step | DenseStep, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
-        x, cache = self.run_layers(self.embed(step.tokens), cache, self.rope(step.positions), step)
+        x = scaled(self.embed(step.tokens), self.embed_scale)
+        x, cache = self.run_layers(x, cache, step, each=self.rotations(step.positions))
         return self.norm(x), cache
+
+    def rotations(self, positions: jax.Array) -> list[Rotation]:
+        """positions [T] int32 -> each layer's rotation, computed once for all the layers that share it."""
+        ropes = self.config.layer_ropes or (self.config.rope,) * self.config.num_layers
+        made = {rope: None if rope is None else rope(positions) for rope in dict.fromkeys(ropes)}
+        return [made[rope] for rope in ropes]

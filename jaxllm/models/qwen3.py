@@ -6,8 +6,9 @@ import jax
 
 from jaxllm.layers.norm import RMSNorm
 from jaxllm.layers.parameter import Dtype, Source
+from jaxllm.layers.rope import Rotation
 from jaxllm.models.config import Fields, ModelConfig, decoder_config, read_windows
-from jaxllm.models.llama import LlamaAttention, LlamaForCausalLM, Rotation
+from jaxllm.models.llama import LlamaAttention, LlamaForCausalLM
 
 
 class Qwen3Attention(LlamaAttention):

@@ -1,7 +1,7 @@
 """Which class serves which architecture: one row each."""
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxllm.errors import ConfigError, UnknownModelError
@@ -31,6 +31,10 @@ class Architecture:
     name: str
     config: ModelConfig
     model_class: type[CausalLM]
+
+    def within(self, context: int) -> "Architecture":
+        """The architecture as it is run for texts of `context` positions at most; LongRoPE depends on it."""
+        return replace(self, config=self.config.within(context))
 
     def build(self, dtype: Dtype) -> CausalLM:
         """The model with abstract parameters of `dtype`: nothing is allocated."""

@@ -108,7 +108,7 @@ def prepare(config: EngineConfig, *, model_class: Any = None, measure: bool = Fa
     architecture = registry.resolve(weights.read_config(path), model_class)
     resolved = resolve(config, architecture.config)
     dtype = jnp.dtype(resolved.dtype)
-    model = architecture.build(dtype)
+    model = architecture.within(given(resolved.max_model_len)).build(dtype)
     flat = FlatModel.of(model)
     specs = model.cache_specs()
     token_bytes = sum(spec.elements_per_token() for spec in specs) * dtype.itemsize

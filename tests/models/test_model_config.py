@@ -96,8 +96,9 @@ def test_rope_scaling():
     assert isinstance(yarn.rope.scaling, Yarn)
     assert yarn.rope.scaling.attention_factor == pytest.approx(1.138629436)
     assert yarn.max_position_embeddings == 256
-    with pytest.raises(ConfigError, match="rope type 'dynamic' is not supported; known: default, linear"):
-        config_of(LLAMA, rope_scaling={"type": "dynamic", "factor": 2.0})
+    assert config_of(LLAMA, rope_scaling={"type": "dynamic", "factor": 2.0}) == config_of(LLAMA)
+    with pytest.raises(ConfigError, match="rope type 'spiral' is not supported; known: default, dynamic, linear"):
+        config_of(LLAMA, rope_scaling={"type": "spiral", "factor": 2.0})
     with pytest.raises(ConfigError, match="rope factor is missing"):
         config_of(LLAMA, rope_scaling={"type": "linear"})
     with pytest.raises(ConfigError, match="unknown field mrope_section"):
