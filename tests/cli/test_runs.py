@@ -22,7 +22,8 @@ CONFIG = {
     "torch_dtype": "float32",
     "eos_token_id": 2,
 }
-SMALL = ["--max-num-seqs", "2", "--max-num-batched-tokens", "32", "--block-size", "16", "--load-format", "dummy"]
+SMALL = ["--max-num-seqs", "2", "--max-num-batched-tokens", "32", "--block-size", "16", "--decode-steps", "1"]
+DUMMY = ["--load-format", "dummy"]
 LENGTHS = ["--num-prompts", "3", "--input-len", "9", "--output-len", "5"]
 
 
@@ -51,7 +52,7 @@ def bench(kind: str, shape: Path, *line: object) -> dict:
     """The JSON that a benchmark wrote."""
     output = shape.parent / f"{kind}.json"
     cache = [] if kind == "startup" else ["--compilation-cache-dir", shape.parent / "cache"]
-    result = jaxllm("bench", kind, "--model", shape, *SMALL, *cache, "--output-json", output, *line)
+    result = jaxllm("bench", kind, "--model", shape, *SMALL, *DUMMY, *cache, "--output-json", output, *line)
     assert result.returncode == 0, result.stderr
     document = json.loads(output.read_text())
     assert document["benchmark"] == kind
@@ -124,12 +125,12 @@ def test_plan_is_what_the_engine_does(shape):
 
 def test_a_converted_model_is_served_alike(shape, tmp_path):
     target = tmp_path / "converted"
-    result = jaxllm("convert", shape, target, "--load-format", "dummy")
+    result = jaxllm("convert", shape, target, *DUMMY)
     assert result.returncode == 0, result.stderr
     assert str(target) in result.stdout
-    plan = json.loads(jaxllm("plan", "--model", target, *SMALL[:-2], "--json", "--no-programs").stdout)
+    plan = json.loads(jaxllm("plan", "--model", target, *SMALL, "--json", "--no-programs").stdout)
     assert plan["parameters"] == 64 * 16 * 2 + 16 * 3 + 16 * (16 + 8 + 8) + 16 * 16 + 3 * 16 * 32
-    again = jaxllm("convert", shape, target, "--load-format", "dummy")
+    again = jaxllm("convert", shape, target, *DUMMY)
     assert again.returncode == 2
     assert "exists already" in again.stderr
 
@@ -141,7 +142,7 @@ def test_what_cannot_be_is_told_before_anything_runs(shape):
         (["--plot", "picture.jpg"], "name a .png file"),
         (["--dataset-path", "none.json"], "no tokenizer"),
     ):
-        result = jaxllm("bench", "throughput", "--model", shape, *SMALL, *line)
+        result = jaxllm("bench", "throughput", "--model", shape, *SMALL, *DUMMY, *line)
         assert result.returncode == 2
         assert message in result.stderr
     result = jaxllm("bench", "serve", "--target", "grpc://127.0.0.1:1", "--max-num-seqs", "2")
