@@ -19,6 +19,7 @@ import torch
 import transformers
 from reference_cases import Case, all_cases
 from safetensors.torch import save_file
+from transformers.core_model_loading import revert_weight_conversion
 
 LENGTHS = (1, 6, 13, 21)
 CONTINUATION = 8
@@ -33,7 +34,7 @@ def build(case: Case, seed: int) -> torch.nn.Module:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 2:
+            if parameter.ndim >= 2:
                 value = 0.3 * noise
             elif name.endswith("bias"):
                 value = 0.2 * noise
@@ -73,9 +74,10 @@ def save_checkpoint(case: Case, model: torch.nn.Module, folder: Path) -> None:
     tied = model.config.tie_word_embeddings
     tensors = {
         name.removeprefix(case.drop_prefix): tensor.to(case.dtype).contiguous().clone()
-        for name, tensor in model.state_dict().items()
+        for name, tensor in revert_weight_conversion(model, model.state_dict()).items()  # names as published
         if not (tied and name == "lm_head.weight")
     }
+    tensors = case.convert(tensors)
     tensors |= {name: torch.ones(shape) for name, shape in case.extra_tensors.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
@@ -86,7 +88,11 @@ def save_checkpoint(case: Case, model: torch.nn.Module, folder: Path) -> None:
         config["torch_dtype"] = config.pop("dtype")
         rope = config.pop("rope_parameters")
         config["rope_theta"] = rope.pop("rope_theta")
+        if "partial_rotary_factor" in rope:
+            config["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
         config["rope_scaling"] = rope if rope["rope_type"] != "default" else None
+    left_out = {name for name, value in case.written.items() if value is None}
+    config = {name: value for name, value in (config | case.written).items() if name not in left_out}
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", "utf-8")
 
 

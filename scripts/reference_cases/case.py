@@ -1,5 +1,6 @@
 """What one case of the parity tests is made from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,12 @@ SMALL = {"vocab_size": 97, "intermediate_size": 40, "num_hidden_layers": 2, "max
 
 @dataclass(frozen=True)
 class Case:
-    """config: of transformers' class for `model_type`. old_names: config.json as transformers 4 wrote it."""
+    """A tiny model and how its checkpoint is written.
+
+    config: of transformers' class for `model_type`. old_names: config.json as transformers 4 wrote it.
+    convert: the tensors as the class names and shapes them -> as the published checkpoints do.
+    written: fields of config.json in place of the class's own; None leaves one out.
+    """
 
     name: str
     model_type: str
@@ -19,3 +25,5 @@ class Case:
     old_names: bool = False
     drop_prefix: str = ""
     extra_tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    convert: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = dict
+    written: dict[str, Any] = field(default_factory=dict)
