@@ -4,6 +4,7 @@ A model is built of parameters that hold a jax.ShapeDtypeStruct; nothing is allo
 fills them with arrays.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +40,7 @@ class Parameter(nnx.Param):
     """A leaf of a model's weights. Any leaf that has `matmul(x)` may stand in a Linear's place for one.
 
     Attributes:
-        axes: the logical name of each axis: embed, vocab, qkv, heads, mlp, norm, position.
+        axes: the logical name of each axis: embed, vocab, qkv, heads, mlp, norm, position, experts.
         init: called with (key, shape, dtype) for weights that come from no checkpoint.
         parts: sizes along the last axis of the checkpoint tensors that fuse into this parameter, in order;
             empty when it is one tensor.
@@ -89,15 +90,37 @@ def broadcast(vector: jax.Array, like: jax.Array) -> jax.Array:
     return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
 
 
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a checkpoint stores a tensor that we hold otherwise.
+
+    stored: the tensor's shape in the checkpoint, given ours. restore: what is stored and our shape -> the tensor as
+    we hold it.
+    """
+
+    stored: Callable[[Shape], Shape]
+    restore: Callable[[jax.Array, Shape], jax.Array]
+
+
+PLAIN = Layout(lambda shape: shape, lambda tensor, shape: tensor)
+TRANSPOSED = Layout(
+    lambda shape: (*shape[:-2], shape[-1], shape[-2]), lambda tensor, shape: jnp.swapaxes(tensor, -1, -2)
+)
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a parameter comes from: checkpoint tensors, in the order of the parameter's parts.
 
-    names: `*` stands for the layer's index. transposed: the checkpoint stores [out, in] and we [in, out].
+    names: the first `*` stands for the layer's index. A second says that the checkpoint has a tensor for each index
+    of the parameter's first axis, its experts.
     """
 
     names: tuple[str, ...]
-    transposed: bool = False
+    layout: Layout = PLAIN
 
     @classmethod
     def of(cls, *names: str) -> "Source":
@@ -106,8 +129,21 @@ class Source:
 
     @classmethod
     def linear(cls, *names: str) -> "Source":
-        """Weights of torch.nn.Linear, stored [out, in]."""
-        return cls(names, transposed=True)
+        """Weights of torch.nn.Linear, stored [out, in] where we have [in, out]."""
+        return cls(names, TRANSPOSED)
+
+
+def linear_rows(ours: str, *theirs: str) -> dict[str, Source]:
+    """The rows of a Linear and the torch.nn.Linear it is made of: kernel, and bias where it has one."""
+    return {
+        f"{ours}.kernel": Source.linear(*(f"{name}.weight" for name in theirs)),
+        f"{ours}.bias": Source.of(*(f"{name}.bias" for name in theirs)),
+    }
+
+
+def norm_rows(ours: str, theirs: str) -> dict[str, Source]:
+    """The rows of a norm: weight, and bias where it has one."""
+    return {f"{ours}.{part}": Source.of(f"{theirs}.{part}") for part in ("weight", "bias")}
 
 
 def parameters(model: nnx.Module) -> dict[str, Parameter]:

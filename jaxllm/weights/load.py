@@ -1,9 +1,11 @@
 """Fills a model's abstract parameters with arrays: from safetensors, from Orbax, or with random numbers."""
 
 import functools
+import math
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 
 from jaxllm.config import LoadFormat
 from jaxllm.errors import CheckpointError
-from jaxllm.layers.parameter import Dtype, Parameter, Source, parameters
+from jaxllm.layers.parameter import Dtype, Layout, Parameter, Shape, Source, parameters
 from jaxllm.weights import orbax
 from jaxllm.weights.directory import resolve_model_path
 from jaxllm.weights.fit import Fit
@@ -21,6 +23,8 @@ from jaxllm.weights.safetensors import TYPES, Tensors
 
 Progress = Callable[[int, int, str], None]
 """Called with (parameters done, parameters in all, "loading weights")."""
+
+_STAGED_BYTES = 64 << 20  # of experts' weights on their way to their place
 
 
 def load[Model: Any](
@@ -76,6 +80,18 @@ def _initialise(key: jax.Array, init: Any, shape: tuple[int, ...], dtype: jnp.dt
     return result
 
 
+@dataclass(frozen=True)
+class Reading:
+    """The tensors that a parameter is made of.
+
+    parts: for each of the parameter's parts one tensor, or one for each index of the parameter's first axis.
+    """
+
+    parts: tuple[tuple[str, ...], ...]
+    layout: Layout
+    stacked: bool
+
+
 def _read_safetensors(
     model: Any, directory: Path, wanted: dict[str, Parameter], dtypes: dict[str, jnp.dtype]
 ) -> Iterator[tuple[str, jax.Array]]:
@@ -83,51 +99,98 @@ def _read_safetensors(
     plan = match(model, tensors, wanted, directory)
 
     def arrays() -> Iterator[tuple[str, jax.Array]]:
-        for name, (names, transposed) in plan.items():
-            parts = tuple(jax.device_put(tensors.read(part), may_alias=False) for part in names)
-            yield name, _fuse(parts, transposed, dtypes[name])
+        for name, reading in plan.items():
+            shape, dtype = wanted[name].shape, dtypes[name]
+            if reading.stacked:
+                yield name, _read_stacked(tensors, reading, wanted[name], dtype)
+            else:
+                parts = tuple(_put(tensors, part) for (part,) in reading.parts)
+                yield name, _fuse(parts, _part_shapes(shape, wanted[name]), reading.layout, dtype)
 
     return arrays()
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _fuse(parts: tuple[jax.Array, ...], transposed: bool, dtype: jnp.dtype) -> jax.Array:
-    cast = [(part.T if transposed else part).astype(dtype) for part in parts]
+def _read_stacked(tensors: Tensors, reading: Reading, parameter: Parameter, dtype: jnp.dtype) -> jax.Array:
+    """Fills the parameter some experts at a time, so that the device never holds it twice."""
+    shape = parameter.shape
+    stack = jnp.zeros(shape, dtype)
+    step = max(1, _STAGED_BYTES // (math.prod(shape[1:]) * dtype.itemsize))
+    staged: list[tuple[jax.Array, ...]] = []
+    for first in range(0, shape[0], step):
+        before = staged
+        experts = zip(*(part[first : first + step] for part in reading.parts), strict=True)
+        staged = [tuple(_put(tensors, name) for name in names) for names in experts]
+        stack = _place(stack, tuple(staged), first, _part_shapes(shape[1:], parameter), reading.layout)
+        jax.block_until_ready(before)  # reading overlaps with one transfer, and piles up no more than that
+    return stack
+
+
+def _put(tensors: Tensors, name: str) -> jax.Array:
+    return jax.device_put(tensors.read(name), may_alias=False)
+
+
+def _part_shapes(shape: Shape, parameter: Parameter) -> tuple[Shape, ...]:
+    """The shape of each of the parameter's parts; shape: the parameter's own or one expert's."""
+    return tuple((*shape[:-1], size) for size in parameter.parts or shape[-1:])
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _fuse(parts: tuple[jax.Array, ...], shapes: tuple[Shape, ...], layout: Layout, dtype: jnp.dtype) -> jax.Array:
+    if len(parts) < len(shapes):  # the checkpoint has them fused
+        shapes = ((*shapes[0][:-1], sum(shape[-1] for shape in shapes)),)
+    cast = [layout.restore(part, shape).astype(dtype) for part, shape in zip(parts, shapes, strict=True)]
     return cast[0] if len(cast) == 1 else jnp.concatenate(cast, axis=-1)
 
 
-def match(
-    model: Any, tensors: Tensors, wanted: dict[str, Parameter], directory: Path
-) -> dict[str, tuple[tuple[str, ...], bool]]:
-    """The tensors each parameter is made of, and whether they are to be transposed; only headers are read."""
+@functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=0)
+def _place(
+    stack: jax.Array,
+    experts: tuple[tuple[jax.Array, ...], ...],
+    first: int,
+    shapes: tuple[Shape, ...],
+    layout: Layout,
+) -> jax.Array:
+    rows = jnp.stack([_fuse(parts, shapes, layout, stack.dtype) for parts in experts])
+    return jax.lax.dynamic_update_slice_in_dim(stack, rows, first, axis=0)
+
+
+def match(model: Any, tensors: Tensors, wanted: dict[str, Parameter], directory: Path) -> dict[str, Reading]:
+    """The tensors each parameter is made of; only headers are read."""
     fit = Fit(directory, type(model).__name__)
     used: set[str] = set()
     plan = {}
     for name, parameter in wanted.items():
         source = source_of(model, name)
-        names = []
+        parts = []
         sizes = parameter.parts if len(source.names) > 1 else parameter.shape[-1:]
+        stacked = any("*" in part for part in source.names)
         for part, size in zip(source.names, sizes, strict=True):
-            bare = part.removeprefix(model.checkpoint_prefix)
-            found = part if part in tensors or bare not in tensors else bare
-            if found not in tensors:
-                fit.missing.append(part)
-                continue
-            shape, kind = tensors.describe(found)
-            expected = (*parameter.shape[:-1], size)
-            fit.compare(found, shape, expected[::-1] if source.transposed else expected)
-            if kind not in TYPES:
-                fit.unfit.append(f"{found} is of type {kind} where one of {', '.join(TYPES)} is expected")
-            names.append(found)
-        used.update(names)
-        plan[name] = (tuple(names), source.transposed)
+            indices = range(parameter.shape[0]) if stacked else range(1)
+            shape = source.layout.stored((*parameter.shape[stacked:-1], size))
+            parts.append(tuple(_find(model, tensors, part.replace("*", str(i)), shape, fit) for i in indices))
+            used.update(parts[-1])
+        plan[name] = Reading(tuple(parts), source.layout, stacked)
     fit.unused += [name for name in tensors if name not in used and not model.ignores_tensor(name)]
     fit.check()
     return plan
 
 
+def _find(model: Any, tensors: Tensors, name: str, expected: Shape, fit: Fit) -> str:
+    """The tensor's name in the checkpoint, with or without the model's prefix; disagreements go to `fit`."""
+    bare = name.removeprefix(model.checkpoint_prefix)
+    found = name if name in tensors or bare not in tensors else bare
+    if found not in tensors:
+        fit.missing.append(name)
+        return found
+    shape, kind = tensors.describe(found)
+    fit.compare(found, shape, expected)
+    if kind not in TYPES:
+        fit.unfit.append(f"{found} is of type {kind} where one of {', '.join(TYPES)} is expected")
+    return found
+
+
 def source_of(model: Any, name: str) -> Source:
-    """The row of the family's table for our parameter, with its layer's index filled in."""
+    """The row of the family's table for our parameter, with its layer's index filled in; a `*` left is an expert's."""
     index = re.search(r"\.(\d+)\.", name)
     row = re.sub(r"\.\d+\.", ".*.", name, count=1)
     if row not in model.checkpoint_names:
@@ -138,4 +201,4 @@ def source_of(model: Any, name: str) -> Source:
     source: Source = model.checkpoint_names[row]
     if index is None:
         return source
-    return Source(tuple(part.replace("*", index[1]) for part in source.names), source.transposed)
+    return Source(tuple(part.replace("*", index[1], 1) for part in source.names), source.layout)
