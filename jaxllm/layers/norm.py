@@ -1,5 +1,7 @@
 """Normalisation over the last axis, computed in float32."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -35,9 +37,11 @@ class UnitOffsetRMSNorm(RMSNorm):
 class LayerNorm(nnx.Module):
     """(x - mean(x)) / std(x) * weight + bias (Ba, Kiros and Hinton 2016); some families do without either."""
 
+    offset: ClassVar[float] = 0.0
+
     def __init__(self, size: int, eps: float, dtype: Dtype, *, weight: bool = True, bias: bool = True):
         self.eps = eps
-        self.weight = Parameter((size,), dtype, axes=("norm",), init=Constant(1.0)) if weight else None
+        self.weight = Parameter((size,), dtype, axes=("norm",), init=Constant(1.0 - self.offset)) if weight else None
         self.bias = Parameter((size,), dtype, axes=("norm",), init=Constant(0.0)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -47,7 +51,13 @@ class LayerNorm(nnx.Module):
         inverse = jax.lax.rsqrt((centred * centred).mean(axis=-1, keepdims=True) + self.eps)
         out = centred * inverse
         if self.weight is not None:
-            out = out * broadcast(self.weight[...].astype(jnp.float32), x)
+            out = out * broadcast(self.weight[...].astype(jnp.float32) + self.offset, x)
         if self.bias is not None:
             out = out + broadcast(self.bias[...].astype(jnp.float32), x)
         return out.astype(x.dtype)
+
+
+class UnitOffsetLayerNorm(LayerNorm):
+    """(x - mean(x)) / std(x) * (1 + weight) + bias (Nemotron)."""
+
+    offset = 1.0

@@ -3,7 +3,7 @@
 Its checkpoints come from TensorFlow by way of Conv1D, so that weights are stored [in, out] and qkv already fused.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
@@ -16,6 +16,45 @@ from jaxllm.layers.step import DenseStep, Step
 from jaxllm.models.causal_lm import Cache, CausalLM
 from jaxllm.models.config import Fields, ModelConfig, common
 from jaxllm.models.llama import LlamaAttention, LlamaBlock
+
+
+def gpt2_config(fields: Fields, architecture: str, *, tied: bool = True, **family: Any) -> ModelConfig:
+    """The fields that GPT-2 and its kin share; `family` gives the others.
+
+    tied: tie_word_embeddings where the file has no such field.
+    """
+    hidden_size, num_heads, num_layers = fields.size("n_embd"), fields.size("n_head"), fields.size("n_layer")
+    positions = fields.size("n_positions")
+    fields.expect("n_ctx", positions, None)
+    fields.expect("scale_attn_weights", True)
+    ignore_summary(fields)
+    shared: dict[str, Any] = {
+        "vocab_size": fields.size("vocab_size"),
+        "hidden_size": hidden_size,
+        "intermediate_size": fields.size("n_inner", 4 * hidden_size),
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+        "num_kv_heads": num_heads,
+        "head_dim": hidden_size // num_heads,
+        "max_position_embeddings": positions,
+        "norm_eps": fields.take("layer_norm_epsilon", float, 1e-5),
+        "activation": fields.take("activation_function", str, "gelu_new"),
+        "tie_word_embeddings": fields.take("tie_word_embeddings", bool, tied),
+        "qkv_bias": True,
+        "out_bias": True,
+        "mlp_bias": True,
+        "windows": (None,) * num_layers,
+        "rope": None,
+    }
+    return ModelConfig(architecture=architecture, **(shared | common(fields, eos_token_id=50256) | family))
+
+
+def ignore_summary(fields: Fields) -> None:
+    """Fields of heads that are not the language model's."""
+    for name in ("n_special", "predict_special_tokens", "summary_activation", "summary_first_dropout"):
+        fields.raw(name)
+    for name in ("summary_proj_to_labels", "summary_type", "summary_use_proj"):
+        fields.raw(name)
 
 
 class GPT2Block(LlamaBlock):
@@ -53,35 +92,8 @@ class GPT2LMHeadModel(CausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
-        hidden_size, num_heads, num_layers = fields.size("n_embd"), fields.size("n_head"), fields.size("n_layer")
-        positions = fields.size("n_positions")
-        fields.expect("n_ctx", positions, None)
-        fields.expect("scale_attn_weights", True)
         fields.expect("scale_attn_by_inverse_layer_idx", False)
-        for name in ("n_special", "predict_special_tokens", "summary_activation", "summary_first_dropout"):
-            fields.raw(name)  # of heads that are not the language model's
-        for name in ("summary_proj_to_labels", "summary_type", "summary_use_proj"):
-            fields.raw(name)
-        return ModelConfig(
-            architecture=architecture,
-            vocab_size=fields.size("vocab_size"),
-            hidden_size=hidden_size,
-            intermediate_size=fields.size("n_inner", 4 * hidden_size),
-            num_layers=num_layers,
-            num_heads=num_heads,
-            num_kv_heads=num_heads,
-            head_dim=hidden_size // num_heads,
-            max_position_embeddings=positions,
-            norm_eps=fields.take("layer_norm_epsilon", float, 1e-5),
-            activation=fields.take("activation_function", str, "gelu_new"),
-            tie_word_embeddings=fields.take("tie_word_embeddings", bool, True),
-            qkv_bias=True,
-            out_bias=True,
-            mlp_bias=True,
-            windows=(None,) * num_layers,
-            rope=None,
-            **common(fields, eos_token_id=50256),
-        )
+        return gpt2_config(fields, architecture)
 
     def __init__(self, config: ModelConfig, dtype: Dtype):
         super().__init__(config, dtype)
