@@ -10,7 +10,6 @@ statements about that number.
 """
 
 import enum
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,6 +19,9 @@ from jaxllm.errors import RequestError
 
 MAX_STOP_TOKENS = 16
 """Stop token ids (end-of-text ids included) that the device checks per request."""
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+"""The device computes in float32: anything above is infinite there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +79,7 @@ class SamplingParams:
             "temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty",
         ):  # fmt: skip
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= FLOAT32_MAX:
                 raise RequestError(f"{name}={value!r}: must be a finite number", name)
         for name in ("max_tokens", "min_tokens", "top_k", "seed", "logprobs", "prompt_logprobs"):
             value = getattr(self, name)
@@ -88,12 +90,14 @@ class SamplingParams:
                 raise RequestError(f"{name}={value!r}: must be an integer{' or None' if optional else ''}", name)
         _require(self.max_tokens is None or self.max_tokens >= 1, self, "max_tokens", "must be at least 1")
         _require(self.min_tokens >= 0, self, "min_tokens", "must not be negative")
+        _require(self.min_tokens < 2**31, self, "min_tokens", "must be below 2**31; no context is that long")
         _require(
             self.max_tokens is None or self.min_tokens <= self.max_tokens,
             self, "min_tokens", f"must not exceed max_tokens={self.max_tokens}",
         )  # fmt: skip
         _require(self.temperature >= 0, self, "temperature", "must not be negative; 0 is greedy")
         _require(self.top_k >= 0, self, "top_k", "must be positive, or 0 or -1 to keep every token")
+        _require(self.top_k < 2**31, self, "top_k", "must be below 2**31; 0 keeps every token")
         _require(0 < self.top_p <= 1, self, "top_p", "must be in (0, 1]; for greedy decoding set temperature=0")
         _require(0 <= self.min_p <= 1, self, "min_p", "must be in [0, 1]")
         _require(self.repetition_penalty > 0, self, "repetition_penalty", "must be positive; 1 is none")
@@ -151,7 +155,7 @@ class Request:
         output: tokens drawn and known on the host.
         num_inflight: tokens whose draw is submitted but not collected yet.
         num_computed: tokens whose keys and values are in the cache once every submitted step has run.
-        num_cached: prompt tokens that the prefix cache supplied at the last admission.
+        num_cached: prompt tokens that the prefix cache supplied when the request was first admitted.
         pages: the block table; pages[i] holds positions [i * page, (i + 1) * page).
         slot: the row of the device's per-request state, or -1 when not admitted.
         order: where the request stands among all; the smallest is served first and preempted last.
@@ -314,8 +318,8 @@ class Load:
     waiting: int = 0
     pages_total: int = 0
     pages_free: int = 0  # free or evictable
-    prefix_queries: int = 0  # tokens looked up
-    prefix_hits: int = 0  # tokens found
+    prefix_queries: int = 0  # tokens looked up for requests first admitted
+    prefix_hits: int = 0  # tokens found of those
     preemptions: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0

@@ -81,9 +81,8 @@ def pack_params(request: Request) -> np.ndarray:
     numbers[Column.TEMPERATURE - FIRST_PARAM :] = np.asarray(
         [p.temperature, p.top_p, p.min_p, p.repetition_penalty, p.frequency_penalty, p.presence_penalty], np.float32
     ).view(np.int32)
-    # More stop ids than the device holds are left to the host: the device's checks are a subset of its own.
-    stop_ids = request.stop_ids[:MAX_STOP_TOKENS]
-    out[Column.STOP_IDS - FIRST_PARAM :][: len(stop_ids)] = stop_ids
+    assert len(request.stop_ids) <= MAX_STOP_TOKENS, "the engine's intake refuses more"
+    out[Column.STOP_IDS - FIRST_PARAM :][: len(request.stop_ids)] = request.stop_ids
     return out
 
 

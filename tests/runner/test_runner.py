@@ -1,10 +1,12 @@
 """Plans written by hand, against the model run without a cache."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
-from jaxllm.core import Row, StepPlan
+from jaxllm.core import FLOAT32_MAX, MAX_STOP_TOKENS, Row, SamplingParams, StepPlan
 from jaxllm.errors import CompileWhileServingError
 from jaxllm.runner import Runner
 
@@ -292,12 +294,28 @@ def test_a_prompt_of_one_token_has_no_prompt_logprobs(driver: Driver) -> None:
     assert len(row.tokens) == 1
 
 
-def test_more_stop_ids_than_the_device_holds(runner: Runner, driver: Driver) -> None:
-    """The host sees to the rest."""
+def test_as_many_stop_ids_as_may_be(runner: Runner, driver: Driver) -> None:
+    """The last of them ends a row on the device, and none of them is drawn before min_tokens are out."""
     text = greedy(runner, prompt_of(20), 3)
-    others = [t for t in range(VOCAB) if t not in text][:16]
+    others = [t for t in range(VOCAB) if t not in text][: MAX_STOP_TOKENS - 1]
     request = driver.request(prompt_of(20), slot=0, stop_ids=(*others, text[1]))
-    assert driver.generate(request, 3) == text
+    driver.extend((request, 20))
+    assert driver.decode(request, steps=4)[0].tokens == [text[1]]
+    held = driver.request(prompt_of(20), slot=0, stop_ids=(*others, text[1]), min_tokens=6)
+    assert not set(driver.generate(held, 6)[:5]) & set(held.stop_ids)
+
+
+def test_the_greatest_parameters_that_are_taken_fit_the_device(runner: Runner, driver: Driver) -> None:
+    """A number that overflowed the packed array would take every request's engine with it."""
+    biggest = SamplingParams(
+        max_tokens=None, min_tokens=2**31 - 1, temperature=FLOAT32_MAX, top_k=2**31 - 1, seed=2**63 - 1,
+        repetition_penalty=FLOAT32_MAX, frequency_penalty=2.0, presence_penalty=-2.0,
+    )  # fmt: skip
+    fields = {field.name: getattr(biggest, field.name) for field in dataclasses.fields(biggest)}
+    request = driver.request(prompt_of(20), slot=0, **fields)
+    assert len(driver.generate(request, 5, steps=4)) == 5
+    other = driver.request(prompt_of(20), slot=1)
+    assert driver.generate(other, 3) == greedy(runner, other.prompt, 3)
 
 
 def test_prompt_logits_beside_running_steps(runner: Runner, driver: Driver) -> None:
