@@ -4,6 +4,7 @@ import functools
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol
@@ -48,7 +49,7 @@ class EngineClient:
         self.make_request = engine.make_request
         self._observers: list[Observer] = []
         self._streams: dict[str, _Stream] = {}
-        self._inbox: list[Callable[[], None]] = []
+        self._inbox: deque[Callable[[], object]] = deque()  # what other threads sent, for the engine's to carry out
         self._num_entering = 0  # requests in the inbox
         self._closed: str | None = None  # why no request is taken any more
         self._stopping = False
@@ -124,7 +125,7 @@ class EngineClient:
             raise EngineDeadError(closed)
 
     def _send(self, command: Callable[[], object]) -> None:
-        self._inbox.append(command)  # type: ignore[arg-type]
+        self._inbox.append(command)
         self._changed.notify_all()
 
     # --- on the engine's thread ---
@@ -147,16 +148,20 @@ class EngineClient:
             return True  # the usual case, without the lock: what arrives this moment is seen a step later
         with self._changed:
             self._changed.wait_for(lambda: self._inbox or self._stopping or self.engine.has_work)
-            commands, self._inbox = self._inbox, []
-        for command in commands:
-            command()
+        self._carry_out()
         return not self._stopping
+
+    def _carry_out(self) -> None:
+        while self._inbox:
+            self._inbox.popleft()()  # one that fails leaves the others where `_end_all` finds them
 
     def _add(self, request: Request) -> None:
         try:
             self.engine.add(request)
-        except JaxllmError as error:  # it was checked before, but the queue may have filled by preemption
-            self._deliver([_failed(request.request_id, str(error))])
+        except Exception as error:  # it was checked before, but the engine may have died meanwhile
+            if not isinstance(error, JaxllmError):
+                log.exception("request %s cannot be queued", request.request_id)
+            self._deliver([_failed(request.request_id, str(error) or type(error).__name__)])
             return
         finally:
             with self._changed:
@@ -211,9 +216,7 @@ class EngineClient:
         engine = self.engine
         with self._changed:
             self._closed = self._closed or engine.death or "the engine was stopped"
-            commands, self._inbox = self._inbox, []
-        for command in commands:
-            command()
+        self._carry_out()
         for request_id in list(self._streams):
             engine.abort(request_id)
         self._deliver(engine.take_ended())

@@ -108,16 +108,18 @@ class Scheduler:
                 "start the engine with more KV cache",
                 "max_tokens",
             )
-        if len(self.waiting) >= self.config.max_queued:
-            raise QueueFullError(f"{len(self.waiting)} requests wait already: try again later, or raise --max-queued")
+        if self._num_queued() >= self.config.max_queued:
+            raise QueueFullError(
+                f"{self.config.max_queued} requests wait already: try again later, or raise --max-queued"
+            )
         arrival = next(self._arrivals)
         urgency = (request.priority, request.arrival) if self.config.policy == "priority" else (0, 0.0)
         request.order = (*urgency, arrival)
         request.page_keys = [self.index.root(request.cache_salt)]
-        self._requests[request.request_id] = request
         if request.deadline is not None:
             self._next_deadline = min(self._next_deadline, request.deadline)
         insort(self.waiting, request, key=_by_order)
+        self._requests[request.request_id] = request  # last, so that what cannot be queued leaves nothing behind
 
     def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> Request | None:
         """Ends a request at once; None if there is none of this id. Its slot and pages come back now."""
@@ -150,6 +152,12 @@ class Scheduler:
             # What was computed before the flush, and what rests on it, is not to be shared after it.
             request.num_indexed = request.max_total
         return self.pool.forget()
+
+    def _num_queued(self) -> int:
+        """Requests that wait for their first step. Preempted ones were let in before and take nobody's place."""
+        if len(self.waiting) < self.config.max_queued:
+            return len(self.waiting)  # no more than that: no need to count
+        return sum(request.first_scheduled is None for request in self.waiting)
 
     # --- planning ---
 
@@ -266,14 +274,14 @@ class Scheduler:
         if source is not None:
             copies.append((source, request.pages[len(shared)]))
         request.num_computed = cached
-        request.num_cached = min(cached, len(request.prompt))
         request.num_indexed = len(shared)
-        if request.first_scheduled is None:
+        if request.first_scheduled is None:  # after a preemption it finds its own pages, which saved nobody anything
             request.first_scheduled = now
+            request.num_cached = cached
             self._load.prompt_tokens += len(request.prompt)
-        if self._may_read_cache(request):
-            self._load.prefix_queries += request.num_known
-            self._load.prefix_hits += cached
+            if self._may_read_cache(request):
+                self._load.prefix_queries += len(request.prompt)
+                self._load.prefix_hits += cached
         return True
 
     def _may_read_cache(self, request: Request) -> bool:

@@ -96,6 +96,51 @@ def test_abort_bears_the_reason_it_is_given(client: EngineClient) -> None:
     assert not client.abort("r")
 
 
+@pytest.mark.parametrize("prompt", [[1] * 3, list(range(100))], ids=["decoding", "prefilling"])
+def test_an_aborted_request_gives_its_pages_back_within_two_steps(prompt: list[int]) -> None:
+    """Steps are let through one by one: the one under way when the abort comes, and at most one more."""
+    engine = echo_engine(decode_steps=(1,))
+    may_end, collect = threading.Semaphore(0), engine.runner.collect
+    ended = threading.Semaphore(0)
+
+    def gated(handle: object) -> object:
+        assert may_end.acquire(timeout=20)
+        output = collect(handle)
+        ended.release()
+        return output
+
+    engine.runner.collect = gated  # type: ignore[method-assign]
+    client = EngineClient(engine)
+
+    def one_step() -> None:
+        may_end.release()
+        assert ended.acquire(timeout=20)
+
+    inbox = submit(client, prompt, request_id="r", max_tokens=20)
+    one_step()
+    one_step()
+    assert client.load().pages_free < client.load().pages_total
+    assert client.abort("r")
+    one_step()
+    may_end.release()  # the second, if there is one
+    assert inbox.end().finish is FinishReason.ABORT
+    assert client.load().pages_free == client.load().pages_total
+    client.stop()
+
+
+def test_a_request_that_cannot_be_queued_fails_alone(client: EngineClient, caplog: pytest.LogCaptureFixture) -> None:
+    odd = client.make_request([1], SamplingParams(max_tokens=5), cache_salt=None)  # type: ignore[arg-type]
+    inbox = Inbox()
+    with client._changed:  # so that all of it is carried out together
+        client.submit(odd, inbox)
+        others = [submit(client, [2], max_tokens=5), submit(client, [3], max_tokens=5)]
+    assert inbox.end().finish is FinishReason.ERROR
+    assert "'NoneType' object has no attribute 'encode'" in str(inbox.end().error)
+    assert [other.end().finish for other in others] == [FinishReason.LENGTH] * 2
+    assert client.alive
+    assert "cannot be queued" in caplog.text
+
+
 def test_an_id_in_use_is_refused(client: EngineClient) -> None:
     inbox = submit(client, [1], request_id="r", max_tokens=100)
     with pytest.raises(RequestError, match="a request of this id is running"):

@@ -391,6 +391,21 @@ def test_deadlines():
     assert scheduler.expire(99.0) == []
 
 
+def test_a_deadline_ends_a_prompt_that_is_half_computed():
+    scheduler = make()
+    long, other = ask("a", 40, deadline=5.0), ask("b", 3)
+    scheduler.add(long)
+    flying = scheduler.plan(0.0)
+    assert shape(flying) == [("a", 0, 16)]
+    assert scheduler.expire(5.0) == [long]
+    assert (long.finish, long.slot, long.pages) == (FinishReason.DEADLINE, -1, [])
+    assert scheduler.pool.free == scheduler.pool.num_pages
+    assert scheduler.commit(flying, answer(flying)) == []
+    scheduler.add(other)
+    finish_all(scheduler)
+    assert other.output == [7] * 8
+
+
 # --- what is refused ---
 
 
@@ -402,6 +417,34 @@ def test_the_queue_is_bounded():
         scheduler.add(ask("c", 3))
     step(scheduler)
     scheduler.add(ask("c", 3))
+
+
+def test_a_preempted_request_takes_no_place_in_the_queue():
+    """It was let in before: an arrival that the queue had room for is not refused because of it."""
+    scheduler = make(num_pages=5, max_queued=1)
+    first, second = ask("a", 7, max_tokens=9), ask("b", 7, max_tokens=9)
+    scheduler.add(first)
+    step(scheduler)
+    scheduler.add(second)
+    while not second.num_preemptions:
+        step(scheduler)
+    scheduler.add(ask("c", 3))
+    assert scheduler.load().waiting == 2
+    with pytest.raises(QueueFullError, match="1 requests wait"):
+        scheduler.add(ask("d", 3))
+    finish_all(scheduler)
+    assert (first.output, second.output) == ([7] * 9, [7] * 9)
+
+
+def test_what_a_preempted_request_finds_of_its_own_is_no_cache_hit():
+    scheduler = make(num_pages=5)
+    first, second = ask("a", 7, max_tokens=9), ask("b", 7, max_tokens=9)
+    scheduler.add(first)
+    scheduler.add(second)
+    finish_all(scheduler)
+    assert second.num_preemptions == 1
+    assert second.num_cached == 0
+    assert (scheduler.load().prefix_queries, scheduler.load().prefix_hits) == (14, 0)
 
 
 def test_a_request_that_could_never_fit_is_refused():
