@@ -134,7 +134,7 @@ class InferenceService(pb_grpc.InferenceServicer):
                     raise RequestError("nothing to tokenize: set text or chat", "prompt")
             return pb.TokenizeResponse(
                 token_ids=token_ids,
-                tokens=[requests.tokenizer.token_text(token) for token in token_ids],
+                tokens=await requests.token_texts(token_ids),
                 max_model_len=requests.client.info.max_model_len,
             )
 
@@ -144,13 +144,10 @@ class InferenceService(pb_grpc.InferenceServicer):
         async with statuses(context, request):
             requests = self._backend.ready.requests
             requests.check_model(request.model)
-            size = requests.tokenizer.vocab_size
-            for token in request.token_ids:
-                if token >= size:
-                    raise RequestError(f"token_ids holds {token}: the vocabulary ends at {size - 1}", "token_ids")
-            return pb.DetokenizeResponse(
-                text=requests.tokenizer.decode(list(request.token_ids), request.skip_special_tokens)
-            )
+            token_ids, size = list(request.token_ids), requests.tokenizer.vocab_size
+            if token_ids and max(token_ids) >= size:
+                raise RequestError(f"token_ids holds {max(token_ids)}: the vocabulary ends at {size - 1}", "token_ids")
+            return pb.DetokenizeResponse(text=await requests.decode(token_ids, request.skip_special_tokens))
 
     @contextlib.asynccontextmanager
     async def _call(self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[Call]:

@@ -14,6 +14,7 @@ import math
 import time
 import uuid
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import grpc
@@ -31,7 +32,7 @@ if TYPE_CHECKING:  # what it imports at run time is a device's
 log = logging.getLogger(__name__)
 
 CHUNK_WEIGHT = 8192  # tokens and log probabilities in a chunk before the next one begins: 300 kB or so
-INLINE_CHARACTERS = 4096  # a longer prompt is tokenized in a thread, so that it holds up nobody's stream
+INLINE_SIZE = 4096  # characters or tokens: what is longer becomes the other in a thread, and holds up nobody's stream
 
 
 class Call:
@@ -319,13 +320,22 @@ class Requests:
             )
 
     async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        if len(text) <= INLINE_CHARACTERS:
-            return self.tokenizer.encode(text, add_special_tokens)
-        return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens)
+        tokenizer = self.tokenizer
+        return await _run(len(text), lambda: tokenizer.encode(text, add_special_tokens))
 
     async def encode_chat(self, chat: pb.Chat) -> list[int]:
+        tokenizer = self.tokenizer
         messages, keywords = conversions.chat_messages(chat)
-        return await self.encode(self.tokenizer.render_chat(messages, **keywords), False)
+        size = sum(len(message["content"]) for message in messages)
+        return await _run(size, lambda: tokenizer.apply_chat(messages, **keywords))
+
+    async def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
+        tokenizer = self.tokenizer
+        return await _run(len(token_ids), lambda: tokenizer.decode(token_ids, skip_special_tokens))
+
+    async def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+        tokenizer = self.tokenizer
+        return await _run(len(token_ids), lambda: [tokenizer.token_text(token) for token in token_ids])
 
     async def _prompt(self, wire: pb.GenerateRequest) -> list[int]:
         match wire.WhichOneof("prompt"):
@@ -368,3 +378,8 @@ class Requests:
         if self._running.get(generation.request_id) is generation:
             del self._running[generation.request_id], generation.call.requests[generation.request_id]
             generation.call.wake()
+
+
+async def _run[T](size: int, work: Callable[[], T]) -> T:
+    """Small work here and now, larger work in a thread."""
+    return work() if size <= INLINE_SIZE else await asyncio.to_thread(work)

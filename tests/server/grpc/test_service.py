@@ -144,11 +144,61 @@ async def test_prompts_as_ids_and_as_chat(served: Served, engine: ScriptedEngine
     await asyncio.gather(*calls)
 
 
-async def test_a_long_prompt_is_encoded_beside_the_event_loop(served: Served, engine: ScriptedEngine, encode) -> None:
-    text = "x" * (session.INLINE_CHARACTERS + 1)
-    call = served.inference.Generate(request(text=text))
+async def test_long_texts_are_worked_on_beside_the_event_loop(
+    served: Served, engine: ScriptedEngine, encode, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its size is asked about: a prompt, a conversation, a text to tokenize, tokens to make text of."""
+    (letter,) = encode("x")
+    threads: set[bool] = set()
+
+    def watched(method):
+        def call(*arguments, **keywords):
+            threads.add(threading.current_thread() is threading.main_thread())
+            return method(*arguments, **keywords)
+
+        return call
+
+    for name in ("encode", "decode", "render_chat", "token_text"):
+        monkeypatch.setattr(tokenizer, name, watched(getattr(tokenizer, name)))
+    for size, on_the_loop in ((5, True), (session.INLINE_SIZE + 1, False)):
+        text = "x" * size
+        threads.clear()
+        call = served.inference.Generate(request(request_id=f"a{size}", text=text))
+        (engine_request,) = await engine.submitted(f"a{size}")
+        assert engine_request.prompt == [letter] * size
+        engine.step({f"a{size}": [1]}, finish=FinishReason.LENGTH)
+        await call
+        chat = pb.Chat(messages=[pb.ChatMessage(role="user", content=text)])
+        assert len((await served.inference.Tokenize(pb.TokenizeRequest(chat=chat))).token_ids) > size
+        tokenized = await served.inference.Tokenize(pb.TokenizeRequest(text=text))
+        back = await served.inference.Detokenize(pb.DetokenizeRequest(token_ids=tokenized.token_ids))
+        assert (back.text, len(tokenized.tokens)) == (text, size)
+        assert threads == {on_the_loop}
+
+
+@pytest.mark.parametrize("count", [32_768, 131_072])
+async def test_a_very_long_prompt_passes_any_clients_limits(
+    served: Served, engine: ScriptedEngine, stream: Session, count: int
+) -> None:
+    ids = [i % 256 for i in range(count)]
+    wire = pb.GenerateRequest(request_id="a", token_ids=pb.TokenIds(ids=ids))
+    call = served.inference.Generate(wire)
     (engine_request,) = await engine.submitted("a")
-    assert engine_request.prompt == encode(text)
+    assert engine_request.prompt == ids
+    engine.step({"a": [1]}, finish=FinishReason.LENGTH)
+    assert (await call).prompt_token_ids == ids
+    wire.request_id = "b"
+    await stream.generate(wire)
+    await engine.submitted("b")
+    engine.step({"b": [1]}, finish=FinishReason.LENGTH)
+    assert (await stream.end("b")).prompt_token_ids == ids
+
+
+async def test_priority_salt_and_deadline_reach_the_engine(served: Served, engine: ScriptedEngine) -> None:
+    call = served.inference.Generate(request(priority=-3, cache_salt="mine", timeout_seconds=60))
+    (engine_request,) = await engine.submitted("a")
+    assert (engine_request.priority, engine_request.cache_salt) == (-3, "mine")
+    assert engine_request.deadline == pytest.approx(time.monotonic() + 60, abs=5)
     engine.step({"a": [1]}, finish=FinishReason.LENGTH)
     await call
 
