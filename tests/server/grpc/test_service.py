@@ -497,7 +497,7 @@ async def test_an_abort_before_the_engine_has_the_request(
 ) -> None:
     encoding = threading.Event()
     monkeypatch.setattr(served.requests.tokenizer, "encode", lambda text, special: [1] * encoding.wait(5))
-    await stream.generate(request("a", text="x" * (session.INLINE_CHARACTERS + 1)))
+    await stream.generate(request("a", text="x" * (session.INLINE_SIZE + 1)))
     await stream.stream.write(pb.SessionRequest(abort="a"))
     assert (await stream.end("a")).finish.reason == pb.FINISH_REASON_ABORT
     encoding.set()
