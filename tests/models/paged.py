@@ -99,6 +99,21 @@ class Sequences:
         logits = self._run(tokens, positions, write_index, table, query_start, kv_len, decode=True)
         return {row: logits[row] for row in new}
 
+    def preempt(self) -> None:
+        """Every row loses its pages to its neighbour, what is in them included, and has nothing computed."""
+        self.table = np.roll(self.table, 1, axis=0)
+        self.length = [0] * self.rows
+
+    def share(self, source: int, target: int, tokens: int) -> None:
+        """An empty row begins with another's first tokens: full pages are the same, the last is copied."""
+        assert self.length[target] == 0 < tokens <= self.length[source]
+        full = tokens // PAGE
+        self.table[target, :full] = self.table[source, :full]
+        if tokens % PAGE:
+            old, new = int(self.table[source, full]), int(self.table[target, full])
+            self.cache = jax.tree.map(lambda pool: pool.at[new].set(pool[old]), self.cache)
+        self.length[target] = tokens
+
     def _run(self, *fields: np.ndarray, decode: bool) -> np.ndarray:
         step = Step(*(jnp.asarray(field) for field in fields), decode=decode)
         logits, self.cache = self.program.paged(step, self.cache)

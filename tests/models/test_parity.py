@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from paged import Program, Sequences, draw_greedily
+from paged import PAGE, Program, Sequences, draw_greedily
 
 from jaxllm import weights
 from jaxllm.models import registry
@@ -84,6 +84,33 @@ def test_one_step_mixes_prefill_chunks_and_decodes(case):
     assert_close(got[2], case.logits[2])
     assert_close(got[3], case.logits[3][15:])
     assert_close(got[0], case.logits[0])
+
+
+def test_after_preemption(case):
+    """Computed again from the start, in pages that hold another row's past."""
+    paged = Sequences(case.program)
+    for row, ids in enumerate(case.sequences):
+        paged.extend({row: ids[: max(1, len(ids) // 2)]})
+    paged.preempt()
+    got = {row: [] for row in range(len(case.sequences))}
+    for row, ids in enumerate(case.sequences):
+        if len(ids) > 1:
+            got[row] += list(paged.extend({row: ids[:-1]})[row])
+    for row, logits in paged.decode({row: int(ids[-1]) for row, ids in enumerate(case.sequences)}).items():
+        assert_close(np.stack([*got[row], logits]), case.logits[row])
+
+
+def test_after_a_prefix_hit(case):
+    """Rows that go on from pages which another computed, the last of them copied; nobody disturbs anybody."""
+    long, ids, expected = 3, case.sequences[3], case.logits[3]
+    paged = Sequences(case.program)
+    paged.extend({long: ids[:-1]})
+    hits = {0: PAGE, 1: PAGE + 3, 2: len(ids) - 2}
+    for row, tokens in hits.items():
+        paged.share(long, row, tokens)
+    for row, tokens in hits.items():
+        assert_close(paged.extend({row: ids[tokens:]})[row], expected[tokens:])
+    assert_close(paged.decode({long: int(ids[-1])})[long], expected[-1])
 
 
 def test_greedy_continuation(case):
