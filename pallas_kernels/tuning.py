@@ -40,6 +40,21 @@ def config(operation: str, kernel: str, defaults: Mapping[str, int], **facts: in
 
 @functools.cache
 def _table(operation: str, device_kind: str) -> list[dict[str, Any]]:
-    path = Path(__file__).parent / operation / "tuning" / f"{re.sub(r'[^A-Za-z0-9]+', '_', device_kind)}.json"
+    path = table_path(operation, device_kind)
     table: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
     return table
+
+
+def table_path(operation: str, device_kind: str) -> Path:
+    """Where the configurations measured on a device are kept."""
+    return Path(__file__).parent / operation / "tuning" / f"{re.sub(r'[^A-Za-z0-9]+', '_', device_kind)}.json"
+
+
+def write(operation: str, device_kind: str, kernel: str, when: Mapping[str, int], config: Mapping[str, int]) -> None:
+    """Enters a measured configuration, in place of one for the same facts."""
+    path = table_path(operation, device_kind)
+    entry = {"kernel": kernel, "when": dict(when), "config": dict(config)}
+    others = [e for e in _table(operation, device_kind) if (e["kernel"], e["when"]) != (kernel, entry["when"])]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("[\n" + ",\n".join(f"  {json.dumps(e)}" for e in [*others, entry]) + "\n]\n")
+    _table.cache_clear()

@@ -1,8 +1,9 @@
-"""Checks and times the kernels on the machine at hand: python3 scripts/check_kernels.py [--bench] [--sweep].
+"""Checks and times the kernels on the machine at hand: python3 scripts/check_kernels.py [--bench] [--sweep --write].
 
 Every implementation of every operation runs over the operation's cases in bfloat16 and float32, on fresh random
 operands, against numpy in float64; device memory is filled with NaN beforehand, so that an element nobody wrote
-shows. --bench times paged attention; --sweep times its configurations, for the tables in pallas_kernels/*/tuning.
+shows. --bench times paged attention; --sweep times its configurations, and --write enters the best in
+pallas_kernels/paged_attention/tuning, which check and bench then use.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,10 +143,9 @@ class Timing:
         visible = sum(q * kv_len - q * (q - 1) // 2 for q, kv_len in self.rows)
         return 4 * self.heads * self.dim * visible
 
-    def seconds(self) -> float:
-        """The median time of one call, of several chained in one program."""
-        from pallas_kernels.paged_attention import paged_attention
-
+    @functools.cached_property
+    def arguments(self) -> list[jax.Array]:
+        """The call's operands; rows lie on shuffled pages."""
         rng = np.random.default_rng(0)
         used = [-(-kv_len // self.page) for _, kv_len in self.rows]
         pages = iter(1 + rng.permutation(sum(used)))
@@ -158,25 +158,33 @@ class Timing:
         pool = (1 + sum(used), self.page, self.kv_heads, self.dim)
         k, v = (jax.random.normal(key, pool, jnp.bfloat16) for key in keys[:2])
         q = jax.random.normal(keys[2], (int(start[-1]), self.heads, self.dim), jnp.bfloat16)
+        return [q, k, v, *map(jnp.asarray, (table, start, kv_len))]
+
+    def compile(self, kernel: str = "", **config: int) -> Callable[..., jax.Array]:
+        """Several calls chained in one program, under a configuration of a kernel if given."""
+        from pallas_kernels.paged_attention import paged_attention
 
         def chain(q: jax.Array, *rest: jax.Array) -> jax.Array:
             attend = functools.partial(paged_attention, scale=self.dim**-0.5, decode=self.decode)
             return jax.lax.fori_loop(0, self.repeats, lambda _, q: attend(q, *rest), q)
 
-        arguments = [q, k, v, *map(jnp.asarray, (table, start, kv_len))]
-        with choose.using("triton"):
-            run = jax.jit(chain).lower(*arguments).compile()
+        with choose.using("triton"), tuning.trying(kernel, **config):
+            program: Callable[..., jax.Array] = jax.jit(chain).lower(*self.arguments).compile()
+        return program
+
+    def seconds(self, run: Callable[..., jax.Array]) -> float:
+        """The median time of one call of a compiled chain."""
         times = []
         for _ in range(7):
             begin = time.perf_counter()
-            run(*arguments).block_until_ready()
+            run(*self.arguments).block_until_ready()
             times.append(time.perf_counter() - begin)
         return statistics.median(times[2:]) / self.repeats
 
     def report(self) -> str:
         """One line: time, bandwidth or arithmetic rate."""
         try:
-            seconds = self.seconds()
+            seconds = self.seconds(self.compile())
         except Exception as error:  # one case must not end the run
             return f"{self.name:34} FAILED {_last_line(error)}"
         return (
@@ -203,30 +211,59 @@ EXTENDS = (
 )
 
 
-def _configurations(kernel: str) -> Iterator[dict[str, int]]:
-    if kernel == "decode":
-        for block, warps, stages, programs in itertools.product((32, 64, 128), (2, 4, 8), (3, 5), (528, 1056, 2112)):
-            yield {"block": block, "warps": warps, "stages": stages, "programs": programs}
-    else:
-        for queries, block, warps, stages in itertools.product((64, 128), (32, 64, 128), (4, 8), (2, 3, 5)):
-            if queries != 128 or warps != 4:  # 128 x 128 accumulators spill in four warps
-                yield {"queries": queries, "block": block, "warps": warps, "stages": stages}
+# What reading leaves open: how many blocks are in flight, how many programs share a multiprocessor.
+CONFIGURATIONS = {
+    "decode": [
+        {"block": block, "warps": warps, "stages": stages, "programs": programs}
+        for block, warps, stages in ((32, 4, 3), (32, 4, 4), (32, 2, 4), (64, 4, 2), (64, 4, 3), (64, 8, 3))
+        for programs in (264, 528, 1056)
+    ],
+    "extend": [
+        {"queries": queries, "block": block, "warps": warps, "stages": stages, "registers": registers}
+        for queries, block, warps, stages, registers in (
+            (128, 64, 8, 2, 0),
+            (128, 64, 8, 3, 0),
+            (128, 64, 8, 4, 0),
+            (128, 64, 8, 2, 128),
+            (128, 32, 8, 3, 0),
+            (128, 32, 8, 3, 128),
+            (128, 128, 8, 2, 0),
+            (64, 64, 4, 2, 0),
+            (64, 64, 4, 3, 0),
+            (64, 32, 4, 3, 168),
+            (64, 128, 4, 2, 0),
+        )
+    ],
+}
+SWEPT = {"decode": (*DECODES[:1], *DECODES[3:]), "extend": (EXTENDS[0], EXTENDS[1], EXTENDS[3])}
 
 
-def sweep(kernel: str) -> None:
-    """Times every configuration of a kernel; the best by the product of its times comes last."""
-    timings = (DECODES[0], DECODES[3], DECODES[5]) if kernel == "decode" else (EXTENDS[0], EXTENDS[3])
-    found = []
-    for config in _configurations(kernel):
-        try:
-            with tuning.trying(kernel, **config):
-                times = [timing.seconds() for timing in timings]
-        except Exception as error:  # too much shared memory, for one
-            print(f"{kernel} {config} FAILED {_last_line(error)[:100]}", flush=True)
+def sweep(kernel: str, keep: bool) -> None:
+    """Times every configuration of a kernel and names the best by the product of its times; keeps it in the table."""
+    timings, found = SWEPT[kernel], []
+    for timing in timings:
+        jax.block_until_ready(timing.arguments)
+    with ThreadPoolExecutor(min(12, os.cpu_count() or 1)) as pool:
+        jobs = [
+            (config, [pool.submit(timing.compile, kernel, **config) for timing in timings])
+            for config in CONFIGURATIONS[kernel]
+        ]
+        compiled = [(config, [(program, program.exception()) for program in programs]) for config, programs in jobs]
+    for config, programs in compiled:
+        errors = [error for _, error in programs if error]
+        if errors:  # too much shared memory, for one
+            print(f"{kernel} {config} FAILED {_last_line(errors[0])[:100]}", flush=True)
             continue
+        times = [timing.seconds(program.result()) for timing, (program, _) in zip(timings, programs, strict=True)]
         found.append((float(np.prod(times)), config))
         print(f"{kernel} {config} {' '.join(f'{t * 1e6:.1f} us' for t in times)}", flush=True)
-    print(f"best {kernel}: {min(found, key=lambda pair: pair[0])[1] if found else 'none ran'}", flush=True)
+    if not found:
+        raise SystemExit(f"sweep: no configuration of {kernel} ran; the reasons are above")
+    best = min(found, key=lambda pair: pair[0])[1]
+    print(f"best {kernel}: {best}", flush=True)
+    if keep:
+        when = {"head_dim": Timing.dim, "bytes": 2, "page": Timing.page}
+        tuning.write("paged_attention", jax.devices()[0].device_kind, kernel, when, best)
 
 
 def main() -> int:
@@ -235,16 +272,18 @@ def main() -> int:
     parser.add_argument("--only", default="", help="run the cases whose operation-name contains this")
     parser.add_argument("--no-check", action="store_true", help="time without checking")
     parser.add_argument("--bench", action="store_true", help="time paged attention (needs a GPU)")
-    parser.add_argument("--sweep", choices=("decode", "extend"), help="time a kernel's configurations (needs a GPU)")
+    parser.add_argument("--sweep", action="store_true", help="time the kernels' configurations first (needs a GPU)")
+    parser.add_argument("--write", action="store_true", help="with --sweep: keep the best in the tuning table")
     arguments = parser.parse_args()
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}", flush=True)
+    if arguments.sweep:
+        for kernel in CONFIGURATIONS:
+            sweep(kernel, arguments.write)
     good = arguments.no_check or check(arguments.only)
     if arguments.bench:
         print()
         for timing in (*DECODES, *EXTENDS):
             print(timing.report(), flush=True)
-    if arguments.sweep:
-        sweep(arguments.sweep)
     print("\nall cases agree" if good else "\nSOME CASES FAILED")
     return 0 if good else 1
 

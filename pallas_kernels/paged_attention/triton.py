@@ -79,12 +79,19 @@ def _decode(
 ) -> jax.Array:
     rows, heads, dim = q.shape
     kv_heads, capacity = shape["KV_HEADS"], shape["MAX_PAGES"] * shape["PAGE"]
-    wide = q.dtype.itemsize * shape["DIM_PAD"] > 256
+    width = q.dtype.itemsize * shape["DIM_PAD"]
     config = tuning.config(
         "paged_attention",
         "decode",
-        # programs: how many share the work of an evenly filled GPU; least: the fewest tokens worth an item.
-        {"block": 32 if wide else 64, "warps": 4, "stages": 3, "programs": 1056, "least": 128},
+        # programs: how many share the work of an evenly filled GPU (132 x 4: all of an H100's at once);
+        # least: the fewest tokens worth an item.
+        {
+            "block": 64 if width <= 128 else 32,
+            "warps": 4,
+            "stages": 4 if width <= 256 else 3,
+            "programs": 528,
+            "least": 128,
+        },
         head_dim=dim,
         bytes=q.dtype.itemsize,
         page=shape["PAGE"],
@@ -99,6 +106,10 @@ def _decode(
     chunk = (chunk + block - 1) // block * block
     items = min(aim + rows, rows * -(-capacity // config["least"]))
     row, place, first = share_out((lengths + chunk - 1) // chunk, items)
+    item_begin = begin[row] + place * chunk
+    item_end = jnp.minimum(item_begin + chunk, kv_len[row])
+    # What a program has to know lies together, so that it waits for it once.
+    work = jnp.stack([row, item_begin, item_end, kv_len[row]], axis=1)
 
     group_pad = max(16, triton.next_power_of_2(shape["GROUP"]))
     partial, log_sum = jax_triton.triton_call(
@@ -106,11 +117,8 @@ def _decode(
         k_pages,
         v_pages,
         page_table,
-        kv_len,
         slopes,
-        row,
-        place,
-        chunk,
+        work,
         kernel=_decode_kernel,
         out_type=(
             jax.ShapeDtypeStruct((items, heads, dim), jnp.float32),
@@ -158,12 +166,11 @@ def _extend(
     tokens, _, dim = q.shape
     rows, group = page_table.shape[0], shape["GROUP"]
     wide = q.dtype.itemsize * shape["DIM_PAD"]
-    if wide <= 256:
-        defaults = {"queries": 128, "block": 64, "warps": 8, "stages": 3}
-    elif q.dtype.itemsize == 2:
-        defaults = {"queries": 128, "block": 32, "warps": 8, "stages": 3}
+    # registers: at most so many a thread, for more programs on a multiprocessor at once; 0 leaves it to the compiler.
+    if q.dtype.itemsize == 2:
+        defaults = {"queries": 128, "block": 64 if wide <= 256 else 32, "warps": 8, "stages": 3, "registers": 0}
     else:
-        defaults = {"queries": 64, "block": 32 if wide <= 512 else 16, "warps": 4, "stages": 2}
+        defaults = {"queries": 64, "block": 32 if wide <= 512 else 16, "warps": 4, "stages": 2, "registers": 0}
     config = tuning.config(
         "paged_attention", "extend", defaults, head_dim=dim, bytes=q.dtype.itemsize, page=shape["PAGE"]
     )
@@ -174,25 +181,26 @@ def _extend(
     starts = jnp.concatenate([query_start, jnp.full((1,), tokens, jnp.int32)])
     count = -(-tokens // size) + rows + 1
     row, place, _ = share_out((starts[1:] - starts[:-1] + size - 1) // size, count)
+    first, row_end = starts[row] + place * size, starts[row + 1]
+    held = jnp.where(row < 0, 0, jnp.minimum(row_end - first, size))
+    # The first token's position is negative in the row of padding: it sees nothing.
+    position = jnp.pad(kv_len, (0, 1))[row] - row_end + first
+    work = jnp.stack([jnp.clip(row, 0, rows - 1), first, held, position], axis=1)
     out: jax.Array = jax_triton.triton_call(
         q,
         k_pages,
         v_pages,
         page_table,
-        starts,
-        kv_len,
         slopes,
         sinks,
-        row,
-        place,
+        work,
         kernel=_extend_kernel,
         out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
         grid=(count, shape["KV_HEADS"]),
         name="paged_extend",
         num_warps=config["warps"],
         num_stages=config["stages"],
-        ROWS=rows,
-        SIZE=size,
+        backend_options={"maxnreg": config["registers"]} if config["registers"] else None,
         QUERIES=config["queries"],
         BLOCK=config["block"],
         **shape,
@@ -213,7 +221,8 @@ def _attend(
     begin,
     end,
     oldest,
-    MASKED: tl.constexpr,
+    full,
+    full_end,
     SCALE: tl.constexpr,
     SOFT_CAP: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -228,50 +237,65 @@ def _attend(
     """Online softmax over the positions begin:end of one row's pages; begin is a multiple of BLOCK.
 
     state: (top [M], total [M], out [M, DIM_PAD]); position: [M], the last one each query sees; slopes: [M] with ALIBI.
-    Unless MASKED, every query sees all of begin:end, which is then whole blocks. Values before `oldest` are never read.
+    Every query sees all of full:full_end, so that only blocks outside of it are masked. Values before `oldest` or from
+    `end` on are never read.
     """
     top, total, out = state
     dims = tl.arange(0, DIM_PAD)
     dim_mask = dims[None, :] < DIM
+    block = tl.arange(0, BLOCK)
+    # Scores that nothing else is done to are scaled within the exponent, one multiply-add each.
+    LATE_SCALE: tl.constexpr = 1.0 if (SOFT_CAP > 0.0 or ALIBI) else SCALE
+    page = _pages(table_ptr, begin, end, PAGE, BLOCK)
     for start in range(begin, end, BLOCK):
-        seen = start + tl.arange(0, BLOCK)
+        seen = start + block
         if PAGE % BLOCK == 0:
-            page = tl.load(table_ptr + start // PAGE).to(tl.int64)
             base = (page * PAGE + start % PAGE) * (KV_HEADS * DIM) + head * DIM
-            offsets = tl.arange(0, BLOCK)[:, None] * (KV_HEADS * DIM) + dims[None, :]
+            offsets = block[:, None] * (KV_HEADS * DIM) + dims[None, :]
         else:
-            page = tl.load(table_ptr + seen // PAGE, mask=seen < end, other=0).to(tl.int64)
             base = head * DIM
             offsets = (page * PAGE + seen % PAGE)[:, None] * (KV_HEADS * DIM) + dims[None, :]
+        # One block ahead and carried over, so that keys and values do not wait for it: a load that another load of the
+        # same turn depends on takes a stage of the pipeline and leaves one buffer less.
+        page = _pages(table_ptr, start + BLOCK, end, PAGE, BLOCK)
         if DIM == DIM_PAD:
             k = tl.load(k_ptr + base + offsets)
         else:
             k = tl.load(k_ptr + base + offsets, mask=dim_mask, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * SCALE
+        readable = ((seen >= oldest) & (seen < end))[:, None]
+        v = tl.load(v_ptr + base + offsets, mask=readable & dim_mask, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if SOFT_CAP > 0.0:
             # log2(e) sits in SCALE; tanh(x) = 1 - 2 / (exp(2 x) + 1)
-            bounded = 1.0 - 2.0 / (tl.exp2(scores * (2.0 / SOFT_CAP)) + 1.0)
+            bounded = 1.0 - 2.0 / (tl.exp2(scores * (2.0 * SCALE / SOFT_CAP)) + 1.0)
             scores = bounded * (SOFT_CAP * 1.4426950408889634)
+        elif ALIBI:
+            scores *= SCALE
         if ALIBI:
             scores += slopes[:, None] * (seen[None, :] - position[:, None]).to(tl.float32)
-        if MASKED:
+        if (start < full) | (start + BLOCK > full_end):
             visible = (seen[None, :] <= position[:, None]) & (seen < end)[None, :]
             if WINDOW > 0:
                 visible = visible & (seen[None, :] > position[:, None] - WINDOW)
             scores = tl.where(visible, scores, float("-inf"))
-            readable = ((seen >= oldest) & (seen < end))[:, None]
-            v = tl.load(v_ptr + base + offsets, mask=readable & dim_mask, other=0.0)
-        elif DIM == DIM_PAD:
-            v = tl.load(v_ptr + base + offsets)
-        else:
-            v = tl.load(v_ptr + base + offsets, mask=dim_mask, other=0.0)
-        higher = tl.maximum(top, tl.max(scores, 1))
-        weights = tl.exp2(scores - higher[:, None])
+        higher = tl.maximum(top, tl.max(scores, 1) * LATE_SCALE)
+        weights = tl.exp2(scores * LATE_SCALE - higher[:, None])
         shrink = tl.exp2(top - higher)
         total = total * shrink + tl.sum(weights, 1)
         out = tl.dot(weights.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION)
         top = higher
     return top, total, out
+
+
+@triton.jit
+def _pages(table_ptr, start, end, PAGE: tl.constexpr, BLOCK: tl.constexpr):
+    """The page of the block at start, or of each of its tokens when it spans several; 0 from end on."""
+    if PAGE % BLOCK == 0:
+        page = tl.load(table_ptr + start // PAGE, mask=start < end, other=0)
+    else:
+        seen = start + tl.arange(0, BLOCK)
+        page = tl.load(table_ptr + seen // PAGE, mask=seen < end, other=0)
+    return page.to(tl.int64)
 
 
 @triton.jit
@@ -303,11 +327,8 @@ def _decode_kernel(
     k_ptr,
     v_ptr,
     table_ptr,
-    kv_len_ptr,
     slopes_ptr,
-    row_ptr,
-    place_ptr,
-    chunk_ptr,
+    work_ptr,
     partial_ptr,
     log_sum_ptr,
     SCALE: tl.constexpr,
@@ -328,17 +349,15 @@ def _decode_kernel(
     """One item of one KV head: a chunk of a row's positions, its result normalised, with its log2 sum."""
     head = tl.program_id(0)
     item = tl.program_id(1)
-    row = tl.load(row_ptr + item)
+    row = tl.load(work_ptr + item * 4)
+    begin = tl.load(work_ptr + item * 4 + 1)
+    end = tl.load(work_ptr + item * 4 + 2)
+    kv_len = tl.load(work_ptr + item * 4 + 3)
     if row < 0:
         return
-    chunk = tl.load(chunk_ptr)
-    kv_len = tl.load(kv_len_ptr + row)
     oldest = 0
-    begin = tl.load(place_ptr + item) * chunk
     if WINDOW > 0:
         oldest = tl.maximum(kv_len - WINDOW, 0)
-        begin += oldest // BLOCK * BLOCK
-    end = tl.minimum(begin + chunk, kv_len)
 
     group = tl.arange(0, GROUP_PAD)
     dims = tl.arange(0, DIM_PAD)
@@ -361,7 +380,8 @@ def _decode_kernel(
         begin,
         end,
         oldest,
-        True,
+        oldest,
+        kv_len,
         SCALE,
         SOFT_CAP,
         WINDOW,
@@ -421,12 +441,9 @@ def _extend_kernel(
     k_ptr,
     v_ptr,
     table_ptr,
-    starts_ptr,
-    kv_len_ptr,
     slopes_ptr,
     sinks_ptr,
-    row_ptr,
-    place_ptr,
+    work_ptr,
     out_ptr,
     SCALE: tl.constexpr,
     SOFT_CAP: tl.constexpr,
@@ -439,25 +456,21 @@ def _extend_kernel(
     DIM_PAD: tl.constexpr,
     PAGE: tl.constexpr,
     MAX_PAGES: tl.constexpr,
-    ROWS: tl.constexpr,
-    SIZE: tl.constexpr,
     QUERIES: tl.constexpr,
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One tile, SIZE tokens of a row with the query heads of one KV head; QUERIES >= SIZE * GROUP."""
+    """One tile, tokens of one row with the query heads of one KV head, QUERIES at most."""
     # A row's later tiles have more to read: they start first.
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     head = tl.program_id(1)
-    row = tl.load(row_ptr + tile)
-    if row < 0:
+    row = tl.load(work_ptr + tile * 4)
+    first = tl.load(work_ptr + tile * 4 + 1)
+    tokens = tl.load(work_ptr + tile * 4 + 2)
+    position = tl.load(work_ptr + tile * 4 + 3)  # of the first token
+    if tokens == 0:
         return
-    first = tl.load(starts_ptr + row) + tl.load(place_ptr + tile) * SIZE
-    row_end = tl.load(starts_ptr + row + 1)
-    kv_len = tl.load(kv_len_ptr + row, mask=row < ROWS, other=0)
-    tokens = tl.minimum(row_end - first, SIZE)
-    position = kv_len - row_end + first  # of the first token; negative in the row of padding
-    table_ptr += tl.minimum(row, ROWS - 1) * MAX_PAGES
+    table_ptr += row * MAX_PAGES
     if tokens * GROUP <= 16:
         _extend_tile(
             q_ptr, k_ptr, v_ptr, table_ptr, slopes_ptr, sinks_ptr, out_ptr, head, first, tokens, position,
@@ -506,34 +519,22 @@ def _extend_tile(
     offsets = places.to(tl.int64)[:, None] * DIM + dims[None, :]
     q = tl.load(q_ptr + offsets, mask=mask, other=0.0)
 
-    # Blocks between full and full_end are seen whole by every query; those before and after need masks.
+    # Positions from full to full_end are seen by every query.
     end = tl.maximum(position + tokens, 0)
+    full_end = position + 1
     oldest = 0
-    begin = 0
     full = 0
-    full_end = tl.maximum(position + 1, 0) // BLOCK * BLOCK
     if WINDOW > 0:
         oldest = tl.maximum(position - WINDOW + 1, 0)
-        begin = oldest // BLOCK * BLOCK
-        full = (tl.maximum(position + tokens - WINDOW, 0) + BLOCK - 1) // BLOCK * BLOCK
-        full_end = tl.maximum(full_end, begin)
-        full = tl.minimum(full, full_end)
+        full = position + tokens - WINDOW
+    begin = oldest // BLOCK * BLOCK
     heads = head * GROUP + query % GROUP
     slopes = _per_head(slopes_ptr, heads, token < tokens, ALIBI)
     top, total = _start(_per_head(sinks_ptr, heads, token < tokens, SINKS), SINKS)
     state = (top, total, tl.zeros([QUERIES, DIM_PAD], tl.float32))
     positions = position + token
-    if WINDOW > 0:
-        state = _attend(
-            state, q, positions, slopes, k_ptr, v_ptr, table_ptr, head, begin, full, oldest, True,
-            SCALE, SOFT_CAP, WINDOW, ALIBI, KV_HEADS, DIM, DIM_PAD, PAGE, BLOCK, PRECISION,
-        )  # fmt: skip
     state = _attend(
-        state, q, positions, slopes, k_ptr, v_ptr, table_ptr, head, full, full_end, oldest, False,
-        SCALE, SOFT_CAP, WINDOW, ALIBI, KV_HEADS, DIM, DIM_PAD, PAGE, BLOCK, PRECISION,
-    )  # fmt: skip
-    state = _attend(
-        state, q, positions, slopes, k_ptr, v_ptr, table_ptr, head, full_end, end, oldest, True,
+        state, q, positions, slopes, k_ptr, v_ptr, table_ptr, head, begin, end, oldest, full, full_end,
         SCALE, SOFT_CAP, WINDOW, ALIBI, KV_HEADS, DIM, DIM_PAD, PAGE, BLOCK, PRECISION,
     )  # fmt: skip
     _, total, out = state
