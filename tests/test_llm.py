@@ -32,6 +32,7 @@ def llm(material: Path) -> Iterator[LLM]:
         max_num_batched_tokens=64,
         block_size=8,
         decode_steps=(1, 4),
+        stream_interval_ms=10_000,  # however slow the machine is
         num_gpu_blocks_override=65,
     )
     with llm:
@@ -167,6 +168,25 @@ def test_stop_token_ids(generate: Callable[..., RequestOutput]) -> None:
         assert (answer.finish_reason, answer.stop_reason) == ("stop", stop)
         cut = generate(max_tokens=end if keep else end - 1).outputs[0]
         assert answer.text == cut.text
+
+
+def test_several_steps_a_program_end_where_single_ones_would(llm: LLM, generate: Callable[..., RequestOutput]) -> None:
+    """One token of the prompt's step, then ten programs of four steps; an end may fall on any of the four."""
+    before = llm.engine.load().steps_decode
+    free = generate(max_tokens=41).outputs[0]
+    assert llm.engine.load().steps_decode - before == 10
+    prompt = llm.tokenizer.encode("Once upon a time")
+    logits = llm.encode_logits(prompt + free.token_ids[:-1])
+    assert logits[len(prompt) - 1 :].argmax(-1).tolist() == free.token_ids
+    for count in range(1, 10):
+        assert generate(max_tokens=count).outputs[0].token_ids == free.token_ids[:count]
+        stop = free.token_ids[count]
+        end = free.token_ids.index(stop) + 1
+        assert generate(max_tokens=41, stop_token_ids=(stop,)).outputs[0].token_ids == free.token_ids[:end]
+        text = free.text[: 3 * count]
+        (whole,) = llm.generate(prompt, replace(GREEDY, max_tokens=41, stop=(text[-2:],)))
+        assert whole.outputs[0].text == free.text[: free.text.index(text[-2:])]
+        assert whole.outputs[0].token_ids == free.token_ids[: len(whole.outputs[0].token_ids)]
 
 
 def test_min_tokens(generate: Callable[..., RequestOutput]) -> None:
