@@ -211,7 +211,7 @@ class EngineMetrics(Collector):
             ends.add_metric([*self._labels, str(reason)], count)
         yield ends
         programs = CounterMetricFamily(
-            "jaxllm:programs_run", "Compiled programs run, by kind.", labels=["model_name", "kind"]
+            "jaxllm:programs_run", "Compiled programs run for steps, by kind.", labels=["model_name", "kind"]
         )
         for kind, count in (("extend", load.steps_extend), ("decode", load.steps_decode)):
             programs.add_metric([*self._labels, kind], count)

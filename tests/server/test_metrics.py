@@ -134,6 +134,21 @@ def test_gauges_and_counters_are_the_engines():
     }  # fmt: skip
 
 
+def test_names_are_those_that_users_know():
+    """vLLM's names, and three of our own."""
+    theirs = {
+        "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "prefix_cache_queries",
+        "prefix_cache_hits", "num_preemptions", "prompt_tokens", "generation_tokens", "request_success",
+        "time_to_first_token_seconds", "inter_token_latency_seconds", "request_time_per_output_token_seconds",
+        "e2e_request_latency_seconds", "request_queue_time_seconds", "request_prefill_time_seconds",
+        "request_decode_time_seconds", "request_inference_time_seconds", "request_prompt_tokens",
+        "request_generation_tokens", "request_params_max_tokens", "iteration_tokens_total", "cache_config_info",
+    }  # fmt: skip
+    ours = {"programs_run", "compile_seconds", "program_table_size"}
+    families = text_string_to_metric_families(EngineMetrics(Client(), TABLE).render())
+    assert {family.name for family in families} == {f"jaxllm:{name}" for name in theirs | ours}
+
+
 def test_histograms_are_well_formed():
     metrics = EngineMetrics(Client(), TABLE)
     metrics.observe_delta(delta(2, scheduled=100.5, first=101.5, finished=103, finish=FinishReason.LENGTH), None)
