@@ -41,6 +41,7 @@ def build(case: Case, seed: int) -> torch.nn.Module:
             else:  # a norm's weight
                 value = 1 + 0.2 * noise
             parameter.copy_(value.bfloat16().float())
+    case.adapt(model)
     return model
 
 

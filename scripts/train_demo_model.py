@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from jaxllm import weights
-from jaxllm.layers.parameter import parameters
+from jaxllm.layers.parameter import TRANSPOSED, parameters
 from jaxllm.layers.step import DenseStep
 from jaxllm.models import registry
 from jaxllm.weights.load import source_of
@@ -156,7 +156,7 @@ def checkpoint_tensors(model: nnx.Module) -> dict[str, np.ndarray]:
         source = source_of(model, name)
         value = np.asarray(parameter.get_value().astype(jnp.bfloat16))
         for part, tensor in zip(source.names, np.split(value, np.cumsum(parameter.parts)[:-1], axis=-1), strict=True):
-            tensors[part] = np.ascontiguousarray(tensor.T if source.transposed else tensor)
+            tensors[part] = np.ascontiguousarray(tensor.T if source.layout is TRANSPOSED else tensor)
     return tensors
 
 

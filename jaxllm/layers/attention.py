@@ -21,28 +21,47 @@ def attend(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
+    alibi_slopes: jax.Array | None = None,
 ) -> tuple[jax.Array, LayerCache | None]:
     """Causal attention of the step's tokens, over the pages with a Step and over themselves with a DenseStep.
 
     q: [T, H, D]; k, v: [T, KH, D]; cache: the layer's pages, or None with a DenseStep.
     window: positions a token sees, itself included; None is all.
     soft_cap: scaled scores become soft_cap * tanh(scores / soft_cap); None leaves them.
+    alibi_slopes: [H] float32; scores then lose slope * how far the key stands behind the query.
     Returns [T, H, D] in q.dtype and the cache with this step's keys and values written.
     """
     if isinstance(step, DenseStep):
         assert cache is None
-        return _attend_dense(q, k, v, step.batch, scale, window, soft_cap), None
+        return _attend_dense(q, k, v, step.batch, scale, window, soft_cap, alibi_slopes), None
     assert cache is not None
     k_pages, v_pages = kv_write(*cache, k, v, step.write_index)
     out = paged_attention(
         q, k_pages, v_pages, step.page_table, step.query_start, step.kv_len,
-        scale=scale, window=window, soft_cap=soft_cap, decode=step.decode,
+        scale=scale, window=window, soft_cap=soft_cap, alibi_slopes=alibi_slopes, decode=step.decode,
     )  # fmt: skip
     return out, (k_pages, v_pages)
 
 
+def slopes_of(num_heads: int, bias_max: float = 8.0) -> tuple[float, ...]:
+    """ALiBi's slopes (Press et al. 2022): a geometric sequence that ends at 2^-bias_max.
+
+    Where num_heads is no power of two, every other one of the next power's, then the first of those left out.
+    """
+    power = 1 << (num_heads - 1).bit_length()
+    slopes = [2.0 ** (-bias_max * head / power) for head in range(1, power + 1)]
+    return tuple(slopes if power == num_heads else (slopes[1::2] + slopes[::2])[:num_heads])
+
+
 def _attend_dense(
-    q: jax.Array, k: jax.Array, v: jax.Array, batch: int, scale: float, window: int | None, soft_cap: float | None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    batch: int,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+    alibi_slopes: jax.Array | None,
 ) -> jax.Array:
     """q: [B * S, H, D]; k, v: [B * S, KH, D]. Differentiable."""
     kv_heads, dim = k.shape[1:]
@@ -57,6 +76,9 @@ def _attend_dense(
     scores = scores * scale
     if soft_cap is not None:
         scores = soft_cap * jnp.tanh(scores / soft_cap)
+    if alibi_slopes is not None:
+        slopes = alibi_slopes.reshape(1, kv_heads, -1, 1, 1)
+        scores = scores - slopes * behind.astype(jnp.float32)[None, None, None]
     scores = jnp.where(seen[None, None, None], scores, -jnp.inf)
     shares = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     out = jnp.einsum("bhgqk,bkhd->bqhgd", shares, v, precision=precision, preferred_element_type=jnp.float32)

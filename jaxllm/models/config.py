@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxllm.errors import ConfigError
 from jaxllm.layers.mlp import ACTIVATIONS
+from jaxllm.layers.moe import Mixture
 from jaxllm.layers.rope import Linear, Llama3, LongRope, Rope, Yarn
 
 
@@ -17,14 +18,17 @@ class ModelConfig:
         max_position_embeddings: positions the checkpoint is made for.
         windows: per layer, positions a token sees, itself included; None is all.
         rope: None for a family with learned positions or ALiBi.
+        alibi: per head, what a score loses for each position between query and key; None in most families.
         parallel_norms: norms of a block whose attention and MLP read the same input, one for both or one each;
             0 where the MLP reads what the attention made.
         qk_norm: queries and keys are normalised head by head, in families that leave it open.
         head_bias: the untied head has a bias.
         layer_ropes: per layer, where layers differ; None for a layer without positions.
         attention_scale: what scores are multiplied by; None is 1 / sqrt(head_dim).
+        clip_qkv: queries, keys and values are clipped to [-clip_qkv, clip_qkv]; None leaves them.
         soft_cap, logit_soft_cap: bounds of attention scores and of logits, by tanh.
         embed_scale, residual_scale, logit_scale: factors of the embedding, of what a block adds, and of the logits.
+        mixture: experts in place of some or all layers' MLPs.
         initializer_range: standard deviation of random weights.
         dtype: the checkpoint's own type.
         eos_token_ids: ids that end a text; generation_config.json may name others.
@@ -47,6 +51,7 @@ class ModelConfig:
     mlp_bias: bool
     windows: tuple[int | None, ...]
     rope: Rope | None
+    alibi: tuple[float, ...] | None = None
     parallel_norms: int = 0
     qk_norm: bool = False
     head_bias: bool = False
@@ -56,14 +61,17 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     layer_ropes: tuple[Rope | None, ...] | None = None
     attention_scale: float | None = None
+    clip_qkv: float | None = None
     soft_cap: float | None = None
     logit_soft_cap: float | None = None
     embed_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
+    mixture: Mixture | None = None
 
     def __post_init__(self) -> None:
         assert len(self.windows) == self.num_layers
+        assert self.mixture is None or len(self.mixture.sparse) == self.num_layers
         assert self.layer_ropes is None or len(self.layer_ropes) == self.num_layers
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
@@ -83,19 +91,22 @@ class ModelConfig:
 
     def within(self, context: int) -> "ModelConfig":
         """The configuration of a model that is run for texts of `context` positions at most."""
-        return self if self.rope is None else replace(self, rope=self.rope.within(context))
+        ropes = self.layer_ropes and tuple(rope and rope.within(context) for rope in self.layer_ropes)
+        return replace(self, rope=self.rope and self.rope.within(context), layer_ropes=ropes)
 
 
 _REQUIRED: Any = object()
 
 _WITHOUT_INFLUENCE = """
-    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path attention_dropout auto_map
-    chunk_size_feed_forward classifier_dropout embd_pdrop attn_pdrop resid_pdrop gradient_checkpointing
-    hidden_dropout_prob attention_probs_dropout_prob id2label label2id is_decoder is_llama_config
-    keys_to_ignore_at_inference name_or_path num_labels output_attentions output_hidden_states
-    output_router_logits pad_token_id pretraining_tp problem_type reorder_and_upcast_attn return_dict
-    return_dict_in_generate sep_token_id task_specific_params tokenizer_class torchscript transformers.js_config
-    transformers_version unsloth_fixed unsloth_version use_cache use_bfloat16 use_return_dict
+    activation_dropout batch_size learning_rate resid_dropout _attn_implementation _attn_implementation_autoset
+    _commit_hash _name_or_path attention_dropout auto_map chunk_size_feed_forward classifier_dropout dropout
+    embd_pdrop embed_dropout embedding_dropout attn_pdrop resid_pdrop residual_dropout layerdrop
+    gradient_checkpointing hidden_dropout hidden_dropout_prob attention_probs_dropout_prob id2label label2id
+    is_decoder is_llama_config keys_to_ignore_at_inference name_or_path num_labels output_attentions
+    output_hidden_states output_router_logits pad_token_id pretraining_tp problem_type reorder_and_upcast_attn
+    return_dict return_dict_in_generate router_aux_loss_coef router_jitter_noise sep_token_id task_specific_params
+    tokenizer_class torchscript transformers.js_config transformers_version unsloth_fixed unsloth_version use_cache
+    use_bfloat16 use_return_dict
 """
 _GENERATION_DEFAULTS = """
     bad_words_ids begin_suppress_tokens decoder_start_token_id diversity_penalty do_sample early_stopping
@@ -146,6 +157,17 @@ class Fields:
             raise ConfigError(f"{self.where}{name}={value!r} must be of type {kind.__name__}")
         return value
 
+    def put(self, name: str, value: Any) -> None:
+        """From now on the field reads as `value`: for a family that writes it in words of its own."""
+        self.values = self.values | {name: value}
+        self.left.add(name)
+
+    def rename(self, **names: str) -> None:
+        """Fields that the family calls otherwise: its name = the one that decoder_config reads."""
+        for theirs, ours in names.items():
+            if theirs in self.values:
+                self.put(ours, self.raw(theirs))
+
     def size(self, name: str, default: Any = _REQUIRED) -> Any:
         """A positive integer, or the default."""
         value = self.take(name, int, default)
@@ -189,12 +211,13 @@ def decoder_config(
     tied: bool = False,
     rope_theta: float = 10000.0,
     partial_rotary_factor: float | None = None,
+    interleaved: bool = False,
     **family: Any,
 ) -> ModelConfig:
     """The fields that Llama and its kin share; `family` gives the others.
 
     head_dim, eos_token_id, tied (tie_word_embeddings), rope_theta, partial_rotary_factor: the family's own where the
-    file has no such field.
+    file has no such field. interleaved: see Rope.
     """
     num_layers = fields.size("num_hidden_layers")
     hidden_size = fields.size("hidden_size")
@@ -218,7 +241,7 @@ def decoder_config(
         "out_bias": False,
         "mlp_bias": False,
         "windows": (None,) * num_layers,
-        "rope": rope,
+        "rope": replace(rope, interleaved=interleaved),
     }
     return ModelConfig(architecture=architecture, **(shared | common(fields, eos_token_id) | family))
 
@@ -298,12 +321,13 @@ def read_rope(
     """Rotary embedding from `rope_theta` and `rope_scaling` (transformers 4) or `rope_parameters` (5).
 
     partial_rotary_factor: the turned share of head_dim where the file does not say; None in a family that turns all.
-    theta: the base where the file does not say. scaling: in place of the file's rope_scaling or rope_parameters.
+    theta: the base where the file does not say. scaling: in place of all that the file says.
     Returns it and the positions the checkpoint is made for, which YaRN extends.
     """
-    theta = fields.take("rope_theta", float, theta)
     if scaling is None:
+        theta = fields.take("rope_theta", float, theta)
         scaling = fields.take("rope_scaling", dict, {}) | fields.take("rope_parameters", dict, {})
+        scaling = scaling.get("full_attention", scaling) or {}
     inner = Fields(scaling, f"{fields.where}rope ")
     theta = inner.take("rope_theta", float, theta)
     old_name = inner.take("type", str, "default")
@@ -351,6 +375,21 @@ def read_rope(
         )
     inner.finish()
     return rope, max_position_embeddings
+
+
+def with_local_rope(config: ModelConfig, fields: Fields, theta: float) -> ModelConfig:
+    """The configuration whose layers with a window turn by a rotation of their own, plain unless the file says.
+
+    Only transformers 5 writes it: as `sliding_attention`, beside `full_attention`, in rope_parameters.
+    """
+    scaling = fields.take("rope_parameters", dict, {}).get("sliding_attention") or {}
+    local, _ = read_rope(fields, config.head_dim, config.max_position_embeddings, theta=theta, scaling=scaling)
+    return replace(config, layer_ropes=tuple(config.rope if window is None else local for window in config.windows))
+
+
+def without_global_rope(config: ModelConfig) -> ModelConfig:
+    """The configuration whose layers without a window know no positions."""
+    return replace(config, layer_ropes=tuple(None if window is None else config.rope for window in config.windows))
 
 
 def _yarn_attention_factor(rope: Fields, factor: float) -> float:

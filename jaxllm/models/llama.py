@@ -4,9 +4,11 @@ To try an idea, subclass: `class MyModel(LlamaForCausalLM): attention_class = My
 model_class=MyModel.
 """
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -28,7 +30,9 @@ class LlamaAttention(nnx.Module):
         self.head_dim = config.head_dim
         self.scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
         self.window = config.windows[layer]
+        self.clip_qkv = config.clip_qkv
         self.soft_cap = config.soft_cap
+        self.alibi = config.alibi
         self.interleaved = config.rope is not None and config.rope.interleaved
         heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.qkv = Linear(
@@ -45,12 +49,18 @@ class LlamaAttention(nnx.Module):
         """x [T, E] -> [T, E], cache."""
         q, k, v = self.heads(x)
         q, k = self.place(q, k, rotation)
-        mixed, cache = attend(q, k, v, step, cache, scale=self.scale, window=self.window, soft_cap=self.soft_cap)
+        mixed, cache = attend(
+            q, k, v, step, cache, scale=self.scale, window=self.window, soft_cap=self.soft_cap,
+            alibi_slopes=None if self.alibi is None else jnp.asarray(self.alibi, jnp.float32),
+        )  # fmt: skip
         return self.out(mixed.reshape(x.shape[0], -1)), cache
 
     def heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [T, E] -> q [T, H, D], k and v [T, KH, D]."""
-        q, k, v = (part.reshape(x.shape[0], -1, self.head_dim) for part in self.qkv.split(x))
+        parts = self.qkv.split(x)
+        if self.clip_qkv is not None:
+            parts = [jnp.clip(part, -self.clip_qkv, self.clip_qkv) for part in parts]
+        q, k, v = (part.reshape(x.shape[0], -1, self.head_dim) for part in parts)
         return q, k, v
 
     def place(self, q: jax.Array, k: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array]:
@@ -77,7 +87,7 @@ class LlamaBlock(nnx.Module):
         self.attention_norm = self.norm_class(config.hidden_size, config.norm_eps, dtype)
         self.attention = attention_class(config, layer, dtype)
         self.mlp_norm = self.norm_class(config.hidden_size, config.norm_eps, dtype)
-        self.mlp = mlp_class(
+        self.mlp: Callable[[jax.Array], jax.Array] = mlp_class(
             config.hidden_size, config.intermediate_size, config.activation, dtype,
             bias=config.mlp_bias, std=config.initializer_range, out_std=config.out_std,
         )  # fmt: skip
@@ -99,7 +109,7 @@ class LlamaForCausalLM(CausalLM):
     mlp_class: ClassVar[type[GatedMLP] | type[MLP]] = GatedMLP
 
     checkpoint_prefix = "model."
-    checkpoint_ignored = (r"rotary_emb\.inv_freq$",)
+    checkpoint_ignored: ClassVar[tuple[str, ...]] = (r"rotary_emb\.inv_freq$",)
     checkpoint_names: ClassVar[dict[str, Source]] = {
         "embed.table": Source.of("model.embed_tokens.weight"),
         "layers.*.attention_norm.weight": Source.of("model.layers.*.input_layernorm.weight"),

@@ -11,14 +11,19 @@ from jaxllm.models.config import Fields, ModelConfig
 from jaxllm.models.gpt2 import GPT2LMHeadModel
 from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.models.mistral import MistralForCausalLM
+from jaxllm.models.mixtral import MixtralForCausalLM
 from jaxllm.models.qwen2 import Qwen2ForCausalLM
 from jaxllm.models.qwen3 import Qwen3ForCausalLM
+from jaxllm.models.qwen_moe import Qwen2MoeForCausalLM, Qwen3MoeForCausalLM
 
 MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "LlamaForCausalLM": ("llama", LlamaForCausalLM),
     "MistralForCausalLM": ("mistral", MistralForCausalLM),
     "Qwen2ForCausalLM": ("qwen2", Qwen2ForCausalLM),
     "Qwen3ForCausalLM": ("qwen3", Qwen3ForCausalLM),
+    "MixtralForCausalLM": ("mixtral", MixtralForCausalLM),
+    "Qwen2MoeForCausalLM": ("qwen2_moe", Qwen2MoeForCausalLM),
+    "Qwen3MoeForCausalLM": ("qwen3_moe", Qwen3MoeForCausalLM),
     "GPT2LMHeadModel": ("gpt2", GPT2LMHeadModel),
 }
 """Architecture, as `architectures` in config.json names it -> its `model_type` and its class."""

@@ -54,7 +54,6 @@ class Runner:
             prepared.model,
             weights.resolve_model_path(config.model),
             load_format=prepared.config.load_format,
-            dtype=jnp.dtype(prepared.config.dtype),
             seed=prepared.config.seed,
             progress=progress,
         )

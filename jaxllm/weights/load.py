@@ -176,12 +176,13 @@ def match(model: Any, tensors: Tensors, wanted: dict[str, Parameter], directory:
 
 
 def _find(model: Any, tensors: Tensors, name: str, expected: Shape, fit: Fit) -> str:
-    """The tensor's name in the checkpoint, with or without the model's prefix; disagreements go to `fit`."""
-    bare = name.removeprefix(model.checkpoint_prefix)
-    found = name if name in tensors or bare not in tensors else bare
-    if found not in tensors:
+    """The tensor's name in the checkpoint, by an alias or without the model's prefix; disagreements go to `fit`."""
+    names = [name, *(name.replace(part, alias) for part, alias in model.checkpoint_aliases.items() if part in name)]
+    candidates = [*names, *(alias.removeprefix(model.checkpoint_prefix) for alias in names)]
+    found = next((candidate for candidate in candidates if candidate in tensors), None)
+    if found is None:
         fit.missing.append(name)
-        return found
+        return name
     shape, kind = tensors.describe(found)
     fit.compare(found, shape, expected)
     if kind not in TYPES:

@@ -1,4 +1,4 @@
-"""moe in plain XLA: blocks of assignments to one expert, a few blocks at once."""
+"""moe in plain XLA: few assignments one by one, many in blocks of one expert, each with a copy of its weights."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,8 @@ from pallas_kernels.moe.schedule import schedule
 
 _CLAMPED_SWIGLU_LIMIT = 7.0
 _CLAMPED_SWIGLU_ALPHA = 1.702
-_GATHERED_BYTES = 256 << 20  # of expert weights copied at once on a GPU, which gains from width; a CPU does not
+_GATHERED_BYTES = 256 << 20  # of expert weights copied at once: a GPU gains from width, a CPU does not
+_CPU_GATHERED_BYTES = 1 << 20
 
 _GATES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -32,13 +33,37 @@ def moe(
 ) -> jax.Array:
     """See pallas_kernels.moe."""
     num_experts, inner, embed = down.shape
+    tokens, per_token = expert_ids.shape
+
+    def run_experts(rows: jax.Array, expert: jax.Array) -> jax.Array:
+        """rows: [B, S, E]; expert: [B], of each block of S. Returns [B, S, E]."""
+        hidden = _gated(_linear(rows, gate_up, gate_up_bias, expert), activation).astype(x.dtype)
+        return _linear(hidden, down, down_bias, expert).astype(x.dtype)
+
+    chosen = (expert_ids >= 0) & (expert_ids < num_experts)
+    limit = _CPU_GATHERED_BYTES if jax.default_backend() == "cpu" else _GATHERED_BYTES
+    at_once = limit // (3 * inner * embed * down.dtype.itemsize)
+    if expert_ids.size <= at_once:
+        rows = jnp.repeat(x, per_token, axis=0)[:, None]
+        results = run_experts(rows, jnp.where(chosen, expert_ids, 0).reshape(-1))
+    else:
+        results = _run_blocks(run_experts, x, expert_ids, num_experts, max(1, at_once))
+    results = results.reshape(tokens, per_token, embed).astype(jnp.float32) * expert_weights[:, :, None]
+    return jnp.where(chosen[:, :, None], results, 0.0).sum(axis=1).astype(x.dtype)
+
+
+def _run_blocks(
+    run_experts: Callable[[jax.Array, jax.Array], jax.Array],
+    x: jax.Array,
+    expert_ids: jax.Array,
+    num_experts: int,
+    at_once: int,
+) -> jax.Array:
+    """The result of each assignment, [T * K, E]; anything for those to no expert."""
     assignments, per_token = expert_ids.size, expert_ids.shape[1]
     size = min(128, max(8, 1 << (assignments // num_experts).bit_length()))
     plan = schedule(expert_ids, num_experts, size)
     blocks = plan.expert.shape[0]
-    at_once = 1
-    if jax.default_backend() != "cpu":
-        at_once = min(blocks, max(1, _GATHERED_BYTES // (3 * inner * embed * down.dtype.itemsize)))
     groups = -(-blocks // at_once)
     expert, start = (jnp.pad(a, (0, groups * at_once - blocks)) for a in (plan.expert, plan.start))
 
@@ -47,18 +72,11 @@ def moe(
         # A block's last rows may be its neighbour's assignments: computed with the wrong expert, and read by nobody.
         place = begin[:, None] + jnp.arange(size, dtype=jnp.int32)[None, :]
         rows = x[plan.order[jnp.minimum(place, assignments - 1)] // per_token]
-        hidden = _gated(_linear(rows, gate_up, gate_up_bias, chosen), activation).astype(x.dtype)
-        return out.at[group].set(_linear(hidden, down, down_bias, chosen).astype(x.dtype))
+        return out.at[group].set(run_experts(rows, chosen))
 
-    out = jnp.zeros((groups, at_once, size, embed), x.dtype)
-    if groups == 1:
-        out = run_group(jnp.int32(0), out)
-    else:
-        out = jax.lax.fori_loop(0, (plan.used + at_once - 1) // at_once, run_group, out)
-    results = out.reshape(-1, embed)[jnp.maximum(plan.slot, 0)].reshape(-1, per_token, embed)
-    results = results.astype(jnp.float32) * expert_weights[:, :, None]
-    chosen = (plan.slot >= 0).reshape(-1, per_token, 1)
-    return jnp.where(chosen, results, 0.0).sum(axis=1).astype(x.dtype)
+    out = jnp.zeros((groups, at_once, size, x.shape[1]), x.dtype)
+    out = jax.lax.fori_loop(0, (plan.used + at_once - 1) // at_once, run_group, out)
+    return out.reshape(-1, x.shape[1])[jnp.maximum(plan.slot, 0)]
 
 
 def _linear(x: jax.Array, weight: jax.Array, bias: jax.Array | None, expert: jax.Array) -> jax.Array:

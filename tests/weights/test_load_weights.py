@@ -1,5 +1,6 @@
 """Loading: what is read, how it is cast, and what each broken checkpoint is told."""
 
+import importlib
 import json
 import pickle
 from pathlib import Path
@@ -9,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from checkpoints import LLAMA, REFERENCE, assert_same, build, values
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from jaxllm import weights
 from jaxllm.errors import CheckpointError, ConfigError
@@ -224,3 +225,30 @@ def test_config_files(tmp_path):
     with pytest.raises(ConfigError, match="must hold a JSON object, not list"):
         weights.read_config(tmp_path)
     assert weights.read_generation_config(tmp_path) == {}
+
+
+@pytest.mark.parametrize("staged", [1, 4000, 1 << 20])  # bytes: one expert at a time, some, all
+def test_experts_are_stacked_in_place(monkeypatch, staged):
+    monkeypatch.setattr(importlib.import_module("jaxllm.weights.load"), "_STAGED_BYTES", staged)
+    directory = REFERENCE / "mixtral-window-old-names"
+    got = values(weights.load(build(directory, "bfloat16"), directory))
+    tensors = load_file(directory / "model.safetensors")
+    for layer, expert in ((0, 0), (1, 3), (1, 4)):
+        gate, down, up = (
+            tensors[f"model.layers.{layer}.block_sparse_moe.experts.{expert}.w{i}.weight"] for i in (1, 2, 3)
+        )
+        stacked = np.asarray(got[f"layers.{layer}.mlp.experts.gate_up"])[expert]
+        np.testing.assert_array_equal(stacked, np.concatenate([gate, up]).T)
+        np.testing.assert_array_equal(np.asarray(got[f"layers.{layer}.mlp.experts.down"])[expert], down.T)
+
+
+def test_a_missing_expert_is_named(tmp_path):
+    source = REFERENCE / "mixtral-window-old-names"
+    tensors = load_file(source / "model.safetensors")
+    lost = "model.layers.1.block_sparse_moe.experts.3.w2.weight"
+    tensors["model.layers.0.block_sparse_moe.experts.5.w1.weight"] = tensors.pop(lost)
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((source / "config.json").read_bytes())
+    with pytest.raises(CheckpointError, match=rf"missing: {lost}; unused: \S+experts.5.w1.weight") as error:
+        weights.load(build(tmp_path), tmp_path)
+    assert "experts.2." not in str(error.value)

@@ -1,0 +1,192 @@
+"""Mixtures of experts: routing, which chooses each token's experts and weighs them, and the experts themselves.
+
+A routing is called with the router's scores, logits [T, X] float32, and the learned correction [X] float32 or None,
+which SigmoidTopK alone has a use for.
+
+Sources: Shazeer et al. 2017; Mixtral, Jiang et al. 2024; DeepSeek-V3, DeepSeek-AI 2024; SparseMixer, Liu et al. 2024.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxllm.layers.linear import Linear
+from jaxllm.layers.mlp import GatedMLP
+from jaxllm.layers.parameter import Constant, Dtype, Normal, Parameter, broadcast
+from pallas_kernels.moe import moe
+
+Routed = tuple[jax.Array, jax.Array]
+"""Expert ids [T, K] int32, weights [T, K] float32."""
+
+
+@dataclass(frozen=True)
+class SoftmaxTopK:
+    """The top_k most probable experts, weighted by their probabilities.
+
+    norm: p of the norm that the chosen weights are divided by; 1 makes them sum to 1, None leaves them.
+    scale: what they are multiplied by in the end.
+    """
+
+    top_k: int
+    norm: float | None = 1.0
+    scale: float = 1.0
+
+    def __call__(self, logits: jax.Array, correction: jax.Array | None) -> Routed:
+        weights, ids = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), self.top_k)
+        if self.norm is not None:
+            weights = weights / jnp.linalg.norm(weights, ord=self.norm, axis=-1, keepdims=True)
+        return ids, weights * self.scale
+
+
+@dataclass(frozen=True)
+class SigmoidTopK:
+    """Experts chosen by sigmoid plus a learned correction, from the best groups alone, weighted by sigmoid.
+
+    The experts stand in `groups` groups of one size; the top_groups of them whose two best experts have the largest
+    sums stay in the choice. normalised: the weights are made to sum to 1, before they are multiplied by scale.
+    """
+
+    top_k: int
+    groups: int = 1
+    top_groups: int = 1
+    normalised: bool = True
+    scale: float = 1.0
+
+    def __call__(self, logits: jax.Array, correction: jax.Array | None) -> Routed:
+        scores = jax.nn.sigmoid(logits)
+        choice = scores if correction is None else scores + broadcast(correction, scores)
+        if self.groups > 1:
+            grouped = choice.reshape(choice.shape[0], self.groups, -1)
+            best = jax.lax.top_k(grouped, 2)[0].sum(axis=-1)
+            _, kept = jax.lax.top_k(best, self.top_groups)
+            stays = jax.nn.one_hot(kept, self.groups, dtype=jnp.bool_).any(axis=1)
+            choice = jnp.where(stays[:, :, None], grouped, -jnp.inf).reshape(choice.shape)
+        _, ids = jax.lax.top_k(choice, self.top_k)
+        weights = jnp.take_along_axis(scores, ids, axis=-1)
+        if self.normalised:
+            weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20)
+        return ids, weights * self.scale
+
+
+@dataclass(frozen=True)
+class SparseMixer:
+    """The two largest scores, one after the other, each weighted by its softmax over those not far below it.
+
+    jitter: half of the distance, relative to the larger magnitude, from which a score counts as far below.
+    """
+
+    jitter: float
+    top_k: int = 2
+
+    def __call__(self, logits: jax.Array, correction: jax.Array | None) -> Routed:
+        left, ids, weights = logits, [], []
+        for _ in range(self.top_k):
+            top, best = left.max(axis=-1, keepdims=True), left.argmax(axis=-1)
+            far = (top - logits) / jnp.maximum(jnp.abs(logits), top) > 2 * self.jitter
+            shares = jax.nn.softmax(jnp.where(far, -jnp.inf, left), axis=-1)
+            ids.append(best.astype(jnp.int32))
+            weights.append(jnp.take_along_axis(shares, best[:, None], axis=-1)[:, 0])
+            left = jnp.where(jax.nn.one_hot(best, logits.shape[1], dtype=jnp.bool_), -jnp.inf, left)
+        return jnp.stack(ids, axis=-1), jnp.stack(weights, axis=-1)
+
+
+Routing = SoftmaxTopK | SigmoidTopK | SparseMixer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """A family's mixture of experts.
+
+    Attributes:
+        sparse: per layer, whether its MLP is a mixture; the others are dense.
+        inner_size: of one expert.
+        shared_size: inner size of the expert that sees every token; 0 for none.
+        shared_gate: the shared expert's output is weighted by a sigmoid of its own.
+        router_bias, expert_bias: the projections have biases.
+        correction: the routing adds a learned number per expert to the scores that experts are chosen by.
+    """
+
+    sparse: tuple[bool, ...]
+    num_experts: int
+    inner_size: int
+    routing: Routing
+    shared_size: int = 0
+    shared_gate: bool = False
+    router_bias: bool = False
+    expert_bias: bool = False
+    correction: bool = False
+
+
+_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+"""The operation's names of activations where they are not the config's."""
+
+
+class Experts(nnx.Module):
+    """Every expert's gated MLP, stacked: gate_up [X, E, 2 * F], down [X, F, E]."""
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        size: int,
+        activation: str,
+        dtype: Dtype,
+        *,
+        std: float,
+        out_std: float,
+    ):
+        num, inner = mixture.num_experts, mixture.inner_size
+        self.activation = _ACTIVATIONS.get(activation, activation)
+        self.gate_up = Parameter(
+            (num, size, 2 * inner), dtype, axes=("experts", "embed", "mlp"), init=Normal(std), parts=(inner, inner)
+        )
+        self.down = Parameter((num, inner, size), dtype, axes=("experts", "mlp", "embed"), init=Normal(out_std))
+        gate_up_bias = Parameter(
+            (num, 2 * inner), dtype, axes=("experts", "mlp"), init=Constant(0.0), parts=(inner, inner)
+        )
+        down_bias = Parameter((num, size), dtype, axes=("experts", "embed"), init=Constant(0.0))
+        self.gate_up_bias = gate_up_bias if mixture.expert_bias else None
+        self.down_bias = down_bias if mixture.expert_bias else None
+
+    def __call__(self, x: jax.Array, ids: jax.Array, weights: jax.Array) -> jax.Array:
+        """x [T, E], ids and weights [T, K] -> [T, E]."""
+        biases = (None if bias is None else bias[...] for bias in (self.gate_up_bias, self.down_bias))
+        return moe(x, self.gate_up[...], self.down[...], ids, weights, *biases, activation=self.activation)
+
+
+class MoE(nnx.Module):
+    """The routed experts' weighted sum, plus the shared expert's output where there is one."""
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        size: int,
+        activation: str,
+        dtype: Dtype,
+        *,
+        std: float,
+        out_std: float,
+    ):
+        self.routing = mixture.routing
+        self.router = Linear(
+            size, mixture.num_experts, dtype, axes=("embed", "experts"), bias=mixture.router_bias, std=std
+        )
+        # Float32, since bfloat16 would round the choice.
+        correction = Parameter((mixture.num_experts,), jnp.float32, axes=("experts",), init=Constant(0.0))
+        self.correction = correction if mixture.correction else None
+        self.experts = Experts(mixture, size, activation, dtype, std=std, out_std=out_std)
+        shared = GatedMLP(size, mixture.shared_size, activation, dtype, bias=False, std=std, out_std=out_std)
+        self.shared = shared if mixture.shared_size else None
+        self.shared_gate = Linear(size, 1, dtype, axes=("embed", "gate"), std=std) if mixture.shared_gate else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [T, E] -> [T, E]."""
+        correction = None if self.correction is None else self.correction[...]
+        out = self.experts(x, *self.routing(self.router(x, jnp.float32), correction))
+        if self.shared is None:
+            return out
+        shared = self.shared(x)
+        if self.shared_gate is not None:
+            shared = (jax.nn.sigmoid(self.shared_gate(x, jnp.float32)) * shared.astype(jnp.float32)).astype(x.dtype)
+        return out + shared
