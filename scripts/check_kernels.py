@@ -32,8 +32,9 @@ OPERATIONS = {
     "paged_attention": ("triton", "reference"),
     "kv_write": ("triton", "reference"),
     "rope": ("reference",),
-    "rope_kv_write": ("triton", "reference"),
+    "qk_norm_rope_kv_write": ("triton", "reference"),
     "rms_norm": ("reference",),
+    "rms_norm_residual": ("triton", "reference"),
     "moe": ("triton", "reference"),
 }
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1.6e-2}
@@ -69,7 +70,7 @@ def check(only: str) -> bool:
             tally.cases += 1
             label = f"{operation} {backend} {dtype} {case.name}"
             try:
-                arrays = [jnp.asarray(operand) for operand in operands]
+                arrays = jax.tree.map(jnp.asarray, operands)
                 run = program.result()
                 _poison()
                 results = [np.asarray(x, np.float64) for x in jax.tree.leaves(run(*arrays))]
@@ -97,7 +98,7 @@ def check(only: str) -> bool:
 
 def _compile(operation: str, backend: str, dtype: str, case: Any, operands: Any, options: Any) -> Callable[..., Any]:
     public = getattr(importlib.import_module(f"pallas_kernels.{operation}"), operation)
-    shapes = [jax.ShapeDtypeStruct(operand.shape, operand.dtype) for operand in operands]
+    shapes = jax.tree.map(lambda operand: jax.ShapeDtypeStruct(operand.shape, operand.dtype), operands)
     with choose.using(backend):
         program: Callable[..., Any] = jax.jit(functools.partial(public, **options)).lower(*shapes).compile()
     return program

@@ -18,8 +18,9 @@ OPERATIONS = {
     "paged_attention": ("reference", "triton"),
     "kv_write": ("reference", "triton"),
     "rope": ("reference",),
-    "rope_kv_write": ("reference", "triton"),
+    "qk_norm_rope_kv_write": ("reference", "triton"),
     "rms_norm": ("reference",),
+    "rms_norm_residual": ("reference", "triton"),
     "moe": ("reference", "triton"),
 }
 # Of the largest magnitude expected: a few roundings of the operands' type.
@@ -48,7 +49,7 @@ def test_agrees_with_numpy(operation: str, backend: str, dtype: str, case: Any, 
     operands, options = case.arguments(rng, jnp.dtype(dtype))
     run = functools.partial(public, **options)
     with choose.using(backend):  # the interpreter runs outside jit only
-        result = (jax.jit(run) if backend == "reference" else run)(*map(jnp.asarray, operands))
+        result = (jax.jit(run) if backend == "reference" else run)(*jax.tree.map(jnp.asarray, operands))
     results, expected = jax.tree.leaves(result), case.expected(operands, options)
     assert len(results) == len(expected)
     for got, want in zip(results, expected, strict=True):
@@ -62,7 +63,7 @@ def test_agrees_with_numpy(operation: str, backend: str, dtype: str, case: Any, 
         )
 
 
-@pytest.mark.parametrize("operation", ["kv_write", "rope_kv_write"])
+@pytest.mark.parametrize("operation", ["kv_write", "qk_norm_rope_kv_write"])
 def test_reference_writes_donated_pools_in_place(operation: str) -> None:
     public = getattr(importlib.import_module(f"pallas_kernels.{operation}"), operation)
     pool = jax.ShapeDtypeStruct((64, 16, 2, 64), jnp.float32)
@@ -70,7 +71,7 @@ def test_reference_writes_donated_pools_in_place(operation: str) -> None:
     angles = jax.ShapeDtypeStruct((16, 32), jnp.float32)
     index = jax.ShapeDtypeStruct((16,), jnp.int32)
     operands = (pool, pool, new, new, index)
-    if operation == "rope_kv_write":
+    if operation == "qk_norm_rope_kv_write":
         operands = (new, new, new, angles, angles, pool, pool, index)
     pools = tuple(i for i, operand in enumerate(operands) if operand is pool)
     with choose.using("reference"):
