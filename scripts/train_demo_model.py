@@ -178,7 +178,7 @@ English in the manner of old novels; it knows nothing, and nothing it says shoul
   and every 50th docstring were held out.
 - **Result**: loss {record["held_out_loss"]:.3f} nats per token ({bits:.2f} bits per character) on the
   {record["held_out_tokens"]:,} held-out tokens, at step {record["steps"]} of batches of {record["batch"]} x
-  {record["length"]} tokens ({record["device"]}, {record["date"]}).
+  {record["length"]:,} tokens ({record["device"]}, {record["date"]}).
 - **Chat**: `<|user|>`, `<|assistant|>` and `<|system|>` turns, each ended by `<|end|>`; see chat_template.jinja.
 - **Again**: `python scripts/train_demo_model.py --books FOLDER`, FOLDER holding the books as .txt files.
 - **Licence**: Apache-2.0, as the project.
@@ -189,7 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--books", type=Path, required=True, help="folder of public-domain .txt files")
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "jaxllm" / "demo_model")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=64, help="sequences per step")
     parser.add_argument("--length", type=int, default=1024, help="tokens per sequence, and the model's context")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
@@ -209,7 +209,7 @@ def main() -> None:
     record = train(train_stream, held_stream, config, args)
     ends = [tokenizer.token_to_id(END_OF_TEXT), tokenizer.token_to_id(END)]
     write_json(args.output / "config.json", {**config, "eos_token_id": ends[0], "bos_token_id": None})
-    write_json(args.output / "generation_config.json", {"eos_token_id": ends})
+    write_json(args.output / "generation_config.json", {"eos_token_id": ends, "temperature": 0.7, "top_p": 0.9})
     write_card(args.output, record, characters_per_token)
     print(json.dumps(record))
 
