@@ -9,12 +9,20 @@ from jaxllm.layers.parameter import Dtype
 from jaxllm.models.causal_lm import CausalLM
 from jaxllm.models.config import Fields, ModelConfig
 from jaxllm.models.gpt2 import GPT2LMHeadModel
+from jaxllm.models.gpt_neox import GPTNeoXForCausalLM
+from jaxllm.models.gptj import GPTJForCausalLM
 from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.models.mistral import MistralForCausalLM
 from jaxllm.models.mixtral import MixtralForCausalLM
+from jaxllm.models.nemotron import NemotronForCausalLM
+from jaxllm.models.persimmon import PersimmonForCausalLM
+from jaxllm.models.phi import PhiForCausalLM
+from jaxllm.models.phi3 import Phi3ForCausalLM
 from jaxllm.models.qwen2 import Qwen2ForCausalLM
 from jaxllm.models.qwen3 import Qwen3ForCausalLM
 from jaxllm.models.qwen_moe import Qwen2MoeForCausalLM, Qwen3MoeForCausalLM
+from jaxllm.models.stablelm import StableLmForCausalLM
+from jaxllm.models.starcoder2 import Starcoder2ForCausalLM
 
 MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "LlamaForCausalLM": ("llama", LlamaForCausalLM),
@@ -25,6 +33,18 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "Qwen2MoeForCausalLM": ("qwen2_moe", Qwen2MoeForCausalLM),
     "Qwen3MoeForCausalLM": ("qwen3_moe", Qwen3MoeForCausalLM),
     "GPT2LMHeadModel": ("gpt2", GPT2LMHeadModel),
+    "PhiForCausalLM": ("phi", PhiForCausalLM),
+    "StableLmForCausalLM": ("stablelm", StableLmForCausalLM),
+    "GPTNeoXForCausalLM": ("gpt_neox", GPTNeoXForCausalLM),
+    "GPTJForCausalLM": ("gptj", GPTJForCausalLM),
+    "Starcoder2ForCausalLM": ("starcoder2", Starcoder2ForCausalLM),
+    "NemotronForCausalLM": ("nemotron", NemotronForCausalLM),
+    "PersimmonForCausalLM": ("persimmon", PersimmonForCausalLM),
+    "Phi3ForCausalLM": ("phi3", Phi3ForCausalLM),
+    "YiForCausalLM": ("Yi", LlamaForCausalLM),
+    "AquilaForCausalLM": ("aquila", LlamaForCausalLM),
+    "AquilaModel": ("aquila", LlamaForCausalLM),
+    "LLaMAForCausalLM": ("llama", LlamaForCausalLM),
 }
 """Architecture, as `architectures` in config.json names it -> its `model_type` and its class."""
 
