@@ -11,6 +11,7 @@ from jaxllm.models.config import Fields, ModelConfig
 from jaxllm.models.gpt2 import GPT2LMHeadModel
 from jaxllm.models.gpt_neox import GPTNeoXForCausalLM
 from jaxllm.models.gptj import GPTJForCausalLM
+from jaxllm.models.granite import GraniteForCausalLM
 from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.models.mistral import MistralForCausalLM
 from jaxllm.models.mixtral import MixtralForCausalLM
@@ -41,6 +42,7 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "NemotronForCausalLM": ("nemotron", NemotronForCausalLM),
     "PersimmonForCausalLM": ("persimmon", PersimmonForCausalLM),
     "Phi3ForCausalLM": ("phi3", Phi3ForCausalLM),
+    "GraniteForCausalLM": ("granite", GraniteForCausalLM),
     "YiForCausalLM": ("Yi", LlamaForCausalLM),
     "AquilaForCausalLM": ("aquila", LlamaForCausalLM),
     "AquilaModel": ("aquila", LlamaForCausalLM),
