@@ -16,6 +16,7 @@ from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.models.mistral import MistralForCausalLM
 from jaxllm.models.mixtral import MixtralForCausalLM
 from jaxllm.models.nemotron import NemotronForCausalLM
+from jaxllm.models.olmo import Olmo2ForCausalLM, Olmo3ForCausalLM, OlmoForCausalLM
 from jaxllm.models.persimmon import PersimmonForCausalLM
 from jaxllm.models.phi import PhiForCausalLM
 from jaxllm.models.phi3 import Phi3ForCausalLM
@@ -43,6 +44,9 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "PersimmonForCausalLM": ("persimmon", PersimmonForCausalLM),
     "Phi3ForCausalLM": ("phi3", Phi3ForCausalLM),
     "GraniteForCausalLM": ("granite", GraniteForCausalLM),
+    "OlmoForCausalLM": ("olmo", OlmoForCausalLM),
+    "Olmo2ForCausalLM": ("olmo2", Olmo2ForCausalLM),
+    "Olmo3ForCausalLM": ("olmo3", Olmo3ForCausalLM),
     "YiForCausalLM": ("Yi", LlamaForCausalLM),
     "AquilaForCausalLM": ("aquila", LlamaForCausalLM),
     "AquilaModel": ("aquila", LlamaForCausalLM),
