@@ -22,6 +22,7 @@ def attend(
     window: int | None = None,
     soft_cap: float | None = None,
     alibi_slopes: jax.Array | None = None,
+    sinks: jax.Array | None = None,
 ) -> tuple[jax.Array, LayerCache | None]:
     """Causal attention of the step's tokens, over the pages with a Step and over themselves with a DenseStep.
 
@@ -29,16 +30,17 @@ def attend(
     window: positions a token sees, itself included; None is all.
     soft_cap: scaled scores become soft_cap * tanh(scores / soft_cap); None leaves them.
     alibi_slopes: [H] float32; scores then lose slope * how far the key stands behind the query.
+    sinks: [H] float32, a logit more in each head's softmax, which takes its share and adds nothing.
     Returns [T, H, D] in q.dtype and the cache with this step's keys and values written.
     """
     if isinstance(step, DenseStep):
         assert cache is None
-        return _attend_dense(q, k, v, step.batch, scale, window, soft_cap, alibi_slopes), None
+        return _attend_dense(q, k, v, step.batch, scale, window, soft_cap, alibi_slopes, sinks), None
     assert cache is not None
     k_pages, v_pages = kv_write(*cache, k, v, step.write_index)
     out = paged_attention(
         q, k_pages, v_pages, step.page_table, step.query_start, step.kv_len,
-        scale=scale, window=window, soft_cap=soft_cap, alibi_slopes=alibi_slopes, decode=step.decode,
+        scale=scale, window=window, soft_cap=soft_cap, alibi_slopes=alibi_slopes, sinks=sinks, decode=step.decode,
     )  # fmt: skip
     return out, (k_pages, v_pages)
 
@@ -62,6 +64,7 @@ def _attend_dense(
     window: int | None,
     soft_cap: float | None,
     alibi_slopes: jax.Array | None,
+    sinks: jax.Array | None,
 ) -> jax.Array:
     """q: [B * S, H, D]; k, v: [B * S, KH, D]. Differentiable."""
     kv_heads, dim = k.shape[1:]
@@ -80,6 +83,9 @@ def _attend_dense(
         slopes = alibi_slopes.reshape(1, kv_heads, -1, 1, 1)
         scores = scores - slopes * behind.astype(jnp.float32)[None, None, None]
     scores = jnp.where(seen[None, None, None], scores, -jnp.inf)
-    shares = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    if sinks is not None:
+        sink = jnp.broadcast_to(sinks.reshape(1, kv_heads, -1, 1, 1), (*scores.shape[:-1], 1))
+        scores = jnp.concatenate([scores, sink], axis=-1)
+    shares = jax.nn.softmax(scores, axis=-1)[..., :length].astype(v.dtype)
     out = jnp.einsum("bhgqk,bkhd->bqhgd", shares, v, precision=precision, preferred_element_type=jnp.float32)
     return out.astype(q.dtype).reshape(q.shape)

@@ -57,6 +57,13 @@ class LayerNorm(nnx.Module):
         return out.astype(x.dtype)
 
 
+class BiaslessLayerNorm(LayerNorm):
+    """(x - mean(x)) / std(x) * weight."""
+
+    def __init__(self, size: int, eps: float, dtype: Dtype):
+        super().__init__(size, eps, dtype, bias=False)
+
+
 class UnitOffsetLayerNorm(LayerNorm):
     """(x - mean(x)) / std(x) * (1 + weight) + bias (Nemotron)."""
 

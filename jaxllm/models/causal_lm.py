@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -26,17 +26,19 @@ class CausalLM(nnx.Module):
     Class attributes:
         checkpoint_names: our parameter's path (`*` for a layer's index) -> the checkpoint's tensors.
         checkpoint_prefix: what some checkpoints leave out at the front of every name.
+        checkpoint_aliases: parts of names -> what some checkpoints write in their place.
         checkpoint_ignored: regular expressions of tensors that some checkpoints hold and no model needs.
     """
 
     checkpoint_names: ClassVar[Mapping[str, Source]] = {}
     checkpoint_prefix: ClassVar[str] = ""
+    checkpoint_aliases: ClassVar[Mapping[str, str]] = {}
     checkpoint_ignored: ClassVar[tuple[str, ...]] = ()
 
     config: ModelConfig
     embed: Embed
     layers: nnx.List[Any]
-    head: Linear | None
+    head: Callable[[jax.Array, Dtype], jax.Array] | None
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:

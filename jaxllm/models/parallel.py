@@ -1,10 +1,12 @@
 """Blocks whose attention and MLP read the same input (GPT-J, Wang 2021; GPT-NeoX, Black et al. 2022)."""
 
+from typing import ClassVar
+
 import jax
 
 from jaxllm.layers.attention import LayerCache
 from jaxllm.layers.mlp import MLP, GatedMLP
-from jaxllm.layers.norm import LayerNorm
+from jaxllm.layers.norm import LayerNorm, RMSNorm
 from jaxllm.layers.parameter import Dtype
 from jaxllm.layers.rope import Rotation
 from jaxllm.layers.step import DenseStep, Step
@@ -15,7 +17,7 @@ from jaxllm.models.llama import LlamaAttention, LlamaBlock
 class ParallelBlock(LlamaBlock):
     """x + attention(norm(x)) + mlp(norm(x)), one norm for both or one each; Llama's block where config says so."""
 
-    norm_class = LayerNorm
+    norm_class: ClassVar[type[RMSNorm] | type[LayerNorm]] = LayerNorm
 
     def __init__(
         self,

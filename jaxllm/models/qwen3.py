@@ -12,10 +12,12 @@ from jaxllm.models.llama import LlamaAttention, LlamaForCausalLM
 
 
 class Qwen3Attention(LlamaAttention):
+    norm_class: ClassVar[type[RMSNorm]] = RMSNorm
+
     def __init__(self, config: ModelConfig, layer: int, dtype: Dtype):
         super().__init__(config, layer, dtype)
-        self.q_norm = RMSNorm(config.head_dim, config.norm_eps, dtype)
-        self.k_norm = RMSNorm(config.head_dim, config.norm_eps, dtype)
+        self.q_norm = self.norm_class(config.head_dim, config.norm_eps, dtype)
+        self.k_norm = self.norm_class(config.head_dim, config.norm_eps, dtype)
 
     def place(self, q: jax.Array, k: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array]:
         return super().place(self.q_norm(q), self.k_norm(k), rotation)

@@ -8,6 +8,7 @@ from jaxllm.errors import ConfigError, UnknownModelError
 from jaxllm.layers.parameter import Dtype
 from jaxllm.models.causal_lm import CausalLM
 from jaxllm.models.config import Fields, ModelConfig
+from jaxllm.models.gemma import Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM
 from jaxllm.models.gpt2 import GPT2LMHeadModel
 from jaxllm.models.gpt_neox import GPTNeoXForCausalLM
 from jaxllm.models.gptj import GPTJForCausalLM
@@ -42,6 +43,9 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "Starcoder2ForCausalLM": ("starcoder2", Starcoder2ForCausalLM),
     "NemotronForCausalLM": ("nemotron", NemotronForCausalLM),
     "PersimmonForCausalLM": ("persimmon", PersimmonForCausalLM),
+    "GemmaForCausalLM": ("gemma", GemmaForCausalLM),
+    "Gemma2ForCausalLM": ("gemma2", Gemma2ForCausalLM),
+    "Gemma3ForCausalLM": ("gemma3_text", Gemma3ForCausalLM),
     "Phi3ForCausalLM": ("phi3", Phi3ForCausalLM),
     "GraniteForCausalLM": ("granite", GraniteForCausalLM),
     "OlmoForCausalLM": ("olmo", OlmoForCausalLM),
