@@ -9,6 +9,7 @@ from jaxllm.layers.parameter import Dtype
 from jaxllm.models.causal_lm import CausalLM
 from jaxllm.models.config import Fields, ModelConfig
 from jaxllm.models.gemma import Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM
+from jaxllm.models.glm import Glm4ForCausalLM, GlmForCausalLM
 from jaxllm.models.gpt2 import GPT2LMHeadModel
 from jaxllm.models.gpt_neox import GPTNeoXForCausalLM
 from jaxllm.models.gptj import GPTJForCausalLM
@@ -51,6 +52,8 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "OlmoForCausalLM": ("olmo", OlmoForCausalLM),
     "Olmo2ForCausalLM": ("olmo2", Olmo2ForCausalLM),
     "Olmo3ForCausalLM": ("olmo3", Olmo3ForCausalLM),
+    "GlmForCausalLM": ("glm", GlmForCausalLM),
+    "Glm4ForCausalLM": ("glm4", Glm4ForCausalLM),
     "YiForCausalLM": ("Yi", LlamaForCausalLM),
     "AquilaForCausalLM": ("aquila", LlamaForCausalLM),
     "AquilaModel": ("aquila", LlamaForCausalLM),
