@@ -37,7 +37,8 @@ class EngineConfig:
         "auto", "auto, safetensors, orbax, or dummy (random weights from a bare config.json, for benchmarks)."
     )
     dtype: Dtype = flag(
-        "auto", "Weights and activations: auto (the checkpoint's type on a GPU, float32 on a CPU), float32, ..."
+        "auto",
+        "Weights and activations: auto (the checkpoint's type on a GPU, float32 on a CPU), float32, bfloat16 or float16.",
     )
     seed: int = flag(0, "Seed of dummy weights and of the seeds drawn for requests that bring none.")
     max_model_len: int | None = flag(

@@ -13,6 +13,7 @@ import functools
 import inspect
 import logging
 import re
+import shutil
 import sys
 import traceback
 import types
@@ -31,9 +32,13 @@ Given = dict[str, Any]
 
 Command = Callable[..., None]
 
+TABLE_COLUMNS = 120
+"""Of a terminal; with fewer, rich's tables of options cut the names off, and help is plain text instead."""
+
 app = typer.Typer(
     name="jaxllm",
     no_args_is_help=True,
+    rich_markup_mode="rich" if shutil.get_terminal_size().columns >= TABLE_COLUMNS else None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -156,7 +161,9 @@ def _option(config: type, field: dataclasses.Field, group: str, default: Any) ->
         annotation, metavar = str, "INT,..."
     elif typing.get_origin(inner) is tuple:
         annotation, metavar = list[str], "TEXT"
-    elif typing.get_origin(inner) is not Literal and inner not in (int, float, str):
+    elif typing.get_origin(inner) is Literal:
+        metavar = "CHOICE"  # the help text lists them
+    elif inner not in (int, float, str):
         raise TypeError(f"{config.__name__}.{field.name}: no option can be made from {inner}")
     if default is None:
         default = field.default

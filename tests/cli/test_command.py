@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from jaxllm import __version__
-from jaxllm.cli.command import Given, arguments, command
+from jaxllm.cli.command import TABLE_COLUMNS, Given, arguments, command
 from jaxllm.config import EngineConfig, ServerConfig, flag
 from jaxllm.core import SamplingParams
 from jaxllm.errors import ConfigError
@@ -130,17 +130,18 @@ def test_a_field_without_help_is_refused():
         def run(silent: Given) -> None: ...
 
 
-def jaxllm(*line: str) -> subprocess.CompletedProcess:
+def jaxllm(*line: str, columns: int = 300) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "jaxllm", *line],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
-        env={"COLUMNS": "300", "PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"},
+        env={"COLUMNS": str(columns), "PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"},
     )
 
 
+@pytest.mark.parametrize("columns", [80, TABLE_COLUMNS])
 @pytest.mark.parametrize(
     ("line", "configs"),
     [
@@ -153,8 +154,9 @@ def jaxllm(*line: str) -> subprocess.CompletedProcess:
         (["bench", "startup"], [EngineConfig]),
     ],
 )
-def test_every_field_is_an_option_with_help(line, configs):
-    result = jaxllm(*line, "--help")
+def test_every_field_is_an_option_with_help(line, configs, columns):
+    """Named in full, however narrow the terminal is."""
+    result = jaxllm(*line, "--help", columns=columns)
     assert result.returncode == 0, result.stderr
     for config in configs:
         for field in dataclasses.fields(config):
