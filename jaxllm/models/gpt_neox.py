@@ -34,6 +34,7 @@ class GPTNeoXForCausalLM(LlamaForCausalLM):
     attention_class = HeadwiseAttention
     mlp_class = MLP
     checkpoint_prefix = ""
+    checkpoint_aliases: ClassVar[dict[str, str]] = {"embed_out": "lm_head"}  # as transformers 5 keeps it
     checkpoint_ignored = (r"attention\.(bias|masked_bias|rotary_emb\.inv_freq)$",)  # the causal mask of old files
     checkpoint_names: ClassVar[dict[str, Source]] = {
         "embed.table": Source.of("gpt_neox.embed_in.weight"),

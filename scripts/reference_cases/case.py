@@ -14,6 +14,7 @@ class Case:
     """A tiny model and how its checkpoint is written.
 
     config: of transformers' class for `model_type`. old_names: config.json as transformers 4 wrote it.
+    adapt: changes the model into one that transformers has no class for.
     convert: the tensors as the class names and shapes them -> as the published checkpoints do.
     written: fields of config.json in place of the class's own; None leaves one out.
     """
@@ -25,5 +26,6 @@ class Case:
     old_names: bool = False
     drop_prefix: str = ""
     extra_tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    adapt: Callable[[torch.nn.Module], object] = lambda model: None
     convert: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = dict
     written: dict[str, Any] = field(default_factory=dict)
