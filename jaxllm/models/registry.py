@@ -11,6 +11,7 @@ from jaxllm.models.config import Fields, ModelConfig
 from jaxllm.models.gemma import Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM
 from jaxllm.models.glm import Glm4ForCausalLM, GlmForCausalLM
 from jaxllm.models.gpt2 import GPT2LMHeadModel
+from jaxllm.models.gpt_bigcode import GPTBigCodeForCausalLM
 from jaxllm.models.gpt_neox import GPTNeoXForCausalLM
 from jaxllm.models.gptj import GPTJForCausalLM
 from jaxllm.models.granite import GraniteForCausalLM
@@ -58,6 +59,7 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "AquilaForCausalLM": ("aquila", LlamaForCausalLM),
     "AquilaModel": ("aquila", LlamaForCausalLM),
     "LLaMAForCausalLM": ("llama", LlamaForCausalLM),
+    "GPTBigCodeForCausalLM": ("gpt_bigcode", GPTBigCodeForCausalLM),
 }
 """Architecture, as `architectures` in config.json names it -> its `model_type` and its class."""
 
