@@ -20,6 +20,7 @@ from jaxllm.models.mistral import MistralForCausalLM
 from jaxllm.models.mixtral import MixtralForCausalLM
 from jaxllm.models.nemotron import NemotronForCausalLM
 from jaxllm.models.olmo import Olmo2ForCausalLM, Olmo3ForCausalLM, OlmoForCausalLM
+from jaxllm.models.opt import OPTForCausalLM
 from jaxllm.models.persimmon import PersimmonForCausalLM
 from jaxllm.models.phi import PhiForCausalLM
 from jaxllm.models.phi3 import Phi3ForCausalLM
@@ -60,6 +61,7 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "AquilaModel": ("aquila", LlamaForCausalLM),
     "LLaMAForCausalLM": ("llama", LlamaForCausalLM),
     "GPTBigCodeForCausalLM": ("gpt_bigcode", GPTBigCodeForCausalLM),
+    "OPTForCausalLM": ("opt", OPTForCausalLM),
 }
 """Architecture, as `architectures` in config.json names it -> its `model_type` and its class."""
 
