@@ -12,6 +12,7 @@ from jaxllm.models.gemma import Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCa
 from jaxllm.models.glm import Glm4ForCausalLM, GlmForCausalLM
 from jaxllm.models.gpt2 import GPT2LMHeadModel
 from jaxllm.models.gpt_bigcode import GPTBigCodeForCausalLM
+from jaxllm.models.gpt_neo import GPTNeoForCausalLM
 from jaxllm.models.gpt_neox import GPTNeoXForCausalLM
 from jaxllm.models.gptj import GPTJForCausalLM
 from jaxllm.models.granite import GraniteForCausalLM
@@ -62,6 +63,7 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "LLaMAForCausalLM": ("llama", LlamaForCausalLM),
     "GPTBigCodeForCausalLM": ("gpt_bigcode", GPTBigCodeForCausalLM),
     "OPTForCausalLM": ("opt", OPTForCausalLM),
+    "GPTNeoForCausalLM": ("gpt_neo", GPTNeoForCausalLM),
 }
 """Architecture, as `architectures` in config.json names it -> its `model_type` and its class."""
 
