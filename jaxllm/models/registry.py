@@ -7,6 +7,7 @@ from typing import Any
 from jaxllm.errors import ConfigError, UnknownModelError
 from jaxllm.layers.parameter import Dtype
 from jaxllm.models.causal_lm import CausalLM
+from jaxllm.models.codegen import CodeGenForCausalLM
 from jaxllm.models.config import Fields, ModelConfig
 from jaxllm.models.gemma import Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM
 from jaxllm.models.glm import Glm4ForCausalLM, GlmForCausalLM
@@ -64,6 +65,7 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "GPTBigCodeForCausalLM": ("gpt_bigcode", GPTBigCodeForCausalLM),
     "OPTForCausalLM": ("opt", OPTForCausalLM),
     "GPTNeoForCausalLM": ("gpt_neo", GPTNeoForCausalLM),
+    "CodeGenForCausalLM": ("codegen", CodeGenForCausalLM),
 }
 """Architecture, as `architectures` in config.json names it -> its `model_type` and its class."""
 
