@@ -9,6 +9,7 @@ from jaxllm.layers.parameter import Dtype
 from jaxllm.models.causal_lm import CausalLM
 from jaxllm.models.codegen import CodeGenForCausalLM
 from jaxllm.models.config import Fields, ModelConfig
+from jaxllm.models.falcon import FalconForCausalLM
 from jaxllm.models.gemma import Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM
 from jaxllm.models.glm import Glm4ForCausalLM, GlmForCausalLM
 from jaxllm.models.gpt2 import GPT2LMHeadModel
@@ -66,6 +67,8 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "OPTForCausalLM": ("opt", OPTForCausalLM),
     "GPTNeoForCausalLM": ("gpt_neo", GPTNeoForCausalLM),
     "CodeGenForCausalLM": ("codegen", CodeGenForCausalLM),
+    "FalconForCausalLM": ("falcon", FalconForCausalLM),
+    "RWForCausalLM": ("RefinedWebModel", FalconForCausalLM),
 }
 """Architecture, as `architectures` in config.json names it -> its `model_type` and its class."""
 
