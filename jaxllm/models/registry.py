@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxllm.errors import ConfigError, UnknownModelError
 from jaxllm.layers.parameter import Dtype
+from jaxllm.models.bloom import BloomForCausalLM
 from jaxllm.models.causal_lm import CausalLM
 from jaxllm.models.codegen import CodeGenForCausalLM
 from jaxllm.models.config import Fields, ModelConfig
@@ -69,6 +70,7 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "CodeGenForCausalLM": ("codegen", CodeGenForCausalLM),
     "FalconForCausalLM": ("falcon", FalconForCausalLM),
     "RWForCausalLM": ("RefinedWebModel", FalconForCausalLM),
+    "BloomForCausalLM": ("bloom", BloomForCausalLM),
 }
 """Architecture, as `architectures` in config.json names it -> its `model_type` and its class."""
 
