@@ -22,6 +22,7 @@ from jaxllm.models.granite import GraniteForCausalLM
 from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.models.mistral import MistralForCausalLM
 from jaxllm.models.mixtral import MixtralForCausalLM
+from jaxllm.models.mpt import MPTForCausalLM
 from jaxllm.models.nemotron import NemotronForCausalLM
 from jaxllm.models.olmo import Olmo2ForCausalLM, Olmo3ForCausalLM, OlmoForCausalLM
 from jaxllm.models.opt import OPTForCausalLM
@@ -71,6 +72,8 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "FalconForCausalLM": ("falcon", FalconForCausalLM),
     "RWForCausalLM": ("RefinedWebModel", FalconForCausalLM),
     "BloomForCausalLM": ("bloom", BloomForCausalLM),
+    "MPTForCausalLM": ("mpt", MPTForCausalLM),
+    "MptForCausalLM": ("mpt", MPTForCausalLM),
 }
 """Architecture, as `architectures` in config.json names it -> its `model_type` and its class."""
 
