@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxllm.errors import ConfigError, UnknownModelError
 from jaxllm.layers.parameter import Dtype
+from jaxllm.models.baichuan import BaichuanForCausalLM
 from jaxllm.models.bloom import BloomForCausalLM
 from jaxllm.models.causal_lm import CausalLM
 from jaxllm.models.codegen import CodeGenForCausalLM
@@ -74,6 +75,8 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "BloomForCausalLM": ("bloom", BloomForCausalLM),
     "MPTForCausalLM": ("mpt", MPTForCausalLM),
     "MptForCausalLM": ("mpt", MPTForCausalLM),
+    "BaichuanForCausalLM": ("baichuan", BaichuanForCausalLM),
+    "BaiChuanForCausalLM": ("baichuan", BaichuanForCausalLM),
 }
 """Architecture, as `architectures` in config.json names it -> its `model_type` and its class."""
 
