@@ -53,6 +53,9 @@ class Qwen3MoeForCausalLM(Qwen3ForCausalLM):
         mixture = read_mixture(fields)
         windows = (_read_window(fields),) * fields.size("num_hidden_layers")
         fields.raw("max_window_layers")  # Qwen3-MoE's windows are on every layer or on none
+        fields.expect("qkv_bias", False, None)
+        fields.expect("use_qk_norm", True, None)
+        fields.expect("shared_expert_intermediate_size", 0, None)
         bias = fields.take("attention_bias", bool, False)
         return decoder_config(fields, architecture, windows=windows, qkv_bias=bias, out_bias=bias, mixture=mixture)
 

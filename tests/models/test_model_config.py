@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxllm.errors import ConfigError, UnknownModelError
@@ -23,11 +25,35 @@ PUBLISHED = {
     "aiconfigurator/Qwen--Qwen3-0.6B_config.json": 596_049_920,
     "aiconfigurator/Qwen--Qwen3-8B_config.json": 8_190_735_360,
     "mlc-presets/gpt2.json": 124_439_808,
+    "mlc-presets/gemma_2b.json": 2_506_172_416,
+    "mlc-presets/gemma2_2b.json": 2_614_341_888,
+    "mlc-presets/gemma3_1b_it.json": 999_885_952,
+    "dotnet/phi-3-mini-128k-instruct-config.json": 3_821_079_552,
+    "dotnet/phi-3-medium-4k-instruct-config.json": 13_960_238_080,
+    "executorch/phi-4-mini-reasoning/config.json": 3_836_021_760,
+    "mlc-presets/olmo2_7b.json": 7_298_617_344,
+    "mlc-presets/olmo2_32b.json": 32_234_279_936,
+    "dotnet/phi-2-config.json": 2_779_683_840,
+    "mlc-presets/stablelm.json": 2_795_443_200,
+    "mlc-presets/redpajama_3b_v1.json": 2_775_864_320,
+    "mlc-presets/gpt_j.json": 6_050_882_784,
+    "mlc-presets/starcoder2.json": 7_173_923_840,
+    "mlc-presets/baichuan.json": 7_505_973_248,
+    "../derived/configs-transformers-defaults/gpt_neox.json": 20_554_567_680,
+    "../derived/configs-transformers-defaults/falcon.json": 6_921_720_704,
+    "../derived/configs-transformers-defaults/opt.json": 125_239_296,
 }
 FOREIGN = {  # fields that other programs added to these files
-    "attention_sink_size", "context_window_size", "mask_value", "prefill_chunk_size", "sliding_window_size",
-    "tokenizer", "type_vocab_size",
+    "attention_sink_size", "context_window_size", "global_local_attention_pattern", "mask_value", "prefill_chunk_size",
+    "sliding_window_attention_size", "sliding_window_size", "tokenizer", "type_vocab_size", "use_res_clamp",
 }  # fmt: skip
+UNSERVED = {  # kinds of an architecture that are refused, and the field that says so
+    "minicpm-moe-8x2b.json": "num_experts",
+    "phi-1_5.json": "model_type",
+    "phi-2.json": "model_type",
+    "phi-1_5.json": "model_type",  # phi-msft, of other tensor names
+    "phi-2.json": "model_type",
+}
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32, "hidden_size": 16,
@@ -53,22 +79,33 @@ def test_parameter_counts_are_the_published_ones(material, name):
 
 
 def test_real_configs_are_read_or_refused_by_name(material):
-    """Every config.json of the five architectures: read, or refused for a field that is named."""
+    """Every config.json of an architecture in the registry: read, or refused for a field that is named."""
     read, refused = [], []
-    for path in sorted((material / "configs").rglob("*.json")):
+    model_types = {model_type for model_type, _ in registry.MODELS.values()}
+    folders = (material / "configs", material / "derived" / "configs-transformers-defaults")
+    for path in sorted(path for folder in folders for path in folder.rglob("*.json")):
         values = json.loads(path.read_text())
-        if not isinstance(values, dict) or (values.get("architectures") or [None])[0] not in registry.MODELS:
+        if not isinstance(values, dict):
             continue
-        foreign = sorted(FOREIGN & values.keys())
-        if not foreign and "quantization_config" not in values:
-            assert registry.resolve(values).config.vocab_size == values["vocab_size"]
+        architecture = (values.get("architectures") or [None])[0]
+        served = values.get("model_type") in model_types if architecture is None else architecture in registry.MODELS
+        if not served:
+            continue
+        faults = sorted(FOREIGN & values.keys())
+        if not faults and "quantization_config" in values:
+            faults = ["quantization_config"]
+        faults = [UNSERVED[path.name]] if path.name in UNSERVED else faults
+        if not faults:
+            architecture = registry.resolve(values)
+            assert architecture.config.vocab_size == values["vocab_size"]
+            assert count_parameters(architecture.build("bfloat16")) > 0
             read.append(path)
             continue
         with pytest.raises(ConfigError) as error:
             registry.resolve(values)
-        assert all(name in str(error.value) for name in foreign or ["quantization_config"])
+        assert all(name in str(error.value) for name in faults)
         refused.append(path)
-    assert len(read) >= 40
+    assert len(read) >= 70
     assert len(refused) >= 10
 
 
@@ -103,6 +140,44 @@ def test_rope_scaling():
         config_of(LLAMA, rope_scaling={"type": "linear"})
     with pytest.raises(ConfigError, match="unknown field mrope_section"):
         config_of(LLAMA, rope_scaling={"type": "default", "mrope_section": [1, 2]})
+
+
+def test_longrope_is_that_of_the_context_served(material):
+    values = json.loads((material / "configs/dotnet/phi-3-mini-128k-instruct-config.json").read_text())
+    whole = registry.resolve(values)
+    scaling = values["rope_scaling"]
+    plain = 10000.0 ** (-np.arange(48) / 48)
+    cos, sin = whole.config.rope(jnp.zeros(1, jnp.int32))
+    np.testing.assert_allclose(cos[0], 1.1902380714238083, rtol=1e-6)  # sqrt(1 + log(32) / log(4096))
+    np.testing.assert_allclose(sin[0], 0.0)
+    for context, factors in ((131072, "long_factor"), (4097, "long_factor"), (4096, "short_factor")):
+        frequencies = whole.within(context).config.rope.frequencies()
+        np.testing.assert_allclose(frequencies, plain / np.asarray(scaling[factors]), rtol=1e-6)
+    for wrong in ([1.0] * 47, [0.0] * 48, ["1"] * 48):
+        with pytest.raises(ConfigError, match=r"rope short_factor=.* must hold 48 positive numbers"):
+            registry.resolve(values | {"rope_scaling": scaling | {"short_factor": wrong}})
+
+
+def test_layers_that_turn_by_another_base_or_not_at_all(material):
+    def of(name: str, **changes):
+        return registry.resolve(json.loads((material / name).read_text()) | changes).config
+
+    gemma = of("configs/mlc-presets/gemma3_1b_it.json")
+    assert [rope.theta for rope in gemma.layer_ropes] == [1e6 if (i + 1) % 6 == 0 else 1e4 for i in range(26)]
+    assert gemma.windows == tuple(None if (i + 1) % 6 == 0 else 512 for i in range(26))
+    defaults = "derived/configs-transformers-defaults"
+    cohere = of(f"{defaults}/cohere2.json")
+    assert [rope is None for rope in cohere.layer_ropes] == [(i + 1) % 4 == 0 for i in range(40)]
+    exaone = of(f"{defaults}/exaone4.json", layer_types=None, sliding_window_pattern="LLLG")
+    assert exaone == of(f"{defaults}/exaone4.json")
+    assert [rope is None for rope in exaone.layer_ropes] == [window is None for window in exaone.windows]
+    assert of(f"{defaults}/exaone4.json", sliding_window=None).layer_ropes is None
+    with pytest.raises(ConfigError, match="sliding_window_pattern='LGLG' must be a number of layers, or like LLLG"):
+        of(f"{defaults}/exaone4.json", sliding_window_pattern="LGLG")
+    smol = of(f"{defaults}/smollm3.json", no_rope_layers=None, no_rope_layer_interval=3)
+    assert [rope is None for rope in smol.layer_ropes] == [(i + 1) % 3 == 0 for i in range(36)]
+    with pytest.raises(ConfigError, match="no_rope_layers must hold 36 times 1, or 0"):
+        of(f"{defaults}/smollm3.json", no_rope_layers=[1, 0])
 
 
 def test_windows():

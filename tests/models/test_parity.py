@@ -41,9 +41,11 @@ def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
-def test_every_family_has_two_cases():
-    served = [weights.read_config(REFERENCE / name)["architectures"][0] for name in CASES]
-    assert {name: served.count(name) >= 2 for name in registry.MODELS} == dict.fromkeys(registry.MODELS, True)
+def test_every_family_has_two_cases_and_every_name_one():
+    named = [weights.read_config(REFERENCE / name)["architectures"][0] for name in CASES]
+    assert set(named) == registry.MODELS.keys()
+    classes = [registry.MODELS[name][1] for name in named]
+    assert [model.__name__ for model in set(classes) if classes.count(model) < 2] == []
 
 
 def test_full_forward(case):
