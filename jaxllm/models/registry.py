@@ -10,6 +10,7 @@ from jaxllm.models.baichuan import BaichuanForCausalLM
 from jaxllm.models.bloom import BloomForCausalLM
 from jaxllm.models.causal_lm import CausalLM
 from jaxllm.models.codegen import CodeGenForCausalLM
+from jaxllm.models.cohere import Cohere2ForCausalLM, CohereForCausalLM
 from jaxllm.models.config import Fields, ModelConfig
 from jaxllm.models.falcon import FalconForCausalLM
 from jaxllm.models.gemma import Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM
@@ -73,6 +74,8 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "Olmo3ForCausalLM": ("olmo3", Olmo3ForCausalLM),
     "GlmForCausalLM": ("glm", GlmForCausalLM),
     "Glm4ForCausalLM": ("glm4", Glm4ForCausalLM),
+    "CohereForCausalLM": ("cohere", CohereForCausalLM),
+    "Cohere2ForCausalLM": ("cohere2", Cohere2ForCausalLM),
     "YiForCausalLM": ("Yi", LlamaForCausalLM),
     "AquilaForCausalLM": ("aquila", LlamaForCausalLM),
     "AquilaModel": ("aquila", LlamaForCausalLM),

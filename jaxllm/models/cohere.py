@@ -1,0 +1,72 @@
+"""Command R (Cohere 2024) and Command R7B, A (2025): attention and MLP read one LayerNorm without bias, logits scaled.
+
+Positions turn neighbouring pairs. In the second generation only layers with a window know positions.
+"""
+
+from typing import Any, ClassVar
+
+from jaxllm.layers.norm import LayerNorm
+from jaxllm.layers.parameter import Dtype, Source
+from jaxllm.models.config import Fields, ModelConfig, decoder_config, read_layer_types, without_global_rope
+from jaxllm.models.llama import LlamaForCausalLM
+from jaxllm.models.parallel import ParallelBlock
+from jaxllm.models.stablelm import StableLmAttention
+
+
+class BiaslessLayerNorm(LayerNorm):
+    """(x - mean(x)) / std(x) * weight."""
+
+    def __init__(self, size: int, eps: float, dtype: Dtype):
+        super().__init__(size, eps, dtype, bias=False)
+
+
+class CohereBlock(ParallelBlock):
+    norm_class = BiaslessLayerNorm
+
+
+class CohereForCausalLM(LlamaForCausalLM):
+    block_class = CohereBlock
+    attention_class = StableLmAttention
+    checkpoint_names: ClassVar[dict[str, Source]] = LlamaForCausalLM.checkpoint_names | {
+        "layers.*.attention.q_norm.weights": Source.of("model.layers.*.self_attn.q_norm.weight"),
+        "layers.*.attention.k_norm.weights": Source.of("model.layers.*.self_attn.k_norm.weight"),
+    }
+
+    @classmethod
+    def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        qk_norm = fields.take("use_qk_norm", bool, False)
+        return _cohere_config(fields, architecture, qk_norm=qk_norm, rope_theta=500000.0)
+
+
+class Cohere2ForCausalLM(CohereForCausalLM):
+    @classmethod
+    def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        window = fields.size("sliding_window", None)
+        period = fields.size("_sliding_window_pattern", 4)
+        period = fields.size("sliding_window_pattern", period)
+        windows = read_layer_types(fields, fields.size("num_hidden_layers"), window, period)
+        for name in ("order_of_interleaved_layers", "position_embedding_type", "rotary_pct", "cache_implementation"):
+            fields.raw(name)  # of the makers' own program; what they say holds for every file of this architecture
+        fields.expect("use_qk_norm", False, None)
+        fields.expect("use_parallel_block", True, None)
+        fields.expect("use_parallel_embedding", True, None)
+        fields.expect("use_gated_activation", True, None)
+        fields.expect("use_embedding_sharing", True, None)
+        return without_global_rope(_cohere_config(fields, architecture, windows=windows))
+
+
+def _cohere_config(fields: Fields, architecture: str, **family: Any) -> ModelConfig:
+    bias = fields.take("attention_bias", bool, False)
+    return decoder_config(
+        fields,
+        architecture,
+        eos_token_id=255001,
+        tied=True,
+        interleaved=True,
+        parallel_norms=1,
+        norm_eps=fields.take("layer_norm_eps", float, 1e-5),
+        logit_scale=fields.take("logit_scale", float, 0.0625),
+        qkv_bias=bias,
+        out_bias=bias,
+        **family,
+    )
