@@ -12,6 +12,7 @@ from jaxllm.models.causal_lm import CausalLM
 from jaxllm.models.codegen import CodeGenForCausalLM
 from jaxllm.models.cohere import Cohere2ForCausalLM, CohereForCausalLM
 from jaxllm.models.config import Fields, ModelConfig
+from jaxllm.models.exaone import Exaone4ForCausalLM, ExaoneForCausalLM
 from jaxllm.models.falcon import FalconForCausalLM
 from jaxllm.models.gemma import Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM
 from jaxllm.models.glm import Glm4ForCausalLM, GlmForCausalLM
@@ -76,6 +77,8 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "Glm4ForCausalLM": ("glm4", Glm4ForCausalLM),
     "CohereForCausalLM": ("cohere", CohereForCausalLM),
     "Cohere2ForCausalLM": ("cohere2", Cohere2ForCausalLM),
+    "ExaoneForCausalLM": ("exaone", ExaoneForCausalLM),
+    "Exaone4ForCausalLM": ("exaone4", Exaone4ForCausalLM),
     "YiForCausalLM": ("Yi", LlamaForCausalLM),
     "AquilaForCausalLM": ("aquila", LlamaForCausalLM),
     "AquilaModel": ("aquila", LlamaForCausalLM),
