@@ -35,6 +35,7 @@ from jaxllm.models.phi3 import Phi3ForCausalLM
 from jaxllm.models.qwen2 import Qwen2ForCausalLM
 from jaxllm.models.qwen3 import Qwen3ForCausalLM
 from jaxllm.models.qwen_moe import Qwen2MoeForCausalLM, Qwen3MoeForCausalLM
+from jaxllm.models.smollm3 import SmolLM3ForCausalLM
 from jaxllm.models.stablelm import StableLmForCausalLM
 from jaxllm.models.starcoder2 import Starcoder2ForCausalLM
 
@@ -79,6 +80,7 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "Cohere2ForCausalLM": ("cohere2", Cohere2ForCausalLM),
     "ExaoneForCausalLM": ("exaone", ExaoneForCausalLM),
     "Exaone4ForCausalLM": ("exaone4", Exaone4ForCausalLM),
+    "SmolLM3ForCausalLM": ("smollm3", SmolLM3ForCausalLM),
     "YiForCausalLM": ("Yi", LlamaForCausalLM),
     "AquilaForCausalLM": ("aquila", LlamaForCausalLM),
     "AquilaModel": ("aquila", LlamaForCausalLM),
