@@ -23,6 +23,7 @@ from jaxllm.models.gpt_neox import GPTNeoXForCausalLM
 from jaxllm.models.gptj import GPTJForCausalLM
 from jaxllm.models.granite import GraniteForCausalLM
 from jaxllm.models.llama import LlamaForCausalLM
+from jaxllm.models.ministral3 import Ministral3ForCausalLM
 from jaxllm.models.mistral import MistralForCausalLM
 from jaxllm.models.mixtral import MixtralForCausalLM
 from jaxllm.models.mpt import MPTForCausalLM
@@ -81,6 +82,7 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "ExaoneForCausalLM": ("exaone", ExaoneForCausalLM),
     "Exaone4ForCausalLM": ("exaone4", Exaone4ForCausalLM),
     "SmolLM3ForCausalLM": ("smollm3", SmolLM3ForCausalLM),
+    "Ministral3ForCausalLM": ("ministral3", Ministral3ForCausalLM),
     "YiForCausalLM": ("Yi", LlamaForCausalLM),
     "AquilaForCausalLM": ("aquila", LlamaForCausalLM),
     "AquilaModel": ("aquila", LlamaForCausalLM),
