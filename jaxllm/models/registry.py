@@ -22,6 +22,7 @@ from jaxllm.models.gpt_neo import GPTNeoForCausalLM
 from jaxllm.models.gpt_neox import GPTNeoXForCausalLM
 from jaxllm.models.gptj import GPTJForCausalLM
 from jaxllm.models.granite import GraniteForCausalLM
+from jaxllm.models.internlm2 import InternLM2ForCausalLM
 from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.models.ministral3 import Ministral3ForCausalLM
 from jaxllm.models.mistral import MistralForCausalLM
@@ -82,6 +83,7 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "ExaoneForCausalLM": ("exaone", ExaoneForCausalLM),
     "Exaone4ForCausalLM": ("exaone4", Exaone4ForCausalLM),
     "SmolLM3ForCausalLM": ("smollm3", SmolLM3ForCausalLM),
+    "InternLM2ForCausalLM": ("internlm2", InternLM2ForCausalLM),
     "Ministral3ForCausalLM": ("ministral3", Ministral3ForCausalLM),
     "YiForCausalLM": ("Yi", LlamaForCausalLM),
     "AquilaForCausalLM": ("aquila", LlamaForCausalLM),
