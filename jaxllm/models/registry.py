@@ -24,6 +24,16 @@ from jaxllm.models.gptj import GPTJForCausalLM
 from jaxllm.models.granite import GraniteForCausalLM
 from jaxllm.models.internlm2 import InternLM2ForCausalLM
 from jaxllm.models.llama import LlamaForCausalLM
+from jaxllm.models.llama_kin import (
+    ArceeForCausalLM,
+    HeliumForCausalLM,
+    InternLM3ForCausalLM,
+    InternLMForCausalLM,
+    MiMoForCausalLM,
+    MiniCPMForCausalLM,
+    OrionForCausalLM,
+    SeedOssForCausalLM,
+)
 from jaxllm.models.ministral3 import Ministral3ForCausalLM
 from jaxllm.models.mistral import MistralForCausalLM
 from jaxllm.models.mixtral import MixtralForCausalLM
@@ -85,6 +95,14 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "SmolLM3ForCausalLM": ("smollm3", SmolLM3ForCausalLM),
     "InternLM2ForCausalLM": ("internlm2", InternLM2ForCausalLM),
     "Ministral3ForCausalLM": ("ministral3", Ministral3ForCausalLM),
+    "SeedOssForCausalLM": ("seed_oss", SeedOssForCausalLM),
+    "ArceeForCausalLM": ("arcee", ArceeForCausalLM),
+    "HeliumForCausalLM": ("helium", HeliumForCausalLM),
+    "MiniCPMForCausalLM": ("minicpm", MiniCPMForCausalLM),
+    "InternLMForCausalLM": ("internlm", InternLMForCausalLM),
+    "InternLM3ForCausalLM": ("internlm3", InternLM3ForCausalLM),
+    "OrionForCausalLM": ("orion", OrionForCausalLM),
+    "MiMoForCausalLM": ("mimo", MiMoForCausalLM),
     "YiForCausalLM": ("Yi", LlamaForCausalLM),
     "AquilaForCausalLM": ("aquila", LlamaForCausalLM),
     "AquilaModel": ("aquila", LlamaForCausalLM),
