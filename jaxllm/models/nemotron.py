@@ -27,6 +27,9 @@ class NemotronForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.rename(
+            rope_percent="partial_rotary_factor", rope_percentage="partial_rotary_factor", kv_channels="head_dim"
+        )  # fmt: skip
         bias = fields.take("attention_bias", bool, False)
         return decoder_config(
             fields,

@@ -107,6 +107,7 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "AquilaForCausalLM": ("aquila", LlamaForCausalLM),
     "AquilaModel": ("aquila", LlamaForCausalLM),
     "LLaMAForCausalLM": ("llama", LlamaForCausalLM),
+    "StableLMEpochForCausalLM": ("stablelm_epoch", StableLmForCausalLM),
 }
 """Architecture, as `architectures` in config.json names it -> its `model_type` and its class."""
 

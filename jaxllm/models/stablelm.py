@@ -54,6 +54,8 @@ class StableLmForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.rename(rope_pct="partial_rotary_factor", norm_eps="layer_norm_eps")  # the first files' names
+        fields.expect("rotary_scaling_factor", 1, None)
         return decoder_config(
             fields,
             architecture,

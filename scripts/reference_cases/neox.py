@@ -37,6 +37,17 @@ CASES = (
         },
     ),
     Case(
+        "stablelm-first-names", "stablelm",
+        SMALL | {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4},
+        dtype=torch.bfloat16,
+        old_names=True,
+        written={
+            "architectures": ["StableLMEpochForCausalLM"], "model_type": "stablelm_epoch", "rope_pct": 0.25,
+            "norm_eps": 1e-5, "rotary_scaling_factor": 1.0, "partial_rotary_factor": None, "layer_norm_eps": None,
+            "use_parallel_residual": None, "qk_layernorm": None,
+        },
+    ),
+    Case(
         "gpt-neox-parallel", "gpt_neox",
         SMALL | {"hidden_size": 32, "num_attention_heads": 4, "hidden_act": "gelu"},
         dtype=torch.float16,
