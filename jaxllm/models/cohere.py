@@ -5,19 +5,12 @@ Positions turn neighbouring pairs. In the second generation only layers with a w
 
 from typing import Any, ClassVar
 
-from jaxllm.layers.norm import LayerNorm
-from jaxllm.layers.parameter import Dtype, Source
+from jaxllm.layers.norm import BiaslessLayerNorm
+from jaxllm.layers.parameter import Source
 from jaxllm.models.config import Fields, ModelConfig, decoder_config, read_layer_types, without_global_rope
 from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.models.parallel import ParallelBlock
 from jaxllm.models.stablelm import StableLmAttention
-
-
-class BiaslessLayerNorm(LayerNorm):
-    """(x - mean(x)) / std(x) * weight."""
-
-    def __init__(self, size: int, eps: float, dtype: Dtype):
-        super().__init__(size, eps, dtype, bias=False)
 
 
 class CohereBlock(ParallelBlock):

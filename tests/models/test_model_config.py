@@ -51,8 +51,6 @@ UNSERVED = {  # kinds of an architecture that are refused, and the field that sa
     "minicpm-moe-8x2b.json": "num_experts",
     "phi-1_5.json": "model_type",
     "phi-2.json": "model_type",
-    "phi-1_5.json": "model_type",  # phi-msft, of other tensor names
-    "phi-2.json": "model_type",
 }
 
 LLAMA = {
