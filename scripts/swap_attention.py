@@ -62,6 +62,8 @@ def main() -> None:
     parser.add_argument("--strength", type=float, default=SharpenedAttention.strength)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--serve", action="store_true", help="serve gRPC and HTTP instead of comparing")
+    parser.add_argument("--grpc-port", type=int, default=50051)
+    parser.add_argument("--http-port", type=int, default=8000)
     arguments = parser.parse_args()
     model_class = sharpened(arguments.strength)
 
@@ -69,7 +71,8 @@ def main() -> None:
         from jaxllm.config import EngineConfig, ServerConfig
         from jaxllm.server.main import run
 
-        run(EngineConfig(model=arguments.model), ServerConfig(), model_class=model_class)
+        ports = ServerConfig(grpc_port=arguments.grpc_port, http_port=arguments.http_port)
+        run(EngineConfig(model=arguments.model), ports, model_class=model_class)
         return
     for name, definition in (("as it is", None), (f"sharpened by {arguments.strength}", model_class)):
         with LLM(arguments.model, model_class=definition, max_num_seqs=1, max_num_batched_tokens=64) as llm:
