@@ -144,6 +144,7 @@ BAD = {
     "top_p 0": (request(top_p=0), "top_p=0.0: must be in (0, 1]"),
     "max_tokens 0": (request(max_tokens=0), "max_tokens=0: must be at least 1"),
     "min above max": (request(max_tokens=1, min_tokens=2), "min_tokens=2: must not exceed max_tokens=1"),
+    "min beyond all": (pb.GenerateRequest(text="x", sampling=pb.Sampling(min_tokens=2**32 - 1)), "must be below 2**31"),
     "penalty": (request(frequency_penalty=3), "frequency_penalty=3.0: must be in [-2, 2]"),
     "logprobs": (request(logprobs=21), "logprobs=21: this engine reports at most 20 per position"),
     "empty stop": (request(stop=[""]), "stop=('',): must hold non-empty strings"),
