@@ -41,12 +41,14 @@ class EngineClient:
     Attributes:
         info: the model.
         make_request: `Engine.make_request`.
+        capacity: requests that can run and wait together.
     """
 
     def __init__(self, engine: Engine):
         self.info: ModelInfo = engine.info
         self.engine = engine
         self.make_request = engine.make_request
+        self.capacity = engine.runner.scheduler_config.max_num_seqs + engine.config.max_queued
         self._observers: list[Observer] = []
         self._streams: dict[str, _Stream] = {}
         self._inbox: deque[Callable[[], object]] = deque()  # what other threads sent, for the engine's to carry out

@@ -223,6 +223,11 @@ class Requests:
         """Enter a request under its id. Raises CallError or RequestError."""
         self.check_serving()
         self.check_model(wire.model)
+        if len(self._running) >= self.client.capacity:  # those that are still being tokenized count, too
+            raise CallError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{len(self._running)} requests run or wait already: try again later, or raise --max-queued",
+            )
         request_id = wire.request_id or f"gen-{uuid.uuid4().hex}"
         if request_id in self._running:
             raise CallError(

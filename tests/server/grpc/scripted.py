@@ -26,6 +26,7 @@ class ScriptedEngine:
         )  # fmt: skip
         self.alive = True
         self.full = False
+        self.capacity = 1000
         self.requests: dict[str, Request] = {}  # the latest under each of the clients' ids
         self.aborted: list[tuple[str, FinishReason]] = []
         self._owners: dict[str, Callable[[Delta], None]] = {}

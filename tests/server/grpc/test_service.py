@@ -390,6 +390,25 @@ async def test_a_full_queue(served: Served, stream: Session, engine: ScriptedEng
     assert len(served.requests) == 0
 
 
+async def test_prompts_that_are_still_being_tokenized_fill_the_queue_too(
+    stream: Session, engine: ScriptedEngine, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.capacity = 3
+    encoding = threading.Event()
+    monkeypatch.setattr(tokenizer, "encode", lambda text, special: [1] * encoding.wait(5))
+    for i in range(5):
+        await stream.generate(request(str(i), text="x" * (session.INLINE_SIZE + 1)))
+    for i in (3, 4):
+        error = (await stream.end(str(i))).error
+        assert (error.code, "3 requests run or wait already" in error.message) == (8, True)
+    encoding.set()
+    await engine.submitted("0", "1", "2")
+    engine.step({name: [1] for name in "012"}, finish=FinishReason.LENGTH)
+    await stream.end("2")
+    await stream.generate(request("5"))
+    await engine.submitted("5")
+
+
 async def test_a_request_that_fails_alone(served: Served, engine: ScriptedEngine) -> None:
     call = served.inference.Generate(request())
     await engine.submitted("a")
