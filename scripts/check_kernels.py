@@ -30,6 +30,7 @@ from pallas_kernels import choose, tuning
 
 OPERATIONS = {
     "paged_attention": ("triton", "reference"),
+    "mla_attention": ("triton", "reference"),
     "kv_write": ("triton", "reference"),
     "rope": ("reference",),
     "qk_norm_rope_kv_write": ("triton", "reference"),

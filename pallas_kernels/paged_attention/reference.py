@@ -1,6 +1,7 @@
 """paged_attention in plain XLA: tiles of one row's queries, blocks of pages, online softmax in float32."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +31,53 @@ def paged_attention(
     decode: bool,
 ) -> jax.Array:
     """See pallas_kernels.paged_attention."""
+
+    def read(table: jax.Array) -> tuple[jax.Array, jax.Array]:
+        k, v = (pool[table].reshape(table.shape[0], -1, *pool.shape[2:]) for pool in (k_pages, v_pages))
+        return k, v
+
+    return attend_pages(
+        q,
+        read,
+        page_table,
+        query_start,
+        kv_len,
+        page=k_pages.shape[1],
+        kv_heads=k_pages.shape[2],
+        value_dim=v_pages.shape[3],
+        scale=scale,
+        window=window,
+        soft_cap=soft_cap,
+        alibi_slopes=alibi_slopes,
+        sinks=sinks,
+        decode=decode,
+    )
+
+
+def attend_pages(
+    q: jax.Array,
+    read: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    page_table: jax.Array,
+    query_start: jax.Array,
+    kv_len: jax.Array,
+    *,
+    page: int,
+    kv_heads: int,
+    value_dim: int,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    alibi_slopes: jax.Array | None = None,
+    sinks: jax.Array | None = None,
+    decode: bool,
+) -> jax.Array:
+    """paged_attention over keys and values that `read` gathers: pages [N, n] -> [N, n * page, KH, D], [..., DV]."""
     attend = functools.partial(
         _attend,
-        k_pages=k_pages,
-        v_pages=v_pages,
+        read=read,
+        page=page,
+        kv_heads=kv_heads,
+        value_dim=value_dim,
         scale=scale,
         window=window,
         soft_cap=soft_cap,
@@ -59,13 +103,13 @@ def paged_attention(
         out = attend(q[jnp.minimum(index, tokens - 1)], position, page_table[row])
         return tiles_out.at[group].set(out)
 
-    tiles_out = jnp.zeros((groups, at_once, tile, *q.shape[1:]), q.dtype)
+    tiles_out = jnp.zeros((groups, at_once, tile, q.shape[1], value_dim), q.dtype)
     tiles_out = jax.lax.fori_loop(0, (first_tile[-1] + at_once - 1) // at_once, attend_group, tiles_out)
     token = jnp.arange(tokens, dtype=jnp.int32)
     row = jnp.searchsorted(query_start[1:], token, side="right", method="compare_all")
     row = jnp.minimum(row.astype(jnp.int32), rows - 1)
     place = jnp.where(token < query_start[-1], first_tile[row] * tile + token - query_start[row], -1)
-    out = tiles_out.reshape(-1, *q.shape[1:])[jnp.maximum(place, 0)]
+    out = tiles_out.reshape(-1, q.shape[1], value_dim)[jnp.maximum(place, 0)]
     return jnp.where((place >= 0)[:, None, None], out, 0)
 
 
@@ -74,8 +118,10 @@ def _attend(
     position: jax.Array,
     page_table: jax.Array,
     *,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
+    read: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    page: int,
+    kv_heads: int,
+    value_dim: int,
     scale: float,
     window: int | None,
     soft_cap: float | None,
@@ -84,7 +130,6 @@ def _attend(
 ) -> jax.Array:
     """q: [N, B, H, D], N tiles of one row each; position: [N, B], -1 sees nothing; page_table: [N, MP]."""
     num, size, heads, dim = q.shape
-    page, kv_heads = k_pages.shape[1:3]
     q32 = q.astype(jnp.float32).reshape(num, size, kv_heads, heads // kv_heads, dim) * jnp.float32(scale)
     pages = min(page_table.shape[1], max(1, _BLOCK_TOKENS // page))
     page_table = jnp.pad(page_table, ((0, 0), (0, -page_table.shape[1] % pages)))
@@ -97,7 +142,7 @@ def _attend(
         visible = seen <= position[:, :, None]
         if window is not None:
             visible &= seen > position[:, :, None] - window
-        k, v = (pool[table].reshape(num, -1, kv_heads, dim).astype(jnp.float32) for pool in (k_pages, v_pages))
+        k, v = (x.astype(jnp.float32) for x in read(table))
         v = jnp.where(visible.any(axis=1)[:, :, None, None], v, 0.0)
         scores = dot("nbkgd,nskd->nkgbs", q32, k)
         if soft_cap is not None:
@@ -116,7 +161,7 @@ def _attend(
         )
 
     shape = (num, kv_heads, heads // kv_heads, size)
-    state: tuple[jax.Array, ...] = (jnp.full(shape, _NEVER), jnp.zeros(shape), jnp.zeros((*shape, dim)))
+    state: tuple[jax.Array, ...] = (jnp.full(shape, _NEVER), jnp.zeros(shape), jnp.zeros((*shape, value_dim)))
     if sinks is not None:
         state = (jnp.broadcast_to(sinks.reshape(1, kv_heads, -1, 1), shape), jnp.ones(shape), state[2])
     if page_table.shape[1] == pages:
@@ -130,4 +175,4 @@ def _attend(
         state = jax.lax.fori_loop(start, position.max() // span + 1, attend_block, state)
     _, total, out = state
     out = out / jnp.where(total > 0.0, total, 1.0)[..., None]
-    return jnp.moveaxis(out, 3, 1).reshape(q.shape).astype(q.dtype)
+    return jnp.moveaxis(out, 3, 1).reshape(num, size, heads, value_dim).astype(q.dtype)

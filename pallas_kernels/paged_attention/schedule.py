@@ -20,3 +20,22 @@ def share_out(counts: jax.Array, items: int) -> tuple[jax.Array, jax.Array, jax.
     row = jnp.searchsorted(ends, item, side="right", method="compare_all").astype(jnp.int32)
     place = item - first[row]
     return jnp.where(row < counts.shape[0], row, -1), place, first
+
+
+def share_keys(
+    begin: jax.Array, kv_len: jax.Array, *, block: int, aim: int, least: int, capacity: int
+) -> tuple[jax.Array, jax.Array]:
+    """Cuts the positions begin:kv_len of each row, [R] int32 both, into about `aim` items of one number of tokens.
+
+    That number is a multiple of block and at least `least`; capacity: the most tokens of a row.
+    Returns work [items, 4] (row or -1, the item's first position, the one behind its last, the row's kv_len), together
+    so that a program waits for one load, and first [R + 1], the first item of each row, at the end their sum; int32.
+    """
+    rows = kv_len.shape[0]
+    lengths = kv_len - begin
+    chunk = jnp.maximum((lengths.sum(dtype=jnp.int32) + aim - 1) // aim, least)
+    chunk = (chunk + block - 1) // block * block
+    items = min(aim + rows, rows * -(-capacity // least))
+    row, place, first = share_out((lengths + chunk - 1) // chunk, items)
+    start = begin[row] + place * chunk
+    return jnp.stack([row, start, jnp.minimum(start + chunk, kv_len[row]), kv_len[row]], axis=1), first

@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 
 from pallas_kernels import tuning
-from pallas_kernels.paged_attention.schedule import share_out
+from pallas_kernels.paged_attention.schedule import share_keys, share_out
+from pallas_kernels.paged_attention.split import block_pages, combine, per_head, start_softmax
 
 _MAX_HEAD_DIM = 256
 _LOG2_E = 1.4426950408889634
@@ -77,7 +78,7 @@ def _decode(
     sinks: jax.Array,
     shape: dict[str, Any],
 ) -> jax.Array:
-    rows, heads, dim = q.shape
+    _, heads, dim = q.shape
     kv_heads, capacity = shape["KV_HEADS"], shape["MAX_PAGES"] * shape["PAGE"]
     width = q.dtype.itemsize * shape["DIM_PAD"]
     config = tuning.config(
@@ -97,19 +98,12 @@ def _decode(
         page=shape["PAGE"],
     )
     block = config["block"]
-    aim = max(1, config["programs"] // kv_heads)
     begin = jnp.zeros_like(kv_len)
     if shape["WINDOW"]:
         begin = jnp.maximum(kv_len - shape["WINDOW"], 0) // block * block
-    lengths = kv_len - begin
-    chunk = jnp.maximum((lengths.sum(dtype=jnp.int32) + aim - 1) // aim, config["least"])
-    chunk = (chunk + block - 1) // block * block
-    items = min(aim + rows, rows * -(-capacity // config["least"]))
-    row, place, first = share_out((lengths + chunk - 1) // chunk, items)
-    item_begin = begin[row] + place * chunk
-    item_end = jnp.minimum(item_begin + chunk, kv_len[row])
-    # What a program has to know lies together, so that it waits for it once.
-    work = jnp.stack([row, item_begin, item_end, kv_len[row]], axis=1)
+    aim = max(1, config["programs"] // kv_heads)
+    work, first = share_keys(begin, kv_len, block=block, aim=aim, least=config["least"], capacity=capacity)
+    items = work.shape[0]
 
     group_pad = max(16, triton.next_power_of_2(shape["GROUP"]))
     partial, log_sum = jax_triton.triton_call(
@@ -132,24 +126,7 @@ def _decode(
         GROUP_PAD=group_pad,
         **shape,
     )
-    out: jax.Array = jax_triton.triton_call(
-        partial,
-        log_sum,
-        first,
-        sinks,
-        kernel=_combine_kernel,
-        out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
-        grid=(heads, rows),
-        name="paged_decode_combine",
-        num_warps=4,
-        num_stages=2,
-        SINKS=shape["SINKS"],
-        HEADS=heads,
-        DIM=dim,
-        DIM_PAD=shape["DIM_PAD"],
-        BLOCK=32,
-    )
-    return out
+    return combine(partial, log_sum, first, sinks if shape["SINKS"] else None, q.dtype)
 
 
 def _extend(
@@ -246,7 +223,7 @@ def _attend(
     block = tl.arange(0, BLOCK)
     # Scores that nothing else is done to are scaled within the exponent, one multiply-add each.
     LATE_SCALE: tl.constexpr = 1.0 if (SOFT_CAP > 0.0 or ALIBI) else SCALE
-    page = _pages(table_ptr, begin, end, PAGE, BLOCK)
+    page = block_pages(table_ptr, begin, end, PAGE, BLOCK)
     for start in range(begin, end, BLOCK):
         seen = start + block
         if PAGE % BLOCK == 0:
@@ -257,7 +234,7 @@ def _attend(
             offsets = (page * PAGE + seen % PAGE)[:, None] * (KV_HEADS * DIM) + dims[None, :]
         # One block ahead and carried over, so that keys and values do not wait for it: a load that another load of the
         # same turn depends on takes a stage of the pipeline and leaves one buffer less.
-        page = _pages(table_ptr, start + BLOCK, end, PAGE, BLOCK)
+        page = block_pages(table_ptr, start + BLOCK, end, PAGE, BLOCK)
         if DIM == DIM_PAD:
             k = tl.load(k_ptr + base + offsets)
         else:
@@ -285,40 +262,6 @@ def _attend(
         out = tl.dot(weights.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION)
         top = higher
     return top, total, out
-
-
-@triton.jit
-def _pages(table_ptr, start, end, PAGE: tl.constexpr, BLOCK: tl.constexpr):
-    """The page of the block at start, or of each of its tokens when it spans several; 0 from end on."""
-    if PAGE % BLOCK == 0:
-        page = tl.load(table_ptr + start // PAGE, mask=start < end, other=0)
-    else:
-        seen = start + tl.arange(0, BLOCK)
-        page = tl.load(table_ptr + seen // PAGE, mask=seen < end, other=0)
-    return page.to(tl.int64)
-
-
-@triton.jit
-def _per_head(ptr, heads, mask, GIVEN: tl.constexpr):
-    """Each query's slope or sink, in powers of two as the scores are; something unused unless GIVEN."""
-    if GIVEN:
-        numbers = tl.load(ptr + heads, mask=mask, other=0.0) * 1.4426950408889634
-    else:
-        numbers = tl.zeros(heads.shape, tl.float32)
-    return numbers
-
-
-@triton.jit
-def _start(sinks, GIVEN: tl.constexpr):
-    """The highest score and the total of weights before any key: of the sink, if GIVEN."""
-    if GIVEN:
-        top = sinks
-        total = sinks * 0.0 + 1.0
-    else:
-        # A finite lowest score: a query that sees nothing keeps total 0 instead of inf - inf.
-        top = sinks * 0.0 - 1e30
-        total = sinks * 0.0
-    return top, total
 
 
 @triton.jit
@@ -366,8 +309,8 @@ def _decode_kernel(
     q_offsets = (row * (KV_HEADS * GROUP) + heads)[:, None] * DIM + dims[None, :]
     q = tl.load(q_ptr + q_offsets, mask=mask, other=0.0)
     position = tl.zeros([GROUP_PAD], tl.int32) + (kv_len - 1)
-    slopes = _per_head(slopes_ptr, heads, group < GROUP, ALIBI)
-    top, total = _start(tl.zeros([GROUP_PAD], tl.float32), False)
+    slopes = per_head(slopes_ptr, heads, group < GROUP, ALIBI)
+    top, total = start_softmax(tl.zeros([GROUP_PAD], tl.float32), False)
     top, total, out = _attend(
         (top, total, tl.zeros([GROUP_PAD, DIM_PAD], tl.float32)),
         q,
@@ -396,43 +339,6 @@ def _decode_kernel(
     places = item * (KV_HEADS * GROUP) + heads
     tl.store(partial_ptr + places[:, None] * DIM + dims[None, :], out / total[:, None], mask=mask)
     tl.store(log_sum_ptr + places, top + tl.log2(total), mask=group < GROUP)
-
-
-@triton.jit
-def _combine_kernel(
-    partial_ptr,
-    log_sum_ptr,
-    first_ptr,
-    sinks_ptr,
-    out_ptr,
-    SINKS: tl.constexpr,
-    HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    DIM_PAD: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """The items of one row and query head, weighted by their sums, beside the sink; zeros for a row without items."""
-    head = tl.program_id(0)
-    row = tl.program_id(1)
-    first = tl.load(first_ptr + row)
-    end = tl.load(first_ptr + row + 1)
-    dims = tl.arange(0, DIM_PAD)
-    top, total = _start(_per_head(sinks_ptr, head, True, SINKS), SINKS)
-    out = tl.zeros([DIM_PAD], tl.float32)
-    for start in range(first, end, BLOCK):
-        items = start + tl.arange(0, BLOCK)
-        places = items * HEADS + head
-        log_sum = tl.load(log_sum_ptr + places, mask=items < end, other=float("-inf"))
-        mask = (items < end)[:, None] & (dims < DIM)[None, :]
-        partial = tl.load(partial_ptr + places[:, None] * DIM + dims[None, :], mask=mask, other=0.0)
-        higher = tl.maximum(top, tl.max(log_sum, 0))
-        weights = tl.exp2(log_sum - higher)
-        shrink = tl.exp2(top - higher)
-        total = total * shrink + tl.sum(weights, 0)
-        out = out * shrink + tl.sum(partial * weights[:, None], 0)
-        top = higher
-    out = out / tl.where(total > 0.0, total, 1.0)
-    tl.store(out_ptr + (row * HEADS + head) * DIM + dims, out.to(out_ptr.dtype.element_ty), mask=dims < DIM)
 
 
 @triton.jit
@@ -529,8 +435,8 @@ def _extend_tile(
         full = position + tokens - WINDOW
     begin = oldest // BLOCK * BLOCK
     heads = head * GROUP + query % GROUP
-    slopes = _per_head(slopes_ptr, heads, token < tokens, ALIBI)
-    top, total = _start(_per_head(sinks_ptr, heads, token < tokens, SINKS), SINKS)
+    slopes = per_head(slopes_ptr, heads, token < tokens, ALIBI)
+    top, total = start_softmax(per_head(sinks_ptr, heads, token < tokens, SINKS), SINKS)
     state = (top, total, tl.zeros([QUERIES, DIM_PAD], tl.float32))
     positions = position + token
     state = _attend(
