@@ -41,6 +41,9 @@ def build(case: Case, seed: int) -> torch.nn.Module:
             else:  # a norm's weight
                 value = 1 + 0.2 * noise
             parameter.copy_(value.bfloat16().float())
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_((0.2 * torch.randn(buffer.shape, generator=generator)).bfloat16().float())
     case.adapt(model)
     return model
 

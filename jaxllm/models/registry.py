@@ -40,6 +40,7 @@ from jaxllm.models.mixtral import MixtralForCausalLM
 from jaxllm.models.mpt import MPTForCausalLM
 from jaxllm.models.nemotron import NemotronForCausalLM
 from jaxllm.models.olmo import Olmo2ForCausalLM, Olmo3ForCausalLM, OlmoForCausalLM
+from jaxllm.models.olmoe import OlmoeForCausalLM
 from jaxllm.models.opt import OPTForCausalLM
 from jaxllm.models.persimmon import PersimmonForCausalLM
 from jaxllm.models.phi import PhiForCausalLM
@@ -59,6 +60,7 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "MixtralForCausalLM": ("mixtral", MixtralForCausalLM),
     "Qwen2MoeForCausalLM": ("qwen2_moe", Qwen2MoeForCausalLM),
     "Qwen3MoeForCausalLM": ("qwen3_moe", Qwen3MoeForCausalLM),
+    "OlmoeForCausalLM": ("olmoe", OlmoeForCausalLM),
     "GPT2LMHeadModel": ("gpt2", GPT2LMHeadModel),
     "PhiForCausalLM": ("phi", PhiForCausalLM),
     "StableLmForCausalLM": ("stablelm", StableLmForCausalLM),
