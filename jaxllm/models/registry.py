@@ -12,6 +12,7 @@ from jaxllm.models.causal_lm import CausalLM
 from jaxllm.models.codegen import CodeGenForCausalLM
 from jaxllm.models.cohere import Cohere2ForCausalLM, CohereForCausalLM
 from jaxllm.models.config import Fields, ModelConfig
+from jaxllm.models.deepseek import DeepseekForCausalLM
 from jaxllm.models.exaone import Exaone4ForCausalLM, ExaoneForCausalLM
 from jaxllm.models.falcon import FalconForCausalLM
 from jaxllm.models.gemma import Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM
@@ -61,6 +62,7 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "Qwen2MoeForCausalLM": ("qwen2_moe", Qwen2MoeForCausalLM),
     "Qwen3MoeForCausalLM": ("qwen3_moe", Qwen3MoeForCausalLM),
     "OlmoeForCausalLM": ("olmoe", OlmoeForCausalLM),
+    "DeepseekForCausalLM": ("deepseek", DeepseekForCausalLM),
     "GPT2LMHeadModel": ("gpt2", GPT2LMHeadModel),
     "PhiForCausalLM": ("phi", PhiForCausalLM),
     "StableLmForCausalLM": ("stablelm", StableLmForCausalLM),
