@@ -23,6 +23,7 @@ from jaxllm.models.gpt_neo import GPTNeoForCausalLM
 from jaxllm.models.gpt_neox import GPTNeoXForCausalLM
 from jaxllm.models.gptj import GPTJForCausalLM
 from jaxllm.models.granite import GraniteForCausalLM
+from jaxllm.models.granitemoe import GraniteMoeForCausalLM
 from jaxllm.models.internlm2 import InternLM2ForCausalLM
 from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.models.llama_kin import (
@@ -63,6 +64,8 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "Qwen3MoeForCausalLM": ("qwen3_moe", Qwen3MoeForCausalLM),
     "OlmoeForCausalLM": ("olmoe", OlmoeForCausalLM),
     "DeepseekForCausalLM": ("deepseek", DeepseekForCausalLM),
+    "GraniteMoeForCausalLM": ("granitemoe", GraniteMoeForCausalLM),
+    "GraniteMoeSharedForCausalLM": ("granitemoeshared", GraniteMoeForCausalLM),
     "GPT2LMHeadModel": ("gpt2", GPT2LMHeadModel),
     "PhiForCausalLM": ("phi", PhiForCausalLM),
     "StableLmForCausalLM": ("stablelm", StableLmForCausalLM),
