@@ -412,6 +412,8 @@ def _read_longrope(fields: Fields, rope: Fields, head_dim: int, max_position_emb
         if len(values) != head_dim // 2 or not all(isinstance(value, (int, float)) and value > 0 for value in values):
             raise ConfigError(f"{rope.where}{name}={_short(values)} must hold {head_dim // 2} positive numbers")
         sets[name] = tuple(map(float, values))
+    warmer = rope.take("long_mscale", float, warmer)  # Phi-MoE's name of the factor
+    rope.expect("short_mscale", warmer)
     return LongRope(
         short=sets["short_factor"],
         long=sets["long_factor"],

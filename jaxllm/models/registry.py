@@ -47,6 +47,7 @@ from jaxllm.models.opt import OPTForCausalLM
 from jaxllm.models.persimmon import PersimmonForCausalLM
 from jaxllm.models.phi import PhiForCausalLM
 from jaxllm.models.phi3 import Phi3ForCausalLM
+from jaxllm.models.phimoe import PhiMoEForCausalLM
 from jaxllm.models.qwen2 import Qwen2ForCausalLM
 from jaxllm.models.qwen3 import Qwen3ForCausalLM
 from jaxllm.models.qwen_moe import Qwen2MoeForCausalLM, Qwen3MoeForCausalLM
@@ -66,6 +67,8 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "DeepseekForCausalLM": ("deepseek", DeepseekForCausalLM),
     "GraniteMoeForCausalLM": ("granitemoe", GraniteMoeForCausalLM),
     "GraniteMoeSharedForCausalLM": ("granitemoeshared", GraniteMoeForCausalLM),
+    "PhimoeForCausalLM": ("phimoe", PhiMoEForCausalLM),
+    "PhiMoEForCausalLM": ("phimoe", PhiMoEForCausalLM),
     "GPT2LMHeadModel": ("gpt2", GPT2LMHeadModel),
     "PhiForCausalLM": ("phi", PhiForCausalLM),
     "StableLmForCausalLM": ("stablelm", StableLmForCausalLM),
