@@ -12,6 +12,7 @@ from jaxllm.models.causal_lm import CausalLM
 from jaxllm.models.codegen import CodeGenForCausalLM
 from jaxllm.models.cohere import Cohere2ForCausalLM, CohereForCausalLM
 from jaxllm.models.config import Fields, ModelConfig
+from jaxllm.models.dbrx import DbrxForCausalLM
 from jaxllm.models.deepseek import DeepseekForCausalLM
 from jaxllm.models.exaone import Exaone4ForCausalLM, ExaoneForCausalLM
 from jaxllm.models.falcon import FalconForCausalLM
@@ -69,6 +70,7 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "GraniteMoeSharedForCausalLM": ("granitemoeshared", GraniteMoeForCausalLM),
     "PhimoeForCausalLM": ("phimoe", PhiMoEForCausalLM),
     "PhiMoEForCausalLM": ("phimoe", PhiMoEForCausalLM),
+    "DbrxForCausalLM": ("dbrx", DbrxForCausalLM),
     "GPT2LMHeadModel": ("gpt2", GPT2LMHeadModel),
     "PhiForCausalLM": ("phi", PhiForCausalLM),
     "StableLmForCausalLM": ("stablelm", StableLmForCausalLM),
