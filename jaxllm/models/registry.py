@@ -18,6 +18,7 @@ from jaxllm.models.exaone import Exaone4ForCausalLM, ExaoneForCausalLM
 from jaxllm.models.falcon import FalconForCausalLM
 from jaxllm.models.gemma import Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM
 from jaxllm.models.glm import Glm4ForCausalLM, GlmForCausalLM
+from jaxllm.models.glm4_moe import Glm4MoeForCausalLM
 from jaxllm.models.gpt2 import GPT2LMHeadModel
 from jaxllm.models.gpt_bigcode import GPTBigCodeForCausalLM
 from jaxllm.models.gpt_neo import GPTNeoForCausalLM
@@ -71,6 +72,7 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "PhimoeForCausalLM": ("phimoe", PhiMoEForCausalLM),
     "PhiMoEForCausalLM": ("phimoe", PhiMoEForCausalLM),
     "DbrxForCausalLM": ("dbrx", DbrxForCausalLM),
+    "Glm4MoeForCausalLM": ("glm4_moe", Glm4MoeForCausalLM),
     "GPT2LMHeadModel": ("gpt2", GPT2LMHeadModel),
     "PhiForCausalLM": ("phi", PhiForCausalLM),
     "StableLmForCausalLM": ("stablelm", StableLmForCausalLM),

@@ -1,0 +1,74 @@
+"""GLM-4.5 and 4.6 (GLM team 2025): small experts chosen by sigmoid with a learned correction, as in DeepSeek-V3."""
+
+import re
+from typing import ClassVar
+
+import jax
+
+from jaxllm.layers.moe import Mixture, SigmoidTopK
+from jaxllm.layers.norm import RMSNorm
+from jaxllm.layers.parameter import Dtype, Source
+from jaxllm.layers.rope import Rotation
+from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.deepseek import EXPERT_NAMES
+from jaxllm.models.llama import LlamaAttention, LlamaForCausalLM
+from jaxllm.models.mixtral import MoEBlock
+from jaxllm.models.qwen3 import Qwen3ForCausalLM
+
+
+class Glm4MoeAttention(LlamaAttention):
+    def __init__(self, config: ModelConfig, layer: int, dtype: Dtype):
+        super().__init__(config, layer, dtype)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps, dtype) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps, dtype) if config.qk_norm else None
+
+    def place(self, q: jax.Array, k: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array]:
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return super().place(q, k, rotation)
+
+
+class Glm4MoeForCausalLM(LlamaForCausalLM):
+    block_class = MoEBlock
+    attention_class = Glm4MoeAttention
+    checkpoint_names: ClassVar[dict[str, Source]] = (
+        Qwen3ForCausalLM.checkpoint_names
+        | EXPERT_NAMES
+        | {"layers.*.mlp.correction": Source.of("model.layers.*.mlp.gate.e_score_correction_bias")}
+    )
+
+    @classmethod
+    def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        for name in ("num_nextn_predict_layers", "num_mtp_layers"):  # layers that draft, behind the model's own
+            fields.raw(name)
+        dense, num_layers = fields.take("first_k_dense_replace", int, 1), fields.size("num_hidden_layers")
+        inner_size = fields.size("moe_intermediate_size", 1408)
+        num_experts = fields.size("num_local_experts", None) or fields.size("n_routed_experts", 128)
+        groups = fields.size("n_group", 1)
+        mixture = Mixture(
+            sparse=tuple(layer >= dense for layer in range(num_layers)),
+            num_experts=num_experts,
+            inner_size=inner_size,
+            routing=SigmoidTopK(
+                fields.size("num_experts_per_tok", 8),
+                groups=groups,
+                top_groups=fields.size("topk_group", 1),
+                normalised=fields.take("norm_topk_prob", bool, True),
+                scale=fields.take("routed_scaling_factor", float, 1.0),
+            ),
+            shared_size=inner_size * fields.size("n_shared_experts", 1),
+            correction=True,
+        )
+        return decoder_config(
+            fields,
+            architecture,
+            partial_rotary_factor=0.5,
+            qkv_bias=fields.take("attention_bias", bool, False),
+            qk_norm=fields.take("use_qk_norm", bool, False),
+            mixture=mixture,
+        )
+
+    def ignores_tensor(self, name: str) -> bool:
+        layer = re.search(r"layers\.(\d+)\.", name)
+        drafts = layer is not None and int(layer[1]) >= self.config.num_layers
+        return drafts or super().ignores_tensor(name)
