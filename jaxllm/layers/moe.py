@@ -104,6 +104,7 @@ class Mixture:
         inner_size: of one expert.
         shared_size: inner size of the expert that sees every token; 0 for none.
         shared_gate: the shared expert's output is weighted by a sigmoid of its own.
+        activation: of the experts, by the operation's names; None is the config's.
         router_bias, expert_bias: the projections have biases.
         correction: the routing adds a learned number per expert to the scores that experts are chosen by.
     """
@@ -114,6 +115,7 @@ class Mixture:
     routing: Routing
     shared_size: int = 0
     shared_gate: bool = False
+    activation: str | None = None
     router_bias: bool = False
     expert_bias: bool = False
     correction: bool = False
@@ -137,7 +139,7 @@ class Experts(nnx.Module):
         out_std: float,
     ):
         num, inner = mixture.num_experts, mixture.inner_size
-        self.activation = _ACTIVATIONS.get(activation, activation)
+        self.activation = mixture.activation or _ACTIVATIONS.get(activation, activation)
         self.gate_up = Parameter(
             (num, size, 2 * inner), dtype, axes=("experts", "embed", "mlp"), init=Normal(std), parts=(inner, inner)
         )

@@ -23,6 +23,7 @@ from jaxllm.models.gpt2 import GPT2LMHeadModel
 from jaxllm.models.gpt_bigcode import GPTBigCodeForCausalLM
 from jaxllm.models.gpt_neo import GPTNeoForCausalLM
 from jaxllm.models.gpt_neox import GPTNeoXForCausalLM
+from jaxllm.models.gpt_oss import GptOssForCausalLM
 from jaxllm.models.gptj import GPTJForCausalLM
 from jaxllm.models.granite import GraniteForCausalLM
 from jaxllm.models.granitemoe import GraniteMoeForCausalLM
@@ -73,6 +74,7 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "PhiMoEForCausalLM": ("phimoe", PhiMoEForCausalLM),
     "DbrxForCausalLM": ("dbrx", DbrxForCausalLM),
     "Glm4MoeForCausalLM": ("glm4_moe", Glm4MoeForCausalLM),
+    "GptOssForCausalLM": ("gpt_oss", GptOssForCausalLM),
     "GPT2LMHeadModel": ("gpt2", GPT2LMHeadModel),
     "PhiForCausalLM": ("phi", PhiForCausalLM),
     "StableLmForCausalLM": ("stablelm", StableLmForCausalLM),
