@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxllm import weights
+from jaxllm.bench.shapes import model_directory
 from jaxllm.errors import ConfigError, UnknownModelError
 from jaxllm.layers.parameter import count_parameters, parameters
 from jaxllm.layers.rope import Linear, Llama3, Rope, Yarn
@@ -24,6 +26,13 @@ PUBLISHED = {
     "executorch/Qwen2-7B-Instruct/config.json": 7_615_616_512,
     "aiconfigurator/Qwen--Qwen3-0.6B_config.json": 596_049_920,
     "aiconfigurator/Qwen--Qwen3-8B_config.json": 8_190_735_360,
+    "aiconfigurator/Qwen--Qwen3-30B-A3B_config.json": 30_532_122_624,
+    "aiconfigurator/Qwen--Qwen3-235B-A22B_config.json": 235_093_634_560,
+    "aiconfigurator/Qwen--Qwen3-Coder-480B-A35B-Instruct_config.json": 480_154_875_392,
+    "aiconfigurator/mistralai--Mixtral-8x7B-v0.1_config.json": 46_702_792_704,
+    "aiconfigurator/mistralai--Mixtral-8x22B-v0.1_config.json": 140_620_634_112,
+    "mlc-presets/qwen2moe.json": 14_315_784_192,
+    "mlc-presets/deepseek.json": 16_375_728_128,
     "mlc-presets/gpt2.json": 124_439_808,
     "mlc-presets/gemma_2b.json": 2_506_172_416,
     "mlc-presets/gemma2_2b.json": 2_614_341_888,
@@ -74,6 +83,18 @@ def test_parameter_counts_are_the_published_ones(material, name):
     model = registry.resolve(json.loads((material / "configs" / name).read_text())).build("bfloat16")
     assert count_parameters(model) == PUBLISHED[name]
     assert all(type(leaf.get_value()).__name__ == "ShapeDtypeStruct" for leaf in parameters(model).values())
+
+
+@pytest.mark.parametrize(("name", "count"), [("20b", 20_914_757_184), ("120b", 116_829_156_672)])
+def test_gpt_oss_without_its_quantisation_has_the_published_count(material, name, count):
+    values = json.loads((material / "configs" / "aiconfigurator" / f"openai--gpt-oss-{name}_config.json").read_text())
+    del values["quantization_config"]
+    assert count_parameters(registry.resolve(values).build("bfloat16")) == count
+
+
+def test_the_bundled_mixture_has_the_published_count():
+    values = weights.read_config(model_directory("qwen3-30b-a3b"))
+    assert count_parameters(registry.resolve(values).build("bfloat16")) == 30_532_122_624
 
 
 def test_real_configs_are_read_or_refused_by_name(material):
@@ -203,10 +224,8 @@ def test_end_of_text_ids():
 
 
 def test_an_unknown_architecture_names_the_nearest():
-    with pytest.raises(
-        UnknownModelError, match=r"'Qwen3MoeForCausalLM' is not in the registry; the nearest is 'Qwen3F"
-    ):
-        registry.resolve(LLAMA | {"architectures": ["Qwen3MoeForCausalLM"]})
+    with pytest.raises(UnknownModelError, match=r"'Qwen4ForCausalLM' is not in the registry; the nearest is 'Qwen3F"):
+        registry.resolve(LLAMA | {"architectures": ["Qwen4ForCausalLM"]})
     with pytest.raises(UnknownModelError, match="'mamba' is not in the registry"):
         registry.resolve({"model_type": "mamba"})
     with pytest.raises(ConfigError, match="neither architectures nor model_type"):
