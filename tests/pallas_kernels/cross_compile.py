@@ -1,0 +1,111 @@
+"""Compiles the Triton kernels for compute capability 9.0 on any machine; a JSON line of what ptxas says of each.
+
+A program of its own, since the suite's process has Triton's interpreter in the compiler's place.
+"""
+
+import itertools
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax_triton
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from pallas_kernels import choose
+from pallas_kernels.kv_write import kv_write
+from pallas_kernels.mla_attention import mla_attention
+from pallas_kernels.paged_attention import paged_attention
+from pallas_kernels.qk_norm_rope_kv_write import qk_norm_rope_kv_write
+from pallas_kernels.rms_norm_residual import rms_norm_residual
+
+_PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+_TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32"}
+
+
+def _compile(
+    *operands: Any,
+    kernel: Any,
+    out_type: Any,
+    grid: Any,
+    name: str,
+    num_warps: int = 4,
+    num_stages: int = 3,
+    backend_options: dict[str, int] | None = None,
+    **constants: Any,
+) -> Any:
+    """Stands in for jax_triton.triton_call."""
+    del grid
+    outputs, tree = jax.tree.flatten(out_type)
+    pointers = [parameter.name for parameter in kernel.params if not parameter.is_constexpr]
+    signature = {parameter.name: "constexpr" for parameter in kernel.params}
+    for pointer, array in zip(pointers, [*operands, *outputs], strict=True):
+        dtype = jax.typeof(array).dtype if isinstance(array, jax.Ref) else array.dtype
+        signature[pointer] = "*" + _TYPES[dtype.name]
+    order = list(signature)
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={key: value for key, value in constants.items() if key in signature},
+        attrs={(order.index(pointer),): [["tt.divisibility", 16]] for pointer in pointers},
+    )
+    options = {"num_warps": num_warps, "num_stages": num_stages, **(backend_options or {})}
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as ptx:
+        ptx.write(compiled.asm["ptx"])
+        ptx.flush()
+        command = [_PTXAS, "-v", "--gpu-name=sm_90a", ptx.name, "-o", "/dev/null"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    found = {
+        "kernel": name,
+        "registers": int(re.findall(r"Used (\d+) registers", said)[0]),
+        "spilled": int(re.findall(r"(\d+) bytes spill stores", said)[0]),
+        "shared": compiled.metadata.shared,
+    }
+    print(json.dumps(found), flush=True)
+    return tree.unflatten([jnp.zeros(output.shape, output.dtype) for output in outputs])
+
+
+def _calls() -> list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]:
+    def zeros(*shape: int, dtype: Any = jnp.bfloat16) -> jax.Array:
+        return jnp.zeros(shape, dtype)
+
+    def ints(*shape: int) -> jax.Array:
+        return jnp.zeros(shape, jnp.int32)
+
+    calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
+    per_head = zeros(16, dtype=jnp.float32)
+    variants = ({}, {"window": 128, "sinks": per_head}, {"alibi_slopes": per_head, "soft_cap": 30.0})
+    for decode, dim, options in (
+        *itertools.product((True, False), (64, 128), variants),
+        (True, 256, {}),
+        (False, 256, {}),
+    ):
+        pool = zeros(5, 64, 4, dim)
+        operands = (zeros(8, 16, dim), pool, pool, ints(8, 9), ints(9), ints(8))
+        calls.append((paged_attention, operands, {"scale": 0.1, "decode": decode, **options}))
+    for heads in (16, 128):
+        operands = (zeros(8, heads, 576), zeros(5, 64, 576), ints(8, 9), ints(9), ints(8))
+        calls.append((mla_attention, operands, {"rank": 512, "scale": 0.1, "decode": True}))
+    new, pool, angles = zeros(8, 4, 128), zeros(5, 64, 4, 128), zeros(8, 64, dtype=jnp.float32)
+    norms = {"q_weight": zeros(128), "k_weight": zeros(128)}
+    for options in ({}, norms, {"interleaved": True}):
+        operands = (zeros(8, 16, 128), new, new, angles, angles, pool, pool, ints(8))
+        calls.append((qk_norm_rope_kv_write, operands, options))
+    calls.append((kv_write, (pool, pool, new, new, ints(8)), {}))
+    calls.append((rms_norm_residual, (zeros(8, 4096), zeros(8, 4096), zeros(4096), 1e-6), {}))
+    return calls
+
+
+if __name__ == "__main__":
+    jax_triton.triton_call = _compile
+    with choose.using("triton"):
+        for function, operands, options in _calls():
+            function(*operands, **options)
