@@ -22,6 +22,7 @@ from triton.compiler import ASTSource
 from pallas_kernels import choose
 from pallas_kernels.kv_write import kv_write
 from pallas_kernels.mla_attention import mla_attention
+from pallas_kernels.moe import moe
 from pallas_kernels.paged_attention import paged_attention
 from pallas_kernels.qk_norm_rope_kv_write import qk_norm_rope_kv_write
 from pallas_kernels.rms_norm_residual import rms_norm_residual
@@ -94,6 +95,10 @@ def _calls() -> list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]
     for heads in (16, 128):
         operands = (zeros(8, heads, 576), zeros(5, 64, 576), ints(8, 9), ints(9), ints(8))
         calls.append((mla_attention, operands, {"rank": 512, "scale": 0.1, "decode": True}))
+    for tokens, activation in ((4, "silu"), (512, "clamped_swiglu")):
+        chosen, weights = ints(tokens, 2), zeros(tokens, 2, dtype=jnp.float32)
+        operands = (zeros(tokens, 1024), zeros(8, 1024, 1024), zeros(8, 512, 1024), chosen, weights)
+        calls.append((moe, operands, {"activation": activation}))
     new, pool, angles = zeros(8, 4, 128), zeros(5, 64, 4, 128), zeros(8, 64, dtype=jnp.float32)
     norms = {"q_weight": zeros(128), "k_weight": zeros(128)}
     for options in ({}, norms, {"interleaved": True}):
