@@ -57,7 +57,7 @@ def test_the_wheel_holds_every_file_of_the_packages(wheel):
 
 def test_the_demo_model_stays_small(wheel):
     sizes = {info.filename: info.file_size for info in wheel.infolist()}
-    assert sum(size for name, size in sizes.items() if "/demo_model/" in name) < 10 * 2**20
+    assert sum(size for name, size in sizes.items() if "/demo_model/" in name) <= 8_000_000
 
 
 def test_metadata(wheel):
