@@ -14,6 +14,7 @@ from jaxllm.layers.norm import UnitOffsetRMSNorm
 from jaxllm.layers.parameter import Dtype, Source
 from jaxllm.layers.rope import Rotation
 from jaxllm.layers.step import DenseStep, Step
+from jaxllm.models.causal_lm import scaled
 from jaxllm.models.config import Fields, ModelConfig, decoder_config, read_layer_types, with_local_rope
 from jaxllm.models.llama import LlamaAttention, LlamaBlock, LlamaForCausalLM
 from jaxllm.models.qwen3 import Qwen3Attention, Qwen3ForCausalLM
@@ -39,8 +40,8 @@ class SandwichBlock(LlamaBlock):
     ) -> tuple[jax.Array, LayerCache | None]:
         """x [T, E] -> [T, E], cache."""
         mixed, cache = self.attention(self.attention_norm(x), rotation, step, cache)
-        x = x + self.attention_out_norm(mixed)
-        return x + self.mlp_out_norm(self.mlp(self.mlp_norm(x))), cache
+        x = x + scaled(self.attention_out_norm(mixed), self.residual_scale)
+        return x + scaled(self.mlp_out_norm(self.mlp(self.mlp_norm(x))), self.residual_scale), cache
 
 
 class GemmaBlock(LlamaBlock):
@@ -74,6 +75,18 @@ class Gemma2ForCausalLM(LlamaForCausalLM):
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
         return _windowed_config(fields, architecture, period=2, soft_cap=50.0, logit_soft_cap=30.0)
+
+
+class VaultGemmaForCausalLM(GemmaForCausalLM):
+    """Gemma 2 trained with differential privacy: without the norms of what a block adds."""
+
+    checkpoint_names: ClassVar[dict[str, Source]] = LlamaForCausalLM.checkpoint_names | {
+        "layers.*.mlp_norm.weight": Source.of("model.layers.*.pre_feedforward_layernorm.weight"),
+    }
+
+    @classmethod
+    def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        return Gemma2ForCausalLM.configure(fields, architecture)
 
 
 class Gemma3ForCausalLM(Gemma2ForCausalLM):

@@ -1,7 +1,7 @@
 """Llama in all but a detail: which biases there are, the MLP's make, which features positions turn together.
 
-Seed-OSS (ByteDance 2025), Arcee (Arcee AI 2025), Helium (Kyutai 2025), InternLM and InternLM3 (Shanghai AI Laboratory
-2023, 2025), Orion (OrionStar 2024), MiMo (Xiaomi 2025), MiniCPM (OpenBMB 2024).
+Seed-OSS (ByteDance 2025), Arcee (Arcee AI 2025), Helium (Kyutai 2025), ERNIE 4.5 (Baidu 2025), InternLM and InternLM3
+(Shanghai AI Laboratory 2023, 2025), Orion (OrionStar 2024), MiMo (Xiaomi 2025), MiniCPM (OpenBMB 2024).
 """
 
 from typing import ClassVar
@@ -65,6 +65,26 @@ class HeliumForCausalLM(LlamaForCausalLM):
             rope_theta=100000.0,
             interleaved=True,
             qkv_bias=fields.take("attention_bias", bool, False),
+        )
+
+
+class Ernie45ForCausalLM(LlamaForCausalLM):
+    """Neighbouring features are turned together; biases everywhere or nowhere."""
+
+    @classmethod
+    def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        bias = fields.take("use_bias", bool, False)
+        return decoder_config(
+            fields,
+            architecture,
+            head_dim=128,
+            eos_token_id=2,
+            tied=True,
+            rope_theta=500000.0,
+            interleaved=True,
+            qkv_bias=bias,
+            out_bias=bias,
+            mlp_bias=bias,
         )
 
 

@@ -16,7 +16,7 @@ from jaxllm.models.dbrx import DbrxForCausalLM
 from jaxllm.models.deepseek import DeepseekForCausalLM
 from jaxllm.models.exaone import Exaone4ForCausalLM, ExaoneForCausalLM
 from jaxllm.models.falcon import FalconForCausalLM
-from jaxllm.models.gemma import Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM
+from jaxllm.models.gemma import Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM, VaultGemmaForCausalLM
 from jaxllm.models.glm import Glm4ForCausalLM, GlmForCausalLM
 from jaxllm.models.glm4_moe import Glm4MoeForCausalLM
 from jaxllm.models.gpt2 import GPT2LMHeadModel
@@ -27,10 +27,12 @@ from jaxllm.models.gpt_oss import GptOssForCausalLM
 from jaxllm.models.gptj import GPTJForCausalLM
 from jaxllm.models.granite import GraniteForCausalLM
 from jaxllm.models.granitemoe import GraniteMoeForCausalLM
+from jaxllm.models.hyperclovax import HyperCLOVAXForCausalLM
 from jaxllm.models.internlm2 import InternLM2ForCausalLM
 from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.models.llama_kin import (
     ArceeForCausalLM,
+    Ernie45ForCausalLM,
     HeliumForCausalLM,
     InternLM3ForCausalLM,
     InternLMForCausalLM,
@@ -40,7 +42,7 @@ from jaxllm.models.llama_kin import (
     SeedOssForCausalLM,
 )
 from jaxllm.models.ministral3 import Ministral3ForCausalLM
-from jaxllm.models.mistral import MistralForCausalLM
+from jaxllm.models.mistral import CwmForCausalLM, MinistralForCausalLM, MistralForCausalLM
 from jaxllm.models.mixtral import MixtralForCausalLM
 from jaxllm.models.mpt import MPTForCausalLM
 from jaxllm.models.nemotron import NemotronForCausalLM
@@ -78,6 +80,7 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "GPT2LMHeadModel": ("gpt2", GPT2LMHeadModel),
     "PhiForCausalLM": ("phi", PhiForCausalLM),
     "StableLmForCausalLM": ("stablelm", StableLmForCausalLM),
+    "StableLMEpochForCausalLM": ("stablelm_epoch", StableLmForCausalLM),
     "GPTNeoXForCausalLM": ("gpt_neox", GPTNeoXForCausalLM),
     "GPTJForCausalLM": ("gptj", GPTJForCausalLM),
     "Starcoder2ForCausalLM": ("starcoder2", Starcoder2ForCausalLM),
@@ -123,7 +126,12 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "AquilaForCausalLM": ("aquila", LlamaForCausalLM),
     "AquilaModel": ("aquila", LlamaForCausalLM),
     "LLaMAForCausalLM": ("llama", LlamaForCausalLM),
-    "StableLMEpochForCausalLM": ("stablelm_epoch", StableLmForCausalLM),
+    "HyperCLOVAXForCausalLM": ("hyperclovax", HyperCLOVAXForCausalLM),
+    "VaultGemmaForCausalLM": ("vaultgemma", VaultGemmaForCausalLM),
+    "Ernie4_5ForCausalLM": ("ernie4_5", Ernie45ForCausalLM),
+    "MinistralForCausalLM": ("ministral", MinistralForCausalLM),
+    "CwmForCausalLM": ("cwm", CwmForCausalLM),
+    "XverseForCausalLM": ("xverse", LlamaForCausalLM),
 }
 """Architecture, as `architectures` in config.json names it -> its `model_type` and its class."""
 

@@ -230,6 +230,63 @@ CASES = (
         "mimo-wide-heads", "qwen2", SMALL | WIDE | {"tie_word_embeddings": True},
         written=published("MiMoForCausalLM", "mimo", attention_bias=True),
     ),
+    Case("ernie-tied", "ernie4_5", SMALL | NARROW | {"head_dim": 12}, dtype=torch.bfloat16, old_names=True),
+    Case(
+        "ernie-biases", "ernie4_5",
+        SMALL | NARROW | {"head_dim": 8, "use_bias": True, "tie_word_embeddings": False},
+        dtype=torch.float16,
+    ),
+    Case(
+        "ministral-some-windows", "ministral",
+        SMALL | NARROW | {
+            "num_hidden_layers": 3, "sliding_window": 5, "head_dim": 12,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        },
+        dtype=torch.bfloat16,
+    ),
+    Case(
+        "ministral-tied", "ministral",
+        SMALL | NARROW | {"head_dim": 8, "sliding_window": 7, "tie_word_embeddings": True},
+        dtype=torch.float16, old_names=True, written={"layer_types": None},
+    ),
+    Case(
+        "cwm-llama3-rope", "cwm",
+        SMALL | NARROW | {
+            "num_hidden_layers": 3, "sliding_window": 5, "bos_token_id": 1, "eos_token_id": 2, "head_dim": 8,
+            "rope_parameters": {
+                "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16, "rope_theta": 500.0,
+            },
+        },
+        dtype=torch.bfloat16, old_names=True, written={"layer_types": None},
+    ),
+    Case(
+        "cwm-tied-wide-heads", "cwm",
+        SMALL | NARROW | {
+            "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"], "bos_token_id": 1,
+            "eos_token_id": 2, "head_dim": 12, "tie_word_embeddings": True, "rope_parameters": {"rope_theta": 300.0},
+        },
+        dtype=torch.float16,
+    ),
+    Case(
+        "hyperclovax-factors", "hyperclovax",
+        SMALL | NARROW | {
+            "embedding_multiplier": 10.0, "attention_multiplier": 0.25, "residual_multiplier": 0.4,
+            "logits_scaling": 0.5,
+        },
+        dtype=torch.bfloat16, old_names=True,
+    ),
+    Case(
+        "hyperclovax-tied-biases", "hyperclovax",
+        SMALL | NARROW | {
+            "num_attention_heads": 2, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True,
+        },
+        dtype=torch.float16,
+    ),
+    Case(
+        "xverse", "llama", SMALL | NARROW | {"num_attention_heads": 2}, dtype=torch.float16, old_names=True,
+        written=published("XverseForCausalLM", "xverse", attention_bias=None, mlp_bias=None),
+    ),
     Case(
         "yi", "llama", SMALL | NARROW | {"rope_parameters": {"rope_theta": 5000.0}}, dtype=torch.bfloat16,
         old_names=True, written=published("YiForCausalLM", "Yi", attention_bias=None, mlp_bias=None),

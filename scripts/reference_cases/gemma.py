@@ -38,6 +38,26 @@ CASES = (
         },
     ),
     Case(
+        "vaultgemma-caps-and-windows", "vaultgemma",
+        SMALL | {
+            "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+            "sliding_window": 5, "query_pre_attn_scalar": 12, "attn_logit_softcapping": 4.0,
+            "final_logit_softcapping": 8.0,
+        },
+        dtype=torch.bfloat16,
+        old_names=True,
+        written={"layer_types": None},
+    ),
+    Case(
+        "vaultgemma-full", "vaultgemma",
+        SMALL | {
+            "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 12,
+            "layer_types": ["full_attention"] * 2, "query_pre_attn_scalar": 12, "attn_logit_softcapping": None,
+            "tie_word_embeddings": False,
+        },
+        dtype=torch.float16,
+    ),
+    Case(
         "gemma3-two-rotations", "gemma3_text",
         SMALL | {
             "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
