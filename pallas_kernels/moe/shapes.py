@@ -97,7 +97,7 @@ CASES = (
     MoECase("relu", 6, 4, 2, activation="relu"),
     MoECase("gpt-oss", 21, 4, 3, activation="clamped_swiglu", bias=True),
     MoECase("biased", 2, 8, 8, bias=True),
-    MoECase("decode-large", 64, 128, 8, embed=2048, inner=768, large=True),
+    MoECase("decode-large", 64, 128, 8, embed=1024, inner=512, large=True),
     MoECase("prefill-large", 4000, 128, 8, embed=1024, inner=384, padding=96, large=True),
     MoECase("few-experts-large", 300, 8, 2, embed=1024, inner=1792, bias=True, large=True),
 )
