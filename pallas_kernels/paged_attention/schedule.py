@@ -14,7 +14,9 @@ def share_out(counts: jax.Array, items: int) -> tuple[jax.Array, jax.Array, jax.
     Returns row [items], the row of each item, -1 for those left over; place [items], its number within its row;
     first [R + 1], the first item of each row, at the end their sum; all int32.
     """
-    ends = jnp.cumsum(counts, dtype=jnp.int32)
+    # A running sum as a masked sum, one fusion; jnp.cumsum becomes a scan of its own on a GPU.
+    rows = jnp.arange(counts.shape[0], dtype=jnp.int32)
+    ends = jnp.where(rows[None, :] <= rows[:, None], counts[None, :], 0).sum(axis=1, dtype=jnp.int32)
     first = jnp.concatenate([jnp.zeros((1,), jnp.int32), ends])
     item = jnp.arange(items, dtype=jnp.int32)
     row = jnp.searchsorted(ends, item, side="right", method="compare_all").astype(jnp.int32)
