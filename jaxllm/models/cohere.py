@@ -35,16 +35,17 @@ class Cohere2ForCausalLM(CohereForCausalLM):
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
         window = fields.size("sliding_window", None)
-        period = fields.size("_sliding_window_pattern", 4)
+        period = fields.size("layer_switch", 4)  # as the makers' own program calls it, like the fields below
+        period = fields.size("_sliding_window_pattern", period)
         period = fields.size("sliding_window_pattern", period)
         windows = read_layer_types(fields, fields.size("num_hidden_layers"), window, period)
-        for name in ("order_of_interleaved_layers", "position_embedding_type", "rotary_pct", "cache_implementation"):
-            fields.raw(name)  # of the makers' own program; what they say holds for every file of this architecture
+        fields.raw("cache_implementation")
+        fields.expect("order_of_interleaved_layers", "local_attn_first", None)
+        fields.expect("position_embedding_type", "rope_gptj", None)
+        fields.expect("rotary_pct", 1, None)
         fields.expect("use_qk_norm", False, None)
-        fields.expect("use_parallel_block", True, None)
-        fields.expect("use_parallel_embedding", True, None)
-        fields.expect("use_gated_activation", True, None)
-        fields.expect("use_embedding_sharing", True, None)
+        for part in ("parallel_block", "parallel_embedding", "gated_activation", "embedding_sharing"):
+            fields.expect(f"use_{part}", True, None)
         return without_global_rope(_cohere_config(fields, architecture, windows=windows))
 
 
