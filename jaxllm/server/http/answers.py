@@ -134,16 +134,15 @@ class Answer[R: (CompletionRequest, ChatRequest)]:
                 choice.started = True
                 events.extend(self._opening(choice))
             text = "".join(choice.texts)
-            if not (choice.logprobs or choice.finish or self.request.return_token_ids):
-                if text:
-                    events.append(
-                        b"".join((
-                            self._event_head, b'{"index":%d,' % choice.index, self.before_text, to_json(text),
-                            self.after_text, b',"logprobs":null,"finish_reason":null}]', self._usage_part(), b"}\n\n",
-                        ))
-                    )  # fmt: skip
-            elif text or choice.token_ids or choice.finish:
+            if choice.logprobs or choice.finish or self.request.return_token_ids:
                 events.append(self._full_event(choice, text))
+            elif text or choice.token_ids:  # tokens whose text is still to come are told of when they come
+                events.append(
+                    b"".join((
+                        self._event_head, b'{"index":%d,' % choice.index, self.before_text, to_json(text),
+                        self.after_text, b',"logprobs":null,"finish_reason":null}]', self._usage_part(), b"}\n\n",
+                    ))
+                )  # fmt: skip
             choice.clear()
         return b"".join(events)
 

@@ -42,7 +42,7 @@ class ScriptedEngine(pb_grpc.InferenceServicer, pb_grpc.ControlServicer, health_
     """Answers a prompt with WORDS, one a chunk, as many as max_tokens says. Prompts that begin otherwise:
 
     "fail CODE [after N]": an Error with that code after N tokens. "end REASON": that finish after one token.
-    "slow": a token every 20 ms (so does "fail"). "hang": nothing. "stop": ends at the stop string "was".
+    "slow": a token every 20 ms (so do "fail" and "mute"). "mute": token ids without text. "hang": nothing. "stop": ends at the stop string "was".
     """
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class ScriptedEngine(pb_grpc.InferenceServicer, pb_grpc.ControlServicer, health_
             yield pb.GenerateChunk(error=pb.Error(code=int(rest[0]), message="as scripted", param="prompt"))
             return
         for index in range(limit):
-            chunk = pb.GenerateChunk(text=token(index), token_ids=[index])
+            chunk = pb.GenerateChunk(text="" if verb == "mute" else token(index), token_ids=[index])
             chunk.counts.prompt, chunk.counts.completion, chunk.counts.cached = len(prompt), index + 1, len(prompt) // 2
             if index == 0:
                 chunk.prompt_token_ids.extend(prompt)
@@ -116,7 +116,7 @@ class ScriptedEngine(pb_grpc.InferenceServicer, pb_grpc.ControlServicer, health_
             yield chunk
             if chunk.HasField("finish"):
                 return
-            if verb in ("slow", "fail"):
+            if verb in ("slow", "fail", "mute"):
                 await asyncio.sleep(0.02)
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:  # noqa: N802

@@ -99,6 +99,15 @@ def test_usage_in_every_event(shared_front):
     assert counted[-1] == 4
 
 
+def test_tokens_without_text_are_told_of_when_they_come(shared_front):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *events, last = shared_front.events(COMPLETIONS, prompt="mute", max_tokens=4, stream_options=options)
+    assert {event["choices"][0]["text"] for event in events} == {""}
+    assert [event["usage"]["completion_tokens"] for event in events][-1] == 4
+    assert len(events) > 1
+    assert last["choices"] == []
+
+
 def test_stream_of_several_prompts(shared_front):
     events = shared_front.events(COMPLETIONS, prompt=["slow", "x", "slow"], max_tokens=5)
     texts, ends = ["", "", ""], [0, 0, 0]

@@ -40,7 +40,7 @@ BAD_COMPLETIONS = [
     ({"top_p": 0}, "top_p", "set temperature=0"),
     ({"top_p": 1.01}, "top_p", "(0, 1]"),
     ({"top_k": -2}, "top_k", "keep every token"),
-    ({"top_k": 2**31}, None, "out of range"),
+    ({"top_k": 2**31}, "top_k", "2**31"),
     ({"min_p": 2}, "min_p", "[0, 1]"),
     ({"repetition_penalty": 0}, "repetition_penalty", "positive"),
     ({"frequency_penalty": 2.5}, "frequency_penalty", "[-2, 2]"),
