@@ -38,7 +38,7 @@ class EngineConfig:
     )
     dtype: Dtype = flag(
         "auto",
-        "Weights and activations: auto (the checkpoint's type on a GPU, float32 on a CPU), float32, bfloat16 or float16.",
+        "Weights and activations: auto (the checkpoint's on a GPU, float32 on a CPU), float32, bfloat16 or float16.",
     )
     seed: int = flag(0, "Seed of dummy weights and of the seeds drawn for requests that bring none.")
     max_model_len: int | None = flag(
