@@ -42,7 +42,8 @@ class ScriptedEngine(pb_grpc.InferenceServicer, pb_grpc.ControlServicer, health_
     """Answers a prompt with WORDS, one a chunk, as many as max_tokens says. Prompts that begin otherwise:
 
     "fail CODE [after N]": an Error with that code after N tokens. "end REASON": that finish after one token.
-    "slow": a token every 20 ms (so do "fail" and "mute"). "mute": token ids without text. "hang": nothing. "stop": ends at the stop string "was".
+    "slow": a token every 20 ms (so do "fail" and "mute"). "mute": token ids without text. "hang": nothing.
+    "stop": ends at the stop string "was".
     """
 
     def __init__(self) -> None:
