@@ -254,6 +254,8 @@ class LLM:
                 )
             (content,) = prompt.values()
         if isinstance(content, str):
+            if not content:
+                raise RequestError("prompt is empty: a text to go on from is needed", "prompt")
             return content, self.tokenizer.encode(content)
         if isinstance(content, Sequence):
             return None, content

@@ -291,6 +291,7 @@ def test_tokens_without_text(generate: Callable[..., RequestOutput]) -> None:
     [
         ([1] * 128, {}, "prompt has 128 tokens, and the context holds 128"),
         ([[]], {}, "prompt is empty"),
+        ("", {}, "prompt is empty"),
         ([[600]], {}, "prompt holds 600, which is no token: ids go from 0 to 511"),
         ({"text": "Hi"}, {}, r"prompt has the keys \['text'\]"),
         ([3.5], {}, "must be text or a list of token ids"),

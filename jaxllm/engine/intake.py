@@ -8,16 +8,23 @@ from collections.abc import Sequence
 
 from jaxllm.config import SchedulerConfig
 from jaxllm.core import MAX_STOP_TOKENS, ModelInfo, Request, SamplingParams
-from jaxllm.errors import RequestError
+from jaxllm.errors import ConfigError, RequestError
 
 
 class Intake:
     """Makes requests for one model and one KV cache. Safe to call from any thread.
 
     seed: of the generator that gives a seed to each request that brings none.
+
+    Raises ConfigError for a model with more end-of-text ids than the device watches for.
     """
 
     def __init__(self, info: ModelInfo, config: SchedulerConfig, seed: int):
+        if len(info.eos_token_ids) > MAX_STOP_TOKENS:
+            raise ConfigError(
+                f"generation_config.json: eos_token_id holds {len(info.eos_token_ids)} ids, and at most "
+                f"{MAX_STOP_TOKENS} can be watched for; keep those that end a turn"
+            )
         self._info = info
         self._config = config
         self._seeds = random.Random(seed)

@@ -10,6 +10,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -144,7 +145,9 @@ class EngineMetrics(Collector):
 
     def observe_delta(self, delta: Delta, previous_time: float | None) -> None:
         if previous_time is None or delta.finish is not None:
-            self._turns.append((delta, previous_time is None))
+            # The numbers alone: log probabilities of a long prompt would be held until the next fold.
+            numbers = replace(delta, token_ids=[], logprobs=None, prompt_logprobs=None)
+            self._turns.append((numbers, previous_time is None))
         if previous_time is not None and delta.token_ids:
             self._gaps.append(time.monotonic() - previous_time)
             self._gap_tokens.append(len(delta.token_ids))

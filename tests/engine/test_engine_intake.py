@@ -1,10 +1,13 @@
 """What is refused, with the field at fault and the numbers; what is made of the rest."""
 
+from dataclasses import replace
+
 import pytest
-from echo_runner import EOS, VOCABULARY, echo_engine
+from echo_runner import EOS, VOCABULARY, EchoRunner, echo_engine
 
 from jaxllm.core import MAX_STOP_TOKENS, SamplingParams
-from jaxllm.errors import RequestError
+from jaxllm.engine import Engine
+from jaxllm.errors import ConfigError, RequestError
 
 
 @pytest.mark.parametrize(
@@ -30,6 +33,13 @@ def test_refused(prompt: list, params: dict, param: str, why: str) -> None:
     with pytest.raises(RequestError, match=why) as caught:
         engine.make_request(prompt, SamplingParams(**params))
     assert caught.value.param == param
+
+
+def test_a_model_with_too_many_ends_of_text_is_refused_at_start() -> None:
+    runner = EchoRunner()
+    runner.info = replace(runner.info, eos_token_ids=tuple(range(MAX_STOP_TOKENS + 1)))
+    with pytest.raises(ConfigError, match="eos_token_id holds 17 ids, and at most 16"):
+        Engine(runner)
 
 
 def test_max_tokens_is_cut_to_the_context() -> None:
