@@ -10,6 +10,7 @@ statements about that number.
 """
 
 import enum
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -343,13 +344,30 @@ class PagedKV:
     head_dim: int
     window: int | None = None
 
-    def elements_per_token(self) -> int:
-        """Keys and values of one token, in array elements."""
-        return 2 * self.num_kv_heads * self.head_dim
+    def pools(self) -> tuple[tuple[int, ...], ...]:
+        """Of each pool, what one token has in it: keys, then values."""
+        return ((self.num_kv_heads, self.head_dim),) * 2
 
 
-CacheSpec = PagedKV
-"""The kinds of cache a layer may declare; more kinds join by union."""
+@dataclass(frozen=True, slots=True)
+class LatentKV:
+    """What multi-head latent attention caches: a token's latent, then its rotated key, in pages of one pool."""
+
+    rank: int
+    rope_dim: int
+
+    def pools(self) -> tuple[tuple[int, ...], ...]:
+        """Of the pool, what one token has in it."""
+        return ((self.rank + self.rope_dim,),)
+
+
+CacheSpec = PagedKV | LatentKV
+"""The kinds of cache a layer may declare; more kinds join by union. A pool is [pages, page, *what a token has]."""
+
+
+def elements_per_token(specs: tuple[CacheSpec, ...]) -> int:
+    """What one token takes in all layers' pools, in array elements."""
+    return sum(math.prod(shape) for spec in specs for shape in spec.pools())
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ OPERATIONS = {
     "paged_attention": ("triton", "reference"),
     "mla_attention": ("triton", "reference"),
     "kv_write": ("triton", "reference"),
+    "latent_write": ("triton", "reference"),
     "rope": ("reference",),
     "qk_norm_rope_kv_write": ("triton", "reference"),
     "rms_norm": ("reference",),

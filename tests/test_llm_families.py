@@ -18,7 +18,9 @@ VOCAB = 97
 LENGTH = 20  # new tokens of a request; transformers' are recorded for the first of them
 
 
-@pytest.fixture(scope="module", params=["mistral-window", "gpt2-tied-3-heads", "gpt-oss-yarn-window"])
+@pytest.fixture(
+    scope="module", params=["mistral-window", "gpt2-tied-3-heads", "gpt-oss-yarn-window", "deepseek-v3-groups-yarn"]
+)
 def case(request: pytest.FixtureRequest) -> Iterator[tuple[LLM, dict[str, np.ndarray]]]:
     llm = LLM(
         str(REFERENCE / request.param), max_model_len=44, max_num_seqs=4, max_num_batched_tokens=16, block_size=4,

@@ -7,8 +7,8 @@ from jaxllm.layers.step import DenseStep, Step
 from pallas_kernels.kv_write import kv_write
 from pallas_kernels.paged_attention import paged_attention
 
-LayerCache = tuple[jax.Array, jax.Array]
-"""Keys and values of one layer: two arrays [pages, page, kv heads, head dim]."""
+LayerCache = tuple[jax.Array, ...]
+"""The page pools of one layer, as its CacheSpec says: keys and values [pages, page, kv heads, head dim], or latents."""
 
 
 def attend(
@@ -35,9 +35,10 @@ def attend(
     """
     if isinstance(step, DenseStep):
         assert cache is None
-        return _attend_dense(q, k, v, step.batch, scale, window, soft_cap, alibi_slopes, sinks), None
+        return attend_dense(q, k, v, step.batch, scale, window, soft_cap, alibi_slopes, sinks), None
     assert cache is not None
-    k_pages, v_pages = kv_write(*cache, k, v, step.write_index)
+    k_pages, v_pages = cache
+    k_pages, v_pages = kv_write(k_pages, v_pages, k, v, step.write_index)
     out = paged_attention(
         q, k_pages, v_pages, step.page_table, step.query_start, step.kv_len,
         scale=scale, window=window, soft_cap=soft_cap, alibi_slopes=alibi_slopes, sinks=sinks, decode=step.decode,
@@ -55,22 +56,22 @@ def slopes_of(num_heads: int, bias_max: float = 8.0) -> tuple[float, ...]:
     return tuple(slopes if power == num_heads else (slopes[1::2] + slopes[::2])[:num_heads])
 
 
-def _attend_dense(
+def attend_dense(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
     batch: int,
     scale: float,
-    window: int | None,
-    soft_cap: float | None,
-    alibi_slopes: jax.Array | None,
-    sinks: jax.Array | None,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    alibi_slopes: jax.Array | None = None,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
-    """q: [B * S, H, D]; k, v: [B * S, KH, D]. Differentiable."""
+    """q: [B * S, H, D]; k: [B * S, KH, D]; v: [B * S, KH, DV] -> [B * S, H, DV]. Differentiable."""
     kv_heads, dim = k.shape[1:]
     length = q.shape[0] // batch
     grouped = q.reshape(batch, length, kv_heads, -1, dim)
-    k, v = (x.reshape(batch, length, kv_heads, dim) for x in (k, v))
+    k, v = (x.reshape(batch, length, kv_heads, -1) for x in (k, v))
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
 
     scores = jnp.einsum("bqhgd,bkhd->bhgqk", grouped, k, precision=precision, preferred_element_type=jnp.float32)
@@ -88,4 +89,4 @@ def _attend_dense(
         scores = jnp.concatenate([scores, sink], axis=-1)
     shares = jax.nn.softmax(scores, axis=-1)[..., :length].astype(v.dtype)
     out = jnp.einsum("bhgqk,bkhd->bqhgd", shares, v, precision=precision, preferred_element_type=jnp.float32)
-    return out.astype(q.dtype).reshape(q.shape)
+    return out.astype(q.dtype).reshape(*q.shape[:2], v.shape[-1])

@@ -23,18 +23,24 @@ Routed = tuple[jax.Array, jax.Array]
 
 @dataclass(frozen=True)
 class SoftmaxTopK:
-    """The top_k most probable experts, weighted by their probabilities.
+    """The top_k most probable experts, from the best groups alone, weighted by their probabilities.
 
-    norm: p of the norm that the chosen weights are divided by; 1 makes them sum to 1, None leaves them.
+    The experts stand in `groups` groups of one size; the top_groups of them with the most probable experts stay in
+    the choice. norm: p of the norm that the chosen weights are divided by; 1 makes them sum to 1, None leaves them.
     scale: what they are multiplied by in the end.
     """
 
     top_k: int
     norm: float | None = 1.0
     scale: float = 1.0
+    groups: int = 1
+    top_groups: int = 1
 
     def __call__(self, logits: jax.Array, correction: jax.Array | None) -> Routed:
-        weights, ids = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), self.top_k)
+        shares = jax.nn.softmax(logits, axis=-1)
+        if self.groups > 1:
+            shares = jnp.where(_in_best_groups(shares, self.groups, self.top_groups, judged_by=1), shares, 0.0)
+        weights, ids = jax.lax.top_k(shares, self.top_k)
         if self.norm is not None:
             weights = weights / jnp.linalg.norm(weights, ord=self.norm, axis=-1, keepdims=True)
         return ids, weights * self.scale
@@ -58,16 +64,21 @@ class SigmoidTopK:
         scores = jax.nn.sigmoid(logits)
         choice = scores if correction is None else scores + broadcast(correction, scores)
         if self.groups > 1:
-            grouped = choice.reshape(choice.shape[0], self.groups, -1)
-            best = jax.lax.top_k(grouped, 2)[0].sum(axis=-1)
-            _, kept = jax.lax.top_k(best, self.top_groups)
-            stays = jax.nn.one_hot(kept, self.groups, dtype=jnp.bool_).any(axis=1)
-            choice = jnp.where(stays[:, :, None], grouped, -jnp.inf).reshape(choice.shape)
+            choice = jnp.where(_in_best_groups(choice, self.groups, self.top_groups, judged_by=2), choice, -jnp.inf)
         _, ids = jax.lax.top_k(choice, self.top_k)
         weights = jnp.take_along_axis(scores, ids, axis=-1)
         if self.normalised:
             weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20)
         return ids, weights * self.scale
+
+
+def _in_best_groups(scores: jax.Array, groups: int, top_groups: int, *, judged_by: int) -> jax.Array:
+    """[T, X] bool: the experts of the top_groups groups whose judged_by best scores [T, X] have the largest sums."""
+    grouped = scores.reshape(scores.shape[0], groups, -1)
+    best = jax.lax.top_k(grouped, judged_by)[0].sum(axis=-1)
+    _, kept = jax.lax.top_k(best, top_groups)
+    stays = jax.nn.one_hot(kept, groups, dtype=jnp.bool_).any(axis=1)
+    return jnp.repeat(stays, grouped.shape[2], axis=1)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class CausalLM(nnx.Module):
     def __call__(self, step: Step | DenseStep, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
         """Runs the step's tokens through the layers.
 
-        cache: per layer (k_pages, v_pages), donated by the caller, with a Step; None with a DenseStep.
+        cache: per layer the pools of its cache_specs, donated by the caller, with a Step; None with a DenseStep.
         Returns the final norm's output [T, E] and the cache with this step's keys and values.
         """
         raise NotImplementedError
@@ -87,6 +87,11 @@ class CausalLM(nnx.Module):
         """What each layer caches."""
         config = self.config
         return tuple(PagedKV(config.num_kv_heads, config.head_dim, window) for window in config.windows)
+
+    def drafts(self, tensor: str) -> bool:
+        """Whether a checkpoint's tensor belongs to the layers that draft tokens, which stand behind the model's own."""
+        layer = re.search(r"layers\.(\d+)\.", tensor)
+        return layer is not None and int(layer[1]) >= self.config.num_layers
 
     def ignores_tensor(self, name: str) -> bool:
         """Whether a checkpoint may hold this tensor although the model has no use for it."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxllm.errors import ConfigError
+from jaxllm.layers.mla import Latent
 from jaxllm.layers.mlp import ACTIVATIONS
 from jaxllm.layers.moe import Mixture
 from jaxllm.layers.rope import Linear, Llama3, LongRope, Rope, Yarn
@@ -29,6 +30,7 @@ class ModelConfig:
         soft_cap, logit_soft_cap: bounds of attention scores and of logits, by tanh.
         embed_scale, residual_scale, logit_scale: factors of the embedding, of what a block adds, and of the logits.
         mixture: experts in place of some or all layers' MLPs.
+        latent: the sizes of multi-head latent attention; None in families that cache keys and values.
         initializer_range: standard deviation of random weights.
         dtype: the checkpoint's own type.
         eos_token_ids: ids that end a text; generation_config.json may name others.
@@ -68,6 +70,7 @@ class ModelConfig:
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     mixture: Mixture | None = None
+    latent: Latent | None = None
 
     def __post_init__(self) -> None:
         assert len(self.windows) == self.num_layers

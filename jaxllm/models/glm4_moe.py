@@ -1,6 +1,5 @@
 """GLM-4.5 and 4.6 (GLM team 2025): small experts chosen by sigmoid with a learned correction, as in DeepSeek-V3."""
 
-import re
 from typing import ClassVar
 
 import jax
@@ -69,6 +68,4 @@ class Glm4MoeForCausalLM(LlamaForCausalLM):
         )
 
     def ignores_tensor(self, name: str) -> bool:
-        layer = re.search(r"layers\.(\d+)\.", name)
-        drafts = layer is not None and int(layer[1]) >= self.config.num_layers
-        return drafts or super().ignores_tensor(name)
+        return self.drafts(name) or super().ignores_tensor(name)

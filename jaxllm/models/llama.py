@@ -5,7 +5,7 @@ model_class=MyModel.
 """
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,17 @@ from jaxllm.layers.rope import Rotation, rotate
 from jaxllm.layers.step import DenseStep, Step
 from jaxllm.models.causal_lm import Cache, CausalLM, scaled
 from jaxllm.models.config import Fields, ModelConfig, decoder_config
+
+
+class Attention(Protocol):
+    """What a block mixes its tokens by."""
+
+    def __init__(self, config: ModelConfig, layer: int, dtype: Dtype): ...
+
+    def __call__(
+        self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: LayerCache | None
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """x [T, E] -> [T, E], cache."""
 
 
 class LlamaAttention(nnx.Module):
@@ -80,7 +91,7 @@ class LlamaBlock(nnx.Module):
         config: ModelConfig,
         layer: int,
         dtype: Dtype,
-        attention_class: type[LlamaAttention],
+        attention_class: type[Attention],
         mlp_class: type[GatedMLP] | type[MLP],
     ):
         self.residual_scale = config.residual_scale
@@ -105,7 +116,7 @@ class LlamaForCausalLM(CausalLM):
     """The whole model. Its classes are attributes, so that a subclass swaps one."""
 
     block_class: ClassVar[type[LlamaBlock]] = LlamaBlock
-    attention_class: ClassVar[type[LlamaAttention]] = LlamaAttention
+    attention_class: ClassVar[type[Attention]] = LlamaAttention
     mlp_class: ClassVar[type[GatedMLP] | type[MLP]] = GatedMLP
 
     checkpoint_prefix = "model."

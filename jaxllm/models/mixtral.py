@@ -6,7 +6,7 @@ from jaxllm.layers.mlp import MLP, GatedMLP
 from jaxllm.layers.moe import Mixture, MoE, SoftmaxTopK
 from jaxllm.layers.parameter import Dtype, Source
 from jaxllm.models.config import Fields, ModelConfig, decoder_config
-from jaxllm.models.llama import LlamaAttention, LlamaBlock, LlamaForCausalLM
+from jaxllm.models.llama import Attention, LlamaBlock, LlamaForCausalLM
 
 
 class MoEBlock(LlamaBlock):
@@ -17,7 +17,7 @@ class MoEBlock(LlamaBlock):
         config: ModelConfig,
         layer: int,
         dtype: Dtype,
-        attention_class: type[LlamaAttention],
+        attention_class: type[Attention],
         mlp_class: type[GatedMLP] | type[MLP],
     ):
         super().__init__(config, layer, dtype, attention_class, mlp_class)

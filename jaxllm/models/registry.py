@@ -14,6 +14,8 @@ from jaxllm.models.cohere import Cohere2ForCausalLM, CohereForCausalLM
 from jaxllm.models.config import Fields, ModelConfig
 from jaxllm.models.dbrx import DbrxForCausalLM
 from jaxllm.models.deepseek import DeepseekForCausalLM
+from jaxllm.models.deepseek_v2 import DeepseekV2ForCausalLM
+from jaxllm.models.deepseek_v3 import DeepseekV3ForCausalLM
 from jaxllm.models.exaone import Exaone4ForCausalLM, ExaoneForCausalLM
 from jaxllm.models.falcon import FalconForCausalLM
 from jaxllm.models.gemma import Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM, VaultGemmaForCausalLM
@@ -70,6 +72,8 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "Qwen3MoeForCausalLM": ("qwen3_moe", Qwen3MoeForCausalLM),
     "OlmoeForCausalLM": ("olmoe", OlmoeForCausalLM),
     "DeepseekForCausalLM": ("deepseek", DeepseekForCausalLM),
+    "DeepseekV2ForCausalLM": ("deepseek_v2", DeepseekV2ForCausalLM),
+    "DeepseekV3ForCausalLM": ("deepseek_v3", DeepseekV3ForCausalLM),
     "GraniteMoeForCausalLM": ("granitemoe", GraniteMoeForCausalLM),
     "GraniteMoeSharedForCausalLM": ("granitemoeshared", GraniteMoeForCausalLM),
     "PhimoeForCausalLM": ("phimoe", PhiMoEForCausalLM),

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxllm import weights
 from jaxllm.config import EngineConfig
+from jaxllm.core import elements_per_token
 from jaxllm.errors import ConfigError
 from jaxllm.models import registry
 from jaxllm.runner.programs import VARIANTS, FlatModel, Geometry, ProgramKey, Programs
@@ -111,7 +112,7 @@ def prepare(config: EngineConfig, *, model_class: Any = None, measure: bool = Fa
     model = architecture.within(given(resolved.max_model_len)).build(dtype)
     flat = FlatModel.of(model)
     specs = model.cache_specs()
-    token_bytes = sum(spec.elements_per_token() for spec in specs) * dtype.itemsize
+    token_bytes = elements_per_token(specs) * dtype.itemsize
     weight_bytes = _bytes(flat.leaves)
     budget = device_budget(resolved)
     wants_all = config.num_gpu_blocks_override is None and config.kv_cache_memory_bytes is None and budget is not None

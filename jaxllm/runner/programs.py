@@ -1,10 +1,11 @@
 """What runs on the device: the functions that are compiled, one per shape and variant.
 
 Every program takes (weights, cache, state, packed) and returns (cache, state, out): weights are the model's flat
-leaves, cache is the flat tuple of page pools (k0, v0, k1, v1, ...), packed and out are one int32 array each. Cache
-and state are donated. Layouts of packed and out stand in packing.py.
+leaves, cache is the flat tuple of page pools, layer after layer (k0, v0, k1, v1, ...), packed and out are one int32
+array each. Cache and state are donated. Layouts of packed and out stand in packing.py.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxllm.core import PagedKV
+from jaxllm.core import CacheSpec
 from jaxllm.layers.step import DenseStep, Step
 from jaxllm.runner.packing import COPY_PAIRS, SEED_PADDING, ExtendLayout, RowFlag
 from jaxllm.runner.state import FIRST_PARAM, Column, State, new_state, row_params
@@ -57,7 +58,7 @@ class Geometry:
     max_pages: int  # per request
     vocab_size: int
     num_logprobs: int
-    specs: tuple[PagedKV, ...]
+    specs: tuple[CacheSpec, ...]
 
     @property
     def sink(self) -> int:
@@ -71,12 +72,15 @@ class Geometry:
         return new_state(self.max_num_seqs, self.max_pages, self.vocab_size)
 
     def cache(self, num_pages: int, dtype: Any) -> Leaves:
-        """Empty pools of num_pages pages: keys and values of each layer in turn."""
+        """Empty pools of num_pages pages: those of each layer in turn."""
         return tuple(
-            jnp.zeros((num_pages, self.page_size, spec.num_kv_heads, spec.head_dim), dtype)
-            for spec in self.specs
-            for _ in range(2)
+            jnp.zeros((num_pages, self.page_size, *shape), dtype) for spec in self.specs for shape in spec.pools()
         )
+
+    def by_layer(self, cache: Leaves) -> tuple[Leaves, ...]:
+        """The pools of each layer, from those of all."""
+        pools = iter(cache)
+        return tuple(tuple(itertools.islice(pools, len(spec.pools()))) for spec in self.specs)
 
 
 @dataclass(frozen=True)
@@ -148,8 +152,8 @@ class Programs:
         return model.logits(hidden)
 
     def _run_model(self, weights: Leaves, step: Step, cache: Leaves) -> tuple[jax.Array, Leaves]:
-        hidden, pairs = self.model.merge(weights)(step, tuple(zip(cache[::2], cache[1::2], strict=True)))
-        return hidden, tuple(pool for pair in pairs for pool in pair)
+        hidden, layers = self.model.merge(weights)(step, self.geometry.by_layer(cache))
+        return hidden, tuple(itertools.chain.from_iterable(layers))
 
     def _extend(
         self, key: ProgramKey, weights: Leaves, cache: Leaves, state: State, packed: jax.Array

@@ -56,9 +56,7 @@ class Sequences:
         self.table = order.reshape(rows, pages_per_row)
         self.length = [0] * rows
         self.cache = tuple(
-            tuple(
-                jnp.full((num_pages, PAGE, spec.num_kv_heads, spec.head_dim), jnp.nan, program.dtype) for _ in range(2)
-            )
+            tuple(jnp.full((num_pages, PAGE, *shape), jnp.nan, program.dtype) for shape in spec.pools())
             for spec in program.cache_specs
         )
 

@@ -9,6 +9,7 @@ import pytest
 
 from jaxllm import weights
 from jaxllm.bench.shapes import model_directory
+from jaxllm.core import elements_per_token
 from jaxllm.errors import ConfigError, UnknownModelError
 from jaxllm.layers.parameter import count_parameters, parameters
 from jaxllm.layers.rope import Linear, Llama3, Rope, Yarn
@@ -33,6 +34,7 @@ PUBLISHED = {
     "aiconfigurator/mistralai--Mixtral-8x22B-v0.1_config.json": 140_620_634_112,
     "mlc-presets/qwen2moe.json": 14_315_784_192,
     "mlc-presets/deepseek.json": 16_375_728_128,
+    "mlc-presets/deepseek_v2_lite.json": 15_706_484_224,
     "mlc-presets/gpt2.json": 124_439_808,
     "mlc-presets/gemma_2b.json": 2_506_172_416,
     "mlc-presets/gemma2_2b.json": 2_614_341_888,
@@ -57,6 +59,7 @@ FOREIGN = {  # fields that other programs added to these files
     "sliding_window_attention_size", "sliding_window_size", "tokenizer", "type_vocab_size", "use_res_clamp",
 }  # fmt: skip
 UNSERVED = {  # kinds of an architecture that are refused, and the field that says so
+    "deepseek_v2.json": "num_experts_per_tok",
     "minicpm-moe-8x2b.json": "num_experts",
     "phi-1_5.json": "model_type",
     "phi-2.json": "model_type",
@@ -90,6 +93,17 @@ def test_gpt_oss_without_its_quantisation_has_the_published_count(material, name
     values = json.loads((material / "configs" / "aiconfigurator" / f"openai--gpt-oss-{name}_config.json").read_text())
     del values["quantization_config"]
     assert count_parameters(registry.resolve(values).build("bfloat16")) == count
+
+
+def test_deepseek_v3_without_its_quantisation_has_the_published_count(material):
+    values = json.loads((material / "configs" / "aiconfigurator" / "deepseek-ai--DeepSeek-V3_config.json").read_text())
+    del values["quantization_config"]
+    architecture = registry.resolve(values)
+    assert count_parameters(architecture.build("bfloat16")) == 671_026_419_200
+    assert architecture.config.attention_scale == pytest.approx(192**-0.5 * (0.1 * np.log(40) + 1) ** 2)
+    assert architecture.config.max_position_embeddings == 163_840
+    specs = architecture.build("bfloat16").cache_specs()
+    assert elements_per_token(specs) == 61 * 576
 
 
 def test_the_bundled_mixture_has_the_published_count():

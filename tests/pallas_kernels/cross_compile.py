@@ -21,6 +21,7 @@ from triton.compiler import ASTSource
 
 from pallas_kernels import choose
 from pallas_kernels.kv_write import kv_write
+from pallas_kernels.latent_write import latent_write
 from pallas_kernels.mla_attention import mla_attention
 from pallas_kernels.moe import moe
 from pallas_kernels.paged_attention import paged_attention
@@ -105,6 +106,7 @@ def _calls() -> list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]
         operands = (zeros(8, 16, 128), new, new, angles, angles, pool, pool, ints(8))
         calls.append((qk_norm_rope_kv_write, operands, options))
     calls.append((kv_write, (pool, pool, new, new, ints(8)), {}))
+    calls.append((latent_write, (zeros(5, 64, 576), zeros(8, 576), ints(8)), {}))
     calls.append((rms_norm_residual, (zeros(8, 4096), zeros(8, 4096), zeros(4096), 1e-6), {}))
     return calls
 
