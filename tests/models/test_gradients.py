@@ -17,7 +17,8 @@ REFERENCE = Path(__file__).parent / "reference"
 
 
 @pytest.mark.parametrize(
-    "name", ["gemma2-caps-and-windows", "cohere2-windows", "olmo-clipped", "ministral3-growing-queries"]
+    "name",
+    ["gemma2-caps-and-windows", "cohere2-windows", "olmo-clipped", "ministral3-growing-queries", "deepseek-v2-groups"],
 )
 def test_every_parameter_has_a_finite_gradient(name):
     folder = REFERENCE / name

@@ -2,10 +2,13 @@
 
 import itertools
 import re
+from pathlib import Path
 
 import pytest
 
+from jaxllm.config import EngineConfig
 from jaxllm.runner import Runner
+from jaxllm.runner.plan import prepare
 from jaxllm.runner.programs import VARIANTS, ProgramKey
 from jaxllm.runner.table import closed_table, row_buckets, token_buckets
 
@@ -61,10 +64,8 @@ def test_a_step_takes_the_least_program(runner: Runner) -> None:
 
 def test_no_program_copies_a_pool_or_the_counts(runner: Runner) -> None:
     """Pools and state are donated and updated in place: the compiled programs hold no copy of their size."""
-    pools = {",".join(map(str, pool.shape)) for pool in runner._cache}
-    slots = {",".join(map(str, (pool.shape[0] * pool.shape[1], *pool.shape[2:]))) for pool in runner._cache}
-    counts = ",".join(map(str, runner._state.counts.shape))
-    copies = re.compile(rf"\[(?:{'|'.join([*pools, *slots, counts])})\]\S* (?:copy|copy-start)\(")
+    pools = {_dims(pool.shape) for pool in runner._cache}
+    copies = _copies_of([pool.shape for pool in runner._cache], runner._state.counts.shape)
     for key, compiled in runner.table.compiled.items():
         text = compiled.as_text()
         assert all(f"[{pool}]" in text for pool in pools) or key.kind == "seed", key
@@ -72,6 +73,32 @@ def test_no_program_copies_a_pool_or_the_counts(runner: Runner) -> None:
         donated = sum(x.nbytes for x in runner._cache) + sum(x.nbytes for x in runner._state)
         aliased = compiled.memory_analysis().alias_size_in_bytes
         assert aliased >= donated, f"{key} aliases {aliased} of {donated} donated bytes"
+
+
+def test_no_program_copies_a_pool_of_latents() -> None:
+    config = EngineConfig(
+        model=str(Path(__file__).parents[1] / "models" / "reference" / "deepseek-v2-lite"), max_model_len=44,
+        max_num_seqs=2, max_num_batched_tokens=16, block_size=4, decode_steps=(1, 4), num_gpu_blocks_override=33,
+    )  # fmt: skip
+    prepared = prepare(config)
+    assert prepared.plan.kv_bytes_per_token == 2 * (16 + 8) * 4  # layers, latent and rotated key, float32
+    pool = (33, 4, 16 + 8)
+    for key in prepared.table.keys:
+        if key.kind != "seed" and key.variant == "greedy":
+            text = prepared.table.compile_one(key, 33).as_text()
+            assert f"[{_dims(pool)}]" in text
+            assert not _copies_of([pool]).findall(text), key
+
+
+def _dims(shape: tuple[int, ...]) -> str:
+    return ",".join(map(str, shape))
+
+
+def _copies_of(pools: list[tuple[int, ...]], *others: tuple[int, ...]) -> re.Pattern[str]:
+    """Copies, in a program's text, of pools, of pools as slots, and of arrays of other shapes."""
+    slots = [(pool[0] * pool[1], *pool[2:]) for pool in pools]
+    shapes = "|".join({_dims(shape) for shape in (*pools, *slots, *others)})
+    return re.compile(rf"\[(?:{shapes})\]\S* (?:copy|copy-start)\(")
 
 
 def test_every_program_has_run(runner: Runner) -> None:
