@@ -11,7 +11,8 @@ from jaxllm.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-_MEMORY_SHARE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+_MEMORY_SHARES = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION")
+"""The share of a GPU that JAX reserves, by its two names; to set both is an error of JAX's."""
 CPU_MAX_MODEL_LEN = 8192
 """On a CPU a longer context is served only where it is asked for."""
 
@@ -26,8 +27,10 @@ class _Model(Protocol):
 
 
 def claim_memory(config: EngineConfig) -> None:
-    """Lets JAX reserve gpu_memory_utilization of a GPU. Must come before JAX first touches its devices."""
-    os.environ.setdefault(_MEMORY_SHARE, str(config.gpu_memory_utilization))
+    """Lets JAX reserve gpu_memory_utilization of a GPU, unless the user said what. Must come before JAX first touches
+    its devices."""
+    if not any(name in os.environ for name in _MEMORY_SHARES):
+        os.environ[_MEMORY_SHARES[0]] = str(config.gpu_memory_utilization)
 
 
 def on_gpu() -> bool:
@@ -40,7 +43,7 @@ def device_budget(config: EngineConfig) -> int | None:
     if not stats or "bytes_limit" not in stats:
         return None
     # JAX's own limit is a share of the device already; a smaller utilization takes its part of that.
-    reserved = float(os.environ.get(_MEMORY_SHARE, "0.75"))
+    reserved = float(next((os.environ[name] for name in _MEMORY_SHARES if name in os.environ), "0.75"))
     return int(stats["bytes_limit"] * min(1.0, config.gpu_memory_utilization / reserved))
 
 

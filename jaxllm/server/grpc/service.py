@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+import jaxllm
 from jaxllm.errors import ConfigError, RequestError
 from jaxllm.server.grpc import conversions
 from jaxllm.server.grpc.conversions import CallError
@@ -174,8 +175,8 @@ class ControlService(pb_grpc.ControlServicer):
         async with statuses(context, request):
             device = self._backend.engine.device if self._backend.engine else ""
             response = pb.GetServerInfoResponse(
-                version=_version("jaxllm"),
-                jax_version=_version("jax"),
+                version=jaxllm.__version__,
+                jax_version=importlib.metadata.version("jax"),
                 platform=device if device in ("", "cpu") else "gpu",
                 device=device,
                 uptime_seconds=time.monotonic() - self._backend.started,
@@ -264,13 +265,6 @@ def listen(server: grpc.aio.Server, host: str, port: int) -> int:
 
 def address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"  # running from a source tree
 
 
 async def _read_session(messages: AsyncIterator[pb.SessionRequest], requests: Requests, call: Call) -> None:
