@@ -52,3 +52,33 @@ class DenseStep:
         batch, length = tokens.shape
         positions = jnp.tile(jnp.arange(length, dtype=jnp.int32), batch)
         return cls(tokens=tokens.reshape(-1), positions=positions, batch=batch)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class EncodeStep:
+    """Whole sequences without a cache, ragged over R rows of T tokens together: for encoders and pooling.
+
+    Row r is one sequence: tokens[query_start[r] : query_start[r + 1]], from its first token to its last. Padding
+    tokens stand behind the last row's and yield values nobody reads; padding rows are empty.
+
+    Attributes:
+        tokens: [T] int32 ids.
+        positions: [T] int32 place of each token in its sequence; 0 for padding.
+        query_start: [R + 1] int32.
+        token_types: [T] int32 which segment of its sequence a token belongs to, for models that tell them apart.
+    """
+
+    tokens: jax.Array
+    positions: jax.Array
+    query_start: jax.Array
+    token_types: jax.Array | None = None
+
+    @classmethod
+    def of(cls, tokens: jax.Array, count: jax.Array, token_types: jax.Array | None = None) -> "EncodeStep":
+        """tokens, token_types: [T] int32; count: [R] int32 tokens of each row."""
+        rows, place = count.shape[0], jnp.arange(tokens.shape[0], dtype=jnp.int32)
+        query_start = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(count, dtype=jnp.int32)])
+        row = jnp.searchsorted(query_start[1:], place, side="right", method="compare_all").astype(jnp.int32)
+        positions = jnp.where(place < query_start[-1], place - query_start[jnp.minimum(row, rows - 1)], 0)
+        return cls(tokens, positions.astype(jnp.int32), query_start, token_types)
