@@ -2,8 +2,8 @@
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,41 +13,24 @@ from jaxllm.core import CacheSpec, PagedKV
 from jaxllm.layers.attention import LayerCache
 from jaxllm.layers.embed import Embed
 from jaxllm.layers.linear import Linear
-from jaxllm.layers.parameter import Dtype, Source
+from jaxllm.layers.parameter import Dtype
 from jaxllm.layers.step import DenseStep, Step
-from jaxllm.models.config import Fields, ModelConfig
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.model import Model
 
 Cache = tuple[LayerCache, ...]
 
 
-class CausalLM(nnx.Module):
-    """Base of the families. A subclass adds its layers, and says how tokens become hidden states.
+class CausalLM(Model):
+    """Base of the families. A subclass adds its layers, and says how tokens become hidden states."""
 
-    Class attributes:
-        checkpoint_names: our parameter's path (`*` for a layer's index) -> the checkpoint's tensors.
-        checkpoint_prefix: what some checkpoints leave out at the front of every name.
-        checkpoint_aliases: parts of names -> what some checkpoints write in their place.
-        checkpoint_ignored: regular expressions of tensors that some checkpoints hold and no model needs.
-    """
-
-    checkpoint_names: ClassVar[Mapping[str, Source]] = {}
-    checkpoint_prefix: ClassVar[str] = ""
-    checkpoint_aliases: ClassVar[Mapping[str, str]] = {}
-    checkpoint_ignored: ClassVar[tuple[str, ...]] = ()
-
-    config: ModelConfig
     embed: Embed
     layers: nnx.List[Any]
     head: Callable[[jax.Array, Dtype], jax.Array] | None
 
-    @classmethod
-    def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
-        """Reads the family's config.json."""
-        raise NotImplementedError(f"{cls.__name__} must say how it reads a config.json")
-
     def __init__(self, config: ModelConfig, dtype: Dtype):
         """Builds what every family has, with abstract parameters of `dtype`."""
-        self.config = config
+        super().__init__(config, dtype)
         size, std = config.hidden_size, config.initializer_range
         self.embed = Embed(config.vocab_size, size, dtype, std=std)
         head = Linear(size, config.vocab_size, dtype, axes=("embed", "vocab"), bias=config.head_bias, std=std)
@@ -96,7 +79,7 @@ class CausalLM(nnx.Module):
     def ignores_tensor(self, name: str) -> bool:
         """Whether a checkpoint may hold this tensor although the model has no use for it."""
         tied = self.head is None and name.endswith("lm_head.weight")
-        return tied or any(re.search(pattern, name) for pattern in self.checkpoint_ignored)
+        return tied or super().ignores_tensor(name)
 
 
 def scaled(x: jax.Array, factor: float) -> jax.Array:
