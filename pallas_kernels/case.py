@@ -21,4 +21,7 @@ class Case(Protocol):
         """Fresh operands and keyword arguments; whatever the operation must not read is NaN."""
 
     def expected(self, operands: Sequence[np.ndarray], options: dict[str, Any]) -> list[np.ndarray]:
-        """The results in float64, from plain numpy; NaN where any value will do."""
+        """The results in float64, from plain numpy; NaN where any value will do.
+
+        One in float32 is a result that has that type whatever the operands' is.
+        """

@@ -38,6 +38,9 @@ OPERATIONS = {
     "rms_norm": ("reference",),
     "rms_norm_residual": ("triton", "reference"),
     "moe": ("triton", "reference"),
+    "causal_conv": ("reference",),
+    "selective_scan": ("reference",),
+    "ssd": ("reference",),
 }
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1.6e-2}
 
