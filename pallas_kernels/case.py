@@ -17,8 +17,8 @@ class Case(Protocol):
     def large(self) -> bool:
         """Too much for an interpreter; run on a GPU only."""
 
-    def arguments(self, rng: np.random.Generator, dtype: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
-        """Fresh operands and keyword arguments; whatever the operation must not read is NaN."""
+    def arguments(self, rng: np.random.Generator, dtype: Any) -> tuple[list[Any], dict[str, Any]]:
+        """Fresh operands, None for one left out, and keyword arguments; what the operation must not read is NaN."""
 
     def expected(self, operands: Sequence[np.ndarray], options: dict[str, Any]) -> list[np.ndarray]:
         """The results in float64, from plain numpy; NaN where any value will do.

@@ -71,7 +71,7 @@ class ConvCase:
     activation: str | None = "silu"
     large: bool = False
 
-    def arguments(self, rng: np.random.Generator, dtype: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
+    def arguments(self, rng: np.random.Generator, dtype: Any) -> tuple[list[Any], dict[str, Any]]:
         """Padding tokens and the states of fresh rows are NaN; without a bias there are six operands."""
         x = rng.normal(size=(self.rows.tokens, self.channels)).astype(dtype)
         self.rows.poison(x)

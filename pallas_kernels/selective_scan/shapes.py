@@ -21,7 +21,7 @@ class ScanCase:
     single: bool = False
     large: bool = False
 
-    def arguments(self, rng: np.random.Generator, dtype: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
+    def arguments(self, rng: np.random.Generator, dtype: Any) -> tuple[list[Any], dict[str, Any]]:
         """Padding tokens and the states of fresh rows are NaN; time steps and decays as Mamba's are."""
         tokens = self.rows.tokens
         x = rng.normal(size=(tokens, self.channels)).astype(dtype)
