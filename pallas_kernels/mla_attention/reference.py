@@ -2,7 +2,7 @@
 
 import jax
 
-from pallas_kernels.paged_attention.reference import attend_pages
+from pallas_kernels.paged_attention.reference import attend_rows, paged
 
 
 def mla_attention(
@@ -18,17 +18,19 @@ def mla_attention(
 ) -> jax.Array:
     """See pallas_kernels.mla_attention."""
 
-    def read(table: jax.Array) -> tuple[jax.Array, jax.Array]:
-        latents = latent_pages[table].reshape(table.shape[0], -1, 1, latent_pages.shape[2])
+    span, blocks, gather = paged((latent_pages[:, :, None],), page_table)
+
+    def read(row: jax.Array, block: jax.Array) -> tuple[jax.Array, jax.Array]:
+        (latents,) = gather(row, block)
         return latents, latents[..., :rank]
 
-    return attend_pages(
+    return attend_rows(
         q,
         read,
-        page_table,
         query_start,
         kv_len,
-        page=latent_pages.shape[1],
+        span=span,
+        blocks=blocks,
         kv_heads=1,
         value_dim=rank,
         scale=scale,

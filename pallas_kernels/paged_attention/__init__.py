@@ -19,6 +19,7 @@ def paged_attention(
     soft_cap: float | None = None,
     alibi_slopes: jax.Array | None = None,
     sinks: jax.Array | None = None,
+    position_bias: jax.Array | None = None,
     decode: bool = False,
 ) -> jax.Array:
     """Attends each row's queries to that row's pages, which already hold this step's keys and values.
@@ -28,6 +29,8 @@ def paged_attention(
     query i of it stands at position kv_len[r] - (query_start[r + 1] - i) and sees the positions up to its own,
     of these only the last `window` if given. Scores are scale * q.k, then soft_cap * tanh(scores / soft_cap) if given.
     alibi_slopes: [H], adds slope * (key position - query position) to them (Press et al. 2022).
+    position_bias: [H, W + 1] float32, adds to them the number at min(query position - key position, W) (T5, Raffel et
+    al. 2020).
     sinks: [H], one more logit of each head in the softmax's denominator, which has no value (gpt-oss).
     decode (static): T == R and row r is token r, so query_start is not read.
 
@@ -48,6 +51,10 @@ def paged_attention(
     for name, per_head in (("alibi_slopes", alibi_slopes), ("sinks", sinks)):
         if per_head is not None and per_head.shape != (heads,):
             raise ValueError(f"paged_attention: {name} {per_head.shape} must hold one number for each of {heads} heads")
+    if position_bias is not None and (position_bias.ndim != 2 or position_bias.shape[0] != heads):
+        raise ValueError(
+            f"paged_attention: position_bias {position_bias.shape} must hold numbers by distance for {heads} heads"
+        )
     result: jax.Array = choose.run(
         "paged_attention",
         ("triton", "reference"),
@@ -62,6 +69,7 @@ def paged_attention(
         soft_cap=soft_cap,
         alibi_slopes=None if alibi_slopes is None else jnp.asarray(alibi_slopes, jnp.float32),
         sinks=None if sinks is None else jnp.asarray(sinks, jnp.float32),
+        position_bias=None if position_bias is None else jnp.asarray(position_bias, jnp.float32),
         decode=decode,
     )
     return result

@@ -36,9 +36,12 @@ def paged_attention(
     soft_cap: float | None,
     alibi_slopes: jax.Array | None,
     sinks: jax.Array | None,
+    position_bias: jax.Array | None,
     decode: bool,
 ) -> jax.Array:
     """See pallas_kernels.paged_attention."""
+    if position_bias is not None:
+        raise NotImplementedError("a position bias")
     _, heads, dim = q.shape
     page, kv_heads = k_pages.shape[1:3]
     if dim > _MAX_HEAD_DIM:
