@@ -336,8 +336,8 @@ class Load:
 class PagedKV:
     """What an attention layer caches: keys and values in pages of [page, num_kv_heads, head_dim] each.
 
-    A model declares one such specification per layer, in the order of its layers. `window` is the number of
-    positions a token sees, itself included; None is all of them.
+    `window` is the number of positions a token sees, itself included; None is all of them. With a window, pages
+    wholly behind it return to the pool.
     """
 
     num_kv_heads: int
@@ -361,13 +361,44 @@ class LatentKV:
         return ((self.rank + self.rope_dim,),)
 
 
-CacheSpec = PagedKV | LatentKV
-"""The kinds of cache a layer may declare; more kinds join by union. A pool is [pages, page, *what a token has]."""
+@dataclass(frozen=True, slots=True)
+class RecurrentState:
+    """What a recurrent layer carries from token to token: of each array the shape of one sequence's state, and the
+    name of its dtype, or None for the model's own."""
+
+    arrays: tuple[tuple[tuple[int, ...], str | None], ...]
 
 
-def elements_per_token(specs: tuple[CacheSpec, ...]) -> int:
-    """What one token takes in all layers' pools, in array elements."""
-    return sum(math.prod(shape) for spec in specs for shape in spec.pools())
+@dataclass(frozen=True, slots=True)
+class CrossKV:
+    """What cross-attention reads: an encoder's keys and values, written once per request, in pages as PagedKV's."""
+
+    num_kv_heads: int
+    head_dim: int
+
+    def pools(self) -> tuple[tuple[int, ...], ...]:
+        """Of each pool, what one token of the source has in it: keys, then values."""
+        return ((self.num_kv_heads, self.head_dim),) * 2
+
+
+CacheSpec = PagedKV | LatentKV | RecurrentState | CrossKV
+"""The kinds of cache a layer may declare. A pool of pages is [pages, page, *what a token has], one of states
+[entries, *shape]."""
+
+LayerSpecs = CacheSpec | tuple[CacheSpec, ...]
+"""What a layer declares: one specification, a tuple where it keeps several things, or () where it keeps nothing."""
+
+
+def all_specs(layers: tuple[LayerSpecs, ...]) -> tuple[CacheSpec, ...]:
+    """The specifications of all layers, one after the other."""
+    return tuple(spec for layer in layers for spec in (layer if isinstance(layer, tuple) else (layer,)))
+
+
+def elements_per_token(layers: tuple[LayerSpecs, ...]) -> int:
+    """What one token takes in all layers' pools of pages, in array elements. A source's tokens take as much in those
+    of cross-attention."""
+    paged = (spec for spec in all_specs(layers) if not isinstance(spec, RecurrentState))
+    return sum(math.prod(shape) for spec in paged for shape in spec.pools())
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm import LLM, SamplingParams
-from jaxllm.layers.attention import LayerCache, attend
+from jaxllm.layers.attention import attend
+from jaxllm.layers.cache import PagedCache
 from jaxllm.layers.step import DenseStep, Step
 from jaxllm.models.llama import LlamaAttention, LlamaForCausalLM, Rotation
 
@@ -29,8 +30,8 @@ class SharpenedAttention(LlamaAttention):
     strength = 0.2
 
     def __call__(
-        self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: LayerCache | None
-    ) -> tuple[jax.Array, LayerCache | None]:
+        self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: PagedCache | None
+    ) -> tuple[jax.Array, PagedCache | None]:
         """x [T, E] -> [T, E], cache."""
         q, k, v = (part.reshape(x.shape[0], -1, self.head_dim) for part in self.qkv.split(x))
         q, k = self.place(q, k, rotation)

@@ -1,14 +1,14 @@
 """The seam between a model's heads and whatever computes attention."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 
+from jaxllm.layers.cache import PagedCache
 from jaxllm.layers.step import DenseStep, Step
 from pallas_kernels.kv_write import kv_write
 from pallas_kernels.paged_attention import paged_attention
-
-LayerCache = tuple[jax.Array, ...]
-"""The page pools of one layer, as its CacheSpec says: keys and values [pages, page, kv heads, head dim], or latents."""
 
 
 def attend(
@@ -16,17 +16,17 @@ def attend(
     k: jax.Array,
     v: jax.Array,
     step: Step | DenseStep,
-    cache: LayerCache | None,
+    cache: PagedCache | None,
     *,
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
     alibi_slopes: jax.Array | None = None,
     sinks: jax.Array | None = None,
-) -> tuple[jax.Array, LayerCache | None]:
+) -> tuple[jax.Array, PagedCache | None]:
     """Causal attention of the step's tokens, over the pages with a Step and over themselves with a DenseStep.
 
-    q: [T, H, D]; k, v: [T, KH, D]; cache: the layer's pages, or None with a DenseStep.
+    q: [T, H, D]; k, v: [T, KH, D]; cache: the layer's keys and values, or None with a DenseStep.
     window: positions a token sees, itself included; None is all.
     soft_cap: scaled scores become soft_cap * tanh(scores / soft_cap); None leaves them.
     alibi_slopes: [H] float32; scores then lose slope * how far the key stands behind the query.
@@ -37,13 +37,13 @@ def attend(
         assert cache is None
         return attend_dense(q, k, v, step.batch, scale, window, soft_cap, alibi_slopes, sinks), None
     assert cache is not None
-    k_pages, v_pages = cache
-    k_pages, v_pages = kv_write(k_pages, v_pages, k, v, step.write_index)
+    k_pages, v_pages = cache.pools
+    k_pages, v_pages = kv_write(k_pages, v_pages, k, v, cache.write_index)
     out = paged_attention(
-        q, k_pages, v_pages, step.page_table, step.query_start, step.kv_len,
+        q, k_pages, v_pages, cache.page_table, step.query_start, step.kv_len,
         scale=scale, window=window, soft_cap=soft_cap, alibi_slopes=alibi_slopes, sinks=sinks, decode=step.decode,
     )  # fmt: skip
-    return out, (k_pages, v_pages)
+    return out, replace(cache, pools=(k_pages, v_pages))
 
 
 def slopes_of(num_heads: int, bias_max: float = 8.0) -> tuple[float, ...]:

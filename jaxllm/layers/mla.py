@@ -1,10 +1,11 @@
 """Multi-head latent attention (DeepSeek-V2, 2024): heads share a small latent per token, which alone is cached."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 
-from jaxllm.layers.attention import LayerCache, attend_dense
+from jaxllm.layers.attention import attend_dense
+from jaxllm.layers.cache import PagedCache
 from jaxllm.layers.step import DenseStep, Step
 from pallas_kernels.latent_write import latent_write
 from pallas_kernels.mla_attention import mla_attention
@@ -34,12 +35,12 @@ class Latent:
 
 
 def attend_latents(
-    q: jax.Array, latents: jax.Array, step: Step | DenseStep, cache: LayerCache | None, *, rank: int, scale: float
-) -> tuple[jax.Array, LayerCache | None]:
+    q: jax.Array, latents: jax.Array, step: Step | DenseStep, cache: PagedCache | None, *, rank: int, scale: float
+) -> tuple[jax.Array, PagedCache | None]:
     """Causal attention of the step's tokens to latents, over the pages with a Step, over themselves with a DenseStep.
 
     q: [T, H, R + P], each head's query times its up-projection of keys, then its turned part; latents: [T, R + P], a
-    token's latent, then its turned key; cache: the layer's pool, or None with a DenseStep; rank: R.
+    token's latent, then its turned key; cache: the layer's latents, or None with a DenseStep; rank: R.
     Returns [T, H, R] in q.dtype, for the up-projection of values, and the cache with this step's latents written.
     """
     if isinstance(step, DenseStep):
@@ -47,9 +48,9 @@ def attend_latents(
         keys = latents[:, None]
         return attend_dense(q, keys, keys[..., :rank], step.batch, scale), None
     assert cache is not None
-    (pages,) = cache
-    pages = latent_write(pages, latents, step.write_index)
+    (pages,) = cache.pools
+    pages = latent_write(pages, latents, cache.write_index)
     out = mla_attention(
-        q, pages, step.page_table, step.query_start, step.kv_len, rank=rank, scale=scale, decode=step.decode
+        q, pages, cache.page_table, step.query_start, step.kv_len, rank=rank, scale=scale, decode=step.decode
     )
-    return out, (pages,)
+    return out, replace(cache, pools=(pages,))

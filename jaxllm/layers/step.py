@@ -1,4 +1,4 @@
-"""What a model is called with beside its cache: the tokens of one step and where they stand."""
+"""What a model is called with beside its cache: the tokens of one step and where they stand in their sequences."""
 
 from dataclasses import dataclass, field
 
@@ -9,17 +9,15 @@ import jax.numpy as jnp
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Step:
-    """The tokens of one step, ragged over its rows. T tokens, R rows, MP pages per row at most.
+    """The tokens of one step, ragged over its rows. T tokens, R rows.
 
     A row is one request's share; its tokens are consecutive: tokens[query_start[r] : query_start[r + 1]].
-    Padding tokens stand behind the last row's, write to page 0 and yield values nobody reads; padding rows
+    Padding tokens stand behind the last row's and yield values nobody reads; padding rows
     are empty and have kv_len 0.
 
     Attributes:
         tokens: [T] int32 ids.
         positions: [T] int32 place of each token in its sequence; 0 for padding.
-        write_index: [T] int32 where the token's keys and values go: page * page_size + offset.
-        page_table: [R, MP] int32 pages of each row in order; 0, the sink, where there is none.
         query_start: [R + 1] int32.
         kv_len: [R] int32 tokens of the row in the cache once this step's are written.
         decode: static; True when T == R and every row is one token.
@@ -27,8 +25,6 @@ class Step:
 
     tokens: jax.Array
     positions: jax.Array
-    write_index: jax.Array
-    page_table: jax.Array
     query_start: jax.Array
     kv_len: jax.Array
     decode: bool = field(default=False, metadata={"static": True})

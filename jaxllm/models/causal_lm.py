@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxllm.core import CacheSpec, PagedKV
-from jaxllm.layers.attention import LayerCache
+from jaxllm.core import LayerSpecs, PagedKV
+from jaxllm.layers.cache import LayerCache
 from jaxllm.layers.embed import Embed
 from jaxllm.layers.linear import Linear
 from jaxllm.layers.parameter import Dtype
@@ -39,7 +39,7 @@ class CausalLM(Model):
     def __call__(self, step: Step | DenseStep, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
         """Runs the step's tokens through the layers.
 
-        cache: per layer the pools of its cache_specs, donated by the caller, with a Step; None with a DenseStep.
+        cache: per layer what its cache_specs say, its pools donated by the caller, with a Step; None with a DenseStep.
         Returns the final norm's output [T, E] and the cache with this step's keys and values.
         """
         raise NotImplementedError
@@ -66,7 +66,7 @@ class CausalLM(Model):
         cap = self.config.logit_soft_cap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
-    def cache_specs(self) -> tuple[CacheSpec, ...]:
+    def cache_specs(self) -> tuple[LayerSpecs, ...]:
         """What each layer caches."""
         config = self.config
         return tuple(PagedKV(config.num_kv_heads, config.head_dim, window) for window in config.windows)

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxllm.core import CacheSpec, LatentKV
-from jaxllm.layers.attention import LayerCache
+from jaxllm.core import LatentKV, LayerSpecs
+from jaxllm.layers.cache import PagedCache
 from jaxllm.layers.linear import Linear
 from jaxllm.layers.mla import Latent, attend_latents
 from jaxllm.layers.moe import Mixture, Routing, SoftmaxTopK
@@ -59,8 +59,8 @@ class LatentAttention(nnx.Module):
         )
 
     def __call__(
-        self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: LayerCache | None
-    ) -> tuple[jax.Array, LayerCache | None]:
+        self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: PagedCache | None
+    ) -> tuple[jax.Array, PagedCache | None]:
         """x [T, E] -> [T, E], cache."""
         assert rotation is not None
         tokens, latent = x.shape[0], self.latent
@@ -125,7 +125,7 @@ class DeepseekV2ForCausalLM(LlamaForCausalLM):
         mixture = read_mixture(fields, routing, dense=fields.take("first_k_dense_replace", int, 0))
         return latent_config(fields, architecture, mixture, interleaved=True, eos_token_id=2)
 
-    def cache_specs(self) -> tuple[CacheSpec, ...]:
+    def cache_specs(self) -> tuple[LayerSpecs, ...]:
         latent = self.config.latent
         assert latent is not None
         return (LatentKV(latent.rank, latent.rope_dim),) * self.config.num_layers

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import jax
 
-from jaxllm.layers.attention import LayerCache
+from jaxllm.layers.cache import PagedCache
 from jaxllm.layers.mlp import MLP, GatedMLP
 from jaxllm.layers.norm import UnitOffsetRMSNorm
 from jaxllm.layers.parameter import Dtype, Source
@@ -36,8 +36,8 @@ class SandwichBlock(LlamaBlock):
         self.mlp_out_norm = self.norm_class(config.hidden_size, config.norm_eps, dtype)
 
     def __call__(
-        self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: LayerCache | None
-    ) -> tuple[jax.Array, LayerCache | None]:
+        self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: PagedCache | None
+    ) -> tuple[jax.Array, PagedCache | None]:
         """x [T, E] -> [T, E], cache."""
         mixed, cache = self.attention(self.attention_norm(x), rotation, step, cache)
         x = x + scaled(self.attention_out_norm(mixed), self.residual_scale)

@@ -5,7 +5,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxllm.layers.attention import LayerCache, attend
+from jaxllm.layers.attention import attend
+from jaxllm.layers.cache import PagedCache
 from jaxllm.layers.moe import Mixture, SoftmaxTopK
 from jaxllm.layers.parameter import Constant, Dtype, Layout, Parameter, Source
 from jaxllm.layers.rope import Rotation
@@ -28,8 +29,8 @@ class GptOssAttention(LlamaAttention):
         self.sinks = Parameter((config.num_heads,), dtype, axes=("heads",), init=Constant(0.0))
 
     def __call__(
-        self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: LayerCache | None
-    ) -> tuple[jax.Array, LayerCache | None]:
+        self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: PagedCache | None
+    ) -> tuple[jax.Array, PagedCache | None]:
         """x [T, E] -> [T, E], cache."""
         q, k, v = self.heads(x)
         q, k = self.place(q, k, rotation)

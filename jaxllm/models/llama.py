@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxllm.layers.attention import LayerCache, attend
+from jaxllm.layers.attention import attend
+from jaxllm.layers.cache import PagedCache
 from jaxllm.layers.linear import Linear
 from jaxllm.layers.mlp import MLP, GatedMLP
 from jaxllm.layers.norm import LayerNorm, RMSNorm
@@ -29,8 +30,8 @@ class Attention(Protocol):
     def __init__(self, config: ModelConfig, layer: int, dtype: Dtype): ...
 
     def __call__(
-        self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: LayerCache | None
-    ) -> tuple[jax.Array, LayerCache | None]:
+        self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: PagedCache | None
+    ) -> tuple[jax.Array, PagedCache | None]:
         """x [T, E] -> [T, E], cache."""
 
 
@@ -55,8 +56,8 @@ class LlamaAttention(nnx.Module):
         )
 
     def __call__(
-        self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: LayerCache | None
-    ) -> tuple[jax.Array, LayerCache | None]:
+        self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: PagedCache | None
+    ) -> tuple[jax.Array, PagedCache | None]:
         """x [T, E] -> [T, E], cache."""
         q, k, v = self.heads(x)
         q, k = self.place(q, k, rotation)
@@ -104,8 +105,8 @@ class LlamaBlock(nnx.Module):
         )  # fmt: skip
 
     def __call__(
-        self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: LayerCache | None
-    ) -> tuple[jax.Array, LayerCache | None]:
+        self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: PagedCache | None
+    ) -> tuple[jax.Array, PagedCache | None]:
         """x [T, E] -> [T, E], cache."""
         mixed, cache = self.attention(self.attention_norm(x), rotation, step, cache)
         x = x + scaled(mixed, self.residual_scale)

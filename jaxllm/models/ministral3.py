@@ -6,7 +6,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxllm.layers.attention import LayerCache, attend
+from jaxllm.layers.attention import attend
+from jaxllm.layers.cache import PagedCache
 from jaxllm.layers.parameter import Dtype
 from jaxllm.layers.rope import Rotation
 from jaxllm.layers.step import DenseStep, Step
@@ -32,8 +33,8 @@ class Ministral3Attention(LlamaAttention):
         self.query_growth, self.query_context = config.query_growth, config.query_context
 
     def __call__(
-        self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: LayerCache | None
-    ) -> tuple[jax.Array, LayerCache | None]:
+        self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: PagedCache | None
+    ) -> tuple[jax.Array, PagedCache | None]:
         """x [T, E] -> [T, E], cache."""
         q, k, v = self.heads(x)
         q, k = self.place(q, k, rotation)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import jax
 
-from jaxllm.layers.attention import LayerCache
+from jaxllm.layers.cache import PagedCache
 from jaxllm.layers.norm import LayerNorm, RMSNorm
 from jaxllm.layers.parameter import Dtype, Source
 from jaxllm.layers.rope import Rotation
@@ -32,8 +32,8 @@ class PostNormBlock(LlamaBlock):
     """x + norm(attention(x)), then x + norm(mlp(x))."""
 
     def __call__(
-        self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: LayerCache | None
-    ) -> tuple[jax.Array, LayerCache | None]:
+        self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: PagedCache | None
+    ) -> tuple[jax.Array, PagedCache | None]:
         """x [T, E] -> [T, E], cache."""
         mixed, cache = self.attention(x, rotation, step, cache)
         x = x + self.attention_norm(mixed)

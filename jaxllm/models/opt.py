@@ -7,7 +7,7 @@ from typing import ClassVar
 import jax
 from flax import nnx
 
-from jaxllm.layers.attention import LayerCache
+from jaxllm.layers.cache import PagedCache
 from jaxllm.layers.embed import Embed
 from jaxllm.layers.linear import Linear
 from jaxllm.layers.mlp import MLP, GatedMLP
@@ -49,8 +49,8 @@ class OPTBlock(LlamaBlock):
         self.norm_first = config.norm_first
 
     def __call__(
-        self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: LayerCache | None
-    ) -> tuple[jax.Array, LayerCache | None]:
+        self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: PagedCache | None
+    ) -> tuple[jax.Array, PagedCache | None]:
         """x [T, E] -> [T, E], cache."""
         if self.norm_first:
             return super().__call__(x, rotation, step, cache)

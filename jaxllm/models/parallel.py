@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import jax
 
-from jaxllm.layers.attention import LayerCache
+from jaxllm.layers.cache import PagedCache
 from jaxllm.layers.mlp import MLP, GatedMLP
 from jaxllm.layers.norm import LayerNorm, RMSNorm
 from jaxllm.layers.parameter import Dtype
@@ -33,8 +33,8 @@ class ParallelBlock(LlamaBlock):
             del self.mlp_norm
 
     def __call__(
-        self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: LayerCache | None
-    ) -> tuple[jax.Array, LayerCache | None]:
+        self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: PagedCache | None
+    ) -> tuple[jax.Array, PagedCache | None]:
         """x [T, E] -> [T, E], cache."""
         if not self.norms:
             return super().__call__(x, rotation, step, cache)

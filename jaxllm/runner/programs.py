@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxllm.core import CacheSpec
+from jaxllm.core import CacheSpec, LatentKV, LayerSpecs, PagedKV, all_specs
+from jaxllm.layers.cache import LayerCache, PagedCache
 from jaxllm.layers.step import DenseStep, Step
 from jaxllm.runner.packing import COPY_PAIRS, SEED_PADDING, ExtendLayout, RowFlag
 from jaxllm.runner.state import FIRST_PARAM, Column, State, new_state, row_params
@@ -58,7 +59,7 @@ class Geometry:
     max_pages: int  # per request
     vocab_size: int
     num_logprobs: int
-    specs: tuple[CacheSpec, ...]
+    specs: tuple[LayerSpecs, ...]
 
     @property
     def sink(self) -> int:
@@ -74,13 +75,24 @@ class Geometry:
     def cache(self, num_pages: int, dtype: Any) -> Leaves:
         """Empty pools of num_pages pages: those of each layer in turn."""
         return tuple(
-            jnp.zeros((num_pages, self.page_size, *shape), dtype) for spec in self.specs for shape in spec.pools()
+            jnp.zeros((num_pages, self.page_size, *shape), dtype)
+            for spec in all_specs(self.specs)
+            for shape in self._pools(spec)
         )
 
-    def by_layer(self, cache: Leaves) -> tuple[Leaves, ...]:
-        """The pools of each layer, from those of all."""
-        pools = iter(cache)
-        return tuple(tuple(itertools.islice(pools, len(spec.pools()))) for spec in self.specs)
+    def by_layer(self, pools: Leaves, page_table: jax.Array, write_index: jax.Array) -> tuple[LayerCache, ...]:
+        """What each layer is given, from the pools of all."""
+        rest = iter(pools)
+
+        def cache(spec: CacheSpec) -> PagedCache:
+            return PagedCache(tuple(itertools.islice(rest, len(self._pools(spec)))), page_table, write_index)
+
+        return tuple(tuple(map(cache, layer)) if isinstance(layer, tuple) else cache(layer) for layer in self.specs)
+
+    def _pools(self, spec: CacheSpec) -> tuple[tuple[int, ...], ...]:
+        if not isinstance(spec, PagedKV | LatentKV):
+            raise NotImplementedError(f"{spec}: only caches of keys and values, or of latents, are served so far")
+        return spec.pools()
 
 
 @dataclass(frozen=True)
@@ -151,9 +163,12 @@ class Programs:
         hidden, _ = model(DenseStep.of(tokens[None]), None)
         return model.logits(hidden)
 
-    def _run_model(self, weights: Leaves, step: Step, cache: Leaves) -> tuple[jax.Array, Leaves]:
-        hidden, layers = self.model.merge(weights)(step, self.geometry.by_layer(cache))
-        return hidden, tuple(itertools.chain.from_iterable(layers))
+    def _run_model(
+        self, weights: Leaves, step: Step, pools: Leaves, page_table: jax.Array, write_index: jax.Array
+    ) -> tuple[jax.Array, Leaves]:
+        hidden, layers = self.model.merge(weights)(step, self.geometry.by_layer(pools, page_table, write_index))
+        caches = itertools.chain.from_iterable(layer if isinstance(layer, tuple) else (layer,) for layer in layers)
+        return hidden, tuple(itertools.chain.from_iterable(cache.pools for cache in caches))
 
     def _extend(
         self, key: ProgramKey, weights: Leaves, cache: Leaves, state: State, packed: jax.Array
@@ -176,15 +191,12 @@ class Programs:
         step = Step(
             tokens=jnp.where(on_device[row], old[row, Column.LAST_TOKEN], ids),
             positions=position,
-            # A request that has met its end on the device owns no page any more: its write goes to the sink.
-            write_index=jnp.where(
-                real & ~done[row], page * geometry.page_size + position % geometry.page_size, jnp.int32(0)
-            ),
-            page_table=pages,
             query_start=query_start,
             kv_len=jnp.where(count > 0, start + count, jnp.int32(0)),
         )
-        hidden, cache = self._forward(weights, step, cache)
+        # A request that has met its end on the device owns no page any more: its write goes to the sink.
+        write = page * geometry.page_size + position % geometry.page_size
+        hidden, cache = self._forward(weights, step, cache, pages, jnp.where(real & ~done[row], write, jnp.int32(0)))
 
         model = self.model.merge(weights)
         logits = model.logits(hidden[jnp.maximum(query_start[1:] - 1, jnp.int32(0))])
@@ -223,13 +235,11 @@ class Programs:
             step = Step(
                 tokens=last,
                 positions=at,
-                write_index=jnp.where(active, write, jnp.int32(0)),
-                page_table=table,
                 query_start=jnp.arange(size + 1, dtype=jnp.int32),
                 kv_len=jnp.where(active, at + 1, jnp.int32(0)),
                 decode=True,
             )
-            hidden, cache = self._forward(weights, step, cache)
+            hidden, cache = self._forward(weights, step, cache, table, jnp.where(active, write, jnp.int32(0)))
             logits = self.model.merge(weights).logits(hidden)
             drawn = self._draw(key.variant, logits, rows, state._replace(counts=counts), slot, at + 1, active)
             out = jax.tree.map(lambda all_steps, new: all_steps.at[i].set(new), out, (drawn.tokens, drawn.logprobs))

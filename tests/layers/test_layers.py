@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from jaxllm.layers.attention import attend
+from jaxllm.layers.cache import PagedCache
 from jaxllm.layers.embed import Embed
 from jaxllm.layers.linear import Linear
 from jaxllm.layers.norm import LayerNorm, RMSNorm
@@ -124,15 +125,17 @@ def test_dense_and_paged_attention_agree(window):
     step = Step(
         tokens=dense.tokens,
         positions=dense.positions,
-        write_index=jnp.asarray((table[:, place // page] * page + place % page).reshape(-1)),
-        page_table=jnp.asarray(table),
         query_start=jnp.asarray([0, length, 2 * length], jnp.int32),
         kv_len=jnp.full(2, length, jnp.int32),
     )
-    pages = tuple(jnp.full((7, page, kv_heads, dim), jnp.nan) for _ in range(2))
-    actual, (k_pages, _) = attend(q, k, v, step, pages, scale=0.3, window=window)
+    cache = PagedCache(
+        pools=tuple(jnp.full((7, page, kv_heads, dim), jnp.nan) for _ in range(2)),
+        page_table=jnp.asarray(table),
+        write_index=jnp.asarray((table[:, place // page] * page + place % page).reshape(-1)),
+    )
+    actual, cache = attend(q, k, v, step, cache, scale=0.3, window=window)
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(k_pages[3, 0], k[0])
+    np.testing.assert_array_equal(cache.pools[0][3, 0], k[0])
 
 
 def test_dense_attention_is_causal_windowed_and_differentiable():

@@ -1,6 +1,7 @@
 """Runs a model over a paged cache as the runner does, in plain form: for tests of models and layers."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxllm.core import CacheSpec, LatentKV, PagedKV, RecurrentState, all_specs
+from jaxllm.layers.cache import Cache, PagedCache, StateCache
 from jaxllm.layers.step import DenseStep, Step
 
 PAGE = 8
@@ -29,6 +32,7 @@ class Program:
         self._paged = jax.jit(forward, donate_argnums=2, compiler_options=options)
         self._dense = jax.jit(forward, compiler_options=options)
         self.cache_specs = model.cache_specs()
+        self.recurrent = any(isinstance(spec, RecurrentState) for spec in all_specs(self.cache_specs))
         self.dtype = jax.tree.leaves(state)[0].dtype
 
     def dense(self, sequences: list[np.ndarray]) -> list[np.ndarray]:
@@ -46,7 +50,7 @@ class Program:
 
 
 class Sequences:
-    """Sequences that grow over shuffled pages. What no token wrote is NaN, so that reading it shows."""
+    """Sequences that grow over shuffled pages and states. What no token wrote is NaN, so that reading it shows."""
 
     def __init__(self, program: Program, rows: int = 4, pages_per_row: int = 4):
         self.program = program
@@ -54,17 +58,21 @@ class Sequences:
         num_pages = 1 + rows * pages_per_row
         order = np.random.default_rng(7).permutation(np.arange(1, num_pages)).astype(np.int32)
         self.table = order.reshape(rows, pages_per_row)
+        self.entry = np.arange(1, rows + 1, dtype=np.int32)[::-1]  # of each row's states
         self.length = [0] * rows
+        nowhere = np.zeros(1, np.int32)
         self.cache = tuple(
-            tuple(jnp.full((num_pages, PAGE, *shape), jnp.nan, program.dtype) for shape in spec.pools())
-            for spec in program.cache_specs
+            tuple(self._empty(spec, nowhere, num_pages) for spec in layer)
+            if isinstance(layer, tuple)
+            else self._empty(layer, nowhere, num_pages)
+            for layer in program.cache_specs
         )
 
     def extend(self, new: dict[int, Any], tokens_in_step: int = 24) -> dict[int, np.ndarray]:
         """Appends new[row] to its row, all in one ragged step, in the order given. Logits [len(new[row]), V] each."""
         tokens = np.zeros(tokens_in_step, np.int32)
         positions, write_index = np.zeros_like(tokens), np.zeros_like(tokens)
-        table = np.zeros_like(self.table)
+        table, entry = np.zeros_like(self.table), np.zeros_like(self.entry)
         query_start, kv_len = np.zeros(self.rows + 1, np.int32), np.zeros(self.rows, np.int32)
         at = 0
         for place, (row, ids) in enumerate(new.items()):
@@ -75,16 +83,18 @@ class Sequences:
             self.length[row] += len(ids)
             used = -(-self.length[row] // PAGE)
             table[place, :used] = self.table[row, :used]
+            entry[place] = self.entry[row]
             at += len(ids)
             query_start[place + 1 :] = at
             kv_len[place] = self.length[row]
-        logits = self._run(tokens, positions, write_index, table, query_start, kv_len, decode=False)
+        step = Step(*map(jnp.asarray, (tokens, positions, query_start, kv_len)))
+        logits = self._run(step, write_index, table, entry)
         return {row: logits[query_start[i] : query_start[i + 1]] for i, row in enumerate(new)}
 
     def decode(self, new: dict[int, int]) -> dict[int, np.ndarray]:
         """Appends one token to each row of `new`; the other rows are padding. Logits [V] each."""
         tokens, positions, write_index, kv_len = (np.zeros(self.rows, np.int32) for _ in range(4))
-        table = np.zeros_like(self.table)
+        table, entry = np.zeros_like(self.table), np.zeros_like(self.entry)
         for row, token in new.items():
             position = self.length[row]
             tokens[row], positions[row] = token, position
@@ -93,27 +103,59 @@ class Sequences:
             kv_len[row] = self.length[row]
             used = -(-self.length[row] // PAGE)
             table[row, :used] = self.table[row, :used]
+            entry[row] = self.entry[row]
         query_start = np.arange(self.rows + 1, dtype=np.int32)
-        logits = self._run(tokens, positions, write_index, table, query_start, kv_len, decode=True)
+        step = Step(*map(jnp.asarray, (tokens, positions, query_start, kv_len)), decode=True)
+        logits = self._run(step, write_index, table, entry)
         return {row: logits[row] for row in new}
 
     def preempt(self) -> None:
-        """Every row loses its pages to its neighbour, what is in them included, and has nothing computed."""
-        self.table = np.roll(self.table, 1, axis=0)
+        """Every row loses its pages and states to its neighbour, what is in them included, and has nothing computed."""
+        self.table, self.entry = np.roll(self.table, 1, axis=0), np.roll(self.entry, 1)
         self.length = [0] * self.rows
 
     def share(self, source: int, target: int, tokens: int) -> None:
-        """An empty row begins with another's first tokens: full pages are the same, the last is copied."""
+        """An empty row begins with another's first tokens: full pages are the same, the last is copied, and so are
+        states, which serve the place where they stand alone."""
         assert self.length[target] == 0 < tokens <= self.length[source]
         full = tokens // PAGE
         self.table[target, :full] = self.table[source, :full]
         if tokens % PAGE:
-            old, new = int(self.table[source, full]), int(self.table[target, full])
-            self.cache = jax.tree.map(lambda pool: pool.at[new].set(pool[old]), self.cache)
+            self._copy(PagedCache, int(self.table[source, full]), int(self.table[target, full]))
+        if self.program.recurrent:
+            assert tokens == self.length[source]
+            self._copy(StateCache, int(self.entry[source]), int(self.entry[target]))
         self.length[target] = tokens
 
-    def _run(self, *fields: np.ndarray, decode: bool) -> np.ndarray:
-        step = Step(*(jnp.asarray(field) for field in fields), decode=decode)
+    def _empty(self, spec: CacheSpec, nowhere: np.ndarray, num_pages: int) -> Cache:
+        dtype = self.program.dtype
+        if isinstance(spec, RecurrentState):
+            shapes = [((self.rows + 1, *shape), jnp.dtype(name or dtype)) for shape, name in spec.arrays]
+            return StateCache(tuple(jnp.full(shape, jnp.nan, dtype) for shape, dtype in shapes), nowhere)
+        assert isinstance(spec, PagedKV | LatentKV)
+        pools = tuple(jnp.full((num_pages, PAGE, *shape), jnp.nan, dtype) for shape in spec.pools())
+        return PagedCache(pools, nowhere, nowhere)
+
+    def _each(self, change: Callable[[Any], Any]) -> None:
+        self.cache = jax.tree.map(change, self.cache, is_leaf=lambda x: isinstance(x, Cache))
+
+    def _copy(self, kind: type, source: int, target: int) -> None:
+        """From page to page, or from entry to entry, of every cache of this kind."""
+
+        def copy(cache: Cache) -> Cache:
+            if not isinstance(cache, kind):
+                return cache
+            return replace(cache, pools=tuple(pool.at[target].set(pool[source]) for pool in cache.pools))
+
+        self._each(copy)
+
+    def _run(self, step: Step, write_index: np.ndarray, table: np.ndarray, entry: np.ndarray) -> np.ndarray:
+        def place(cache: Cache) -> Cache:
+            if isinstance(cache, StateCache):
+                return replace(cache, index=jnp.asarray(entry))
+            return replace(cache, page_table=jnp.asarray(table), write_index=jnp.asarray(write_index))
+
+        self._each(place)
         logits, self.cache = self.program.paged(step, self.cache)
         return np.asarray(logits)
 
