@@ -1,7 +1,7 @@
 """Mixtures of experts: routing, which chooses each token's experts and weighs them, and the experts themselves.
 
 A routing is called with the router's scores, logits [T, X] float32, and the learned correction [X] float32 or None,
-which SigmoidTopK alone has a use for.
+which SparseMixer has no use for.
 
 Sources: Shazeer et al. 2017; Mixtral, Jiang et al. 2024; DeepSeek-V3, DeepSeek-AI 2024; SparseMixer, Liu et al. 2024.
 """
@@ -26,8 +26,9 @@ class SoftmaxTopK:
     """The top_k most probable experts, from the best groups alone, weighted by their probabilities.
 
     The experts stand in `groups` groups of one size; the top_groups of them with the most probable experts stay in
-    the choice. norm: p of the norm that the chosen weights are divided by; 1 makes them sum to 1, None leaves them.
-    scale: what they are multiplied by in the end.
+    the choice. A learned correction, where there is one, is added for the choice alone. norm: p of the norm that the
+    chosen weights are divided by, `least` at the least; 1 makes them sum to 1, None leaves them. scale: what they are
+    multiplied by in the end.
     """
 
     top_k: int
@@ -35,14 +36,20 @@ class SoftmaxTopK:
     scale: float = 1.0
     groups: int = 1
     top_groups: int = 1
+    least: float = 0.0
 
     def __call__(self, logits: jax.Array, correction: jax.Array | None) -> Routed:
         shares = jax.nn.softmax(logits, axis=-1)
         if self.groups > 1:
             shares = jnp.where(_in_best_groups(shares, self.groups, self.top_groups, judged_by=1), shares, 0.0)
-        weights, ids = jax.lax.top_k(shares, self.top_k)
+        if correction is None:
+            weights, ids = jax.lax.top_k(shares, self.top_k)
+        else:
+            _, ids = jax.lax.top_k(shares + broadcast(correction, shares), self.top_k)
+            weights = jnp.take_along_axis(shares, ids, axis=-1)
         if self.norm is not None:
-            weights = weights / jnp.linalg.norm(weights, ord=self.norm, axis=-1, keepdims=True)
+            size = jnp.linalg.norm(weights, ord=self.norm, axis=-1, keepdims=True)
+            weights = weights / jnp.maximum(size, self.least)
         return ids, weights * self.scale
 
 

@@ -78,7 +78,7 @@ class CausalLM(Model):
 
     def ignores_tensor(self, name: str) -> bool:
         """Whether a checkpoint may hold this tensor although the model has no use for it."""
-        tied = self.head is None and name.endswith("lm_head.weight")
+        tied = self.head is None and name.endswith(("lm_head.weight", "embed_out.weight"))
         return tied or super().ignores_tensor(name)
 
 

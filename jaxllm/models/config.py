@@ -344,9 +344,17 @@ def read_rope(
     if kind == "default":
         rope = Rope(head_dim, theta)
     elif kind == "dynamic":  # differs beyond max_position_embeddings only, where nothing is served
-        inner.take("factor", float, None)
-        inner.raw("original_max_position_embeddings")
-        rope = Rope(head_dim, theta)
+        for name in (
+            "factor",
+            "original_max_position_embeddings",
+            "beta_fast",
+            "beta_slow",
+            "mscale",
+            "mscale_all_dim",
+        ):
+            inner.raw(name)
+        alpha = inner.take("alpha", float, 1.0)  # Hunyuan's: a larger base everywhere
+        rope = Rope(head_dim, theta * alpha ** (head_dim / (head_dim - 2)) if alpha != 1.0 else theta)
     elif kind == "linear":
         rope = Rope(head_dim, theta, Linear(inner.take("factor", float)))
     elif kind == "llama3":

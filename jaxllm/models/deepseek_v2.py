@@ -19,7 +19,7 @@ from jaxllm.layers.rope import Rotation, Yarn, rotate
 from jaxllm.layers.step import DenseStep, Step
 from jaxllm.models.config import Fields, ModelConfig, decoder_config
 from jaxllm.models.deepseek import EXPERT_NAMES
-from jaxllm.models.llama import LlamaForCausalLM
+from jaxllm.models.llama import LlamaBlock, LlamaForCausalLM
 from jaxllm.models.mixtral import MoEBlock
 
 _NORM_EPS = 1e-6
@@ -89,7 +89,7 @@ _BY_HEAD = Layout(lambda shape: (shape[0] * shape[1], shape[2]), lambda tensor, 
 
 
 class DeepseekV2ForCausalLM(LlamaForCausalLM):
-    block_class = MoEBlock
+    block_class: ClassVar[type[LlamaBlock]] = MoEBlock
     attention_class = LatentAttention
     checkpoint_names: ClassVar[dict[str, Source]] = (
         LlamaForCausalLM.checkpoint_names
@@ -147,7 +147,7 @@ def read_mixture(fields: Fields, routing: Routing, *, dense: int, correction: bo
 
 
 def latent_config(
-    fields: Fields, architecture: str, mixture: Mixture, *, interleaved: bool, eos_token_id: int
+    fields: Fields, architecture: str, mixture: Mixture | None, *, interleaved: bool, eos_token_id: int
 ) -> ModelConfig:
     """What DeepSeek's files say beside the mixture: latent attention, and a decoder around it."""
     latent = Latent(

@@ -49,13 +49,13 @@ class Exaone4ForCausalLM(LlamaForCausalLM):
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
         window = fields.size("sliding_window", None)
-        period = _period(fields)
+        period = read_period(fields)
         windows = read_layer_types(fields, fields.size("num_hidden_layers"), window, period)
         config = decoder_config(fields, architecture, eos_token_id=2, windows=windows)
         return config if window is None else without_global_rope(config)
 
 
-def _period(fields: Fields) -> int:
+def read_period(fields: Fields) -> int:
     """Layers from one that sees all to the next; 4 may be written LLLG."""
     pattern = fields.raw("sliding_window_pattern", 4)
     if isinstance(pattern, str) and pattern == "L" * (len(pattern) - 1) + "G":

@@ -29,7 +29,7 @@ class Glm4MoeAttention(LlamaAttention):
 
 class Glm4MoeForCausalLM(LlamaForCausalLM):
     block_class = MoEBlock
-    attention_class = Glm4MoeAttention
+    attention_class: ClassVar[type[LlamaAttention]] = Glm4MoeAttention
     checkpoint_names: ClassVar[dict[str, Source]] = (
         Qwen3ForCausalLM.checkpoint_names
         | EXPERT_NAMES
@@ -38,26 +38,7 @@ class Glm4MoeForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
-        for name in ("num_nextn_predict_layers", "num_mtp_layers"):  # layers that draft, behind the model's own
-            fields.raw(name)
-        dense, num_layers = fields.take("first_k_dense_replace", int, 1), fields.size("num_hidden_layers")
-        inner_size = fields.size("moe_intermediate_size", 1408)
-        num_experts = fields.size("num_local_experts", None) or fields.size("n_routed_experts", 128)
-        groups = fields.size("n_group", 1)
-        mixture = Mixture(
-            sparse=tuple(layer >= dense for layer in range(num_layers)),
-            num_experts=num_experts,
-            inner_size=inner_size,
-            routing=SigmoidTopK(
-                fields.size("num_experts_per_tok", 8),
-                groups=groups,
-                top_groups=fields.size("topk_group", 1),
-                normalised=fields.take("norm_topk_prob", bool, True),
-                scale=fields.take("routed_scaling_factor", float, 1.0),
-            ),
-            shared_size=inner_size * fields.size("n_shared_experts", 1),
-            correction=True,
-        )
+        mixture = read_mixture(fields, dense=fields.take("first_k_dense_replace", int, 1))
         return decoder_config(
             fields,
             architecture,
@@ -69,3 +50,25 @@ class Glm4MoeForCausalLM(LlamaForCausalLM):
 
     def ignores_tensor(self, name: str) -> bool:
         return self.drafts(name) or super().ignores_tensor(name)
+
+
+def read_mixture(fields: Fields, *, dense: int) -> Mixture:
+    """The mixture as GLM's files give it, in all layers but the first `dense`."""
+    for name in ("num_nextn_predict_layers", "num_mtp_layers"):  # layers that draft, behind the model's own
+        fields.raw(name)
+    inner_size = fields.size("moe_intermediate_size", 1408)
+    num_experts = fields.size("num_local_experts", None) or fields.size("n_routed_experts", 128)
+    return Mixture(
+        sparse=tuple(layer >= dense for layer in range(fields.size("num_hidden_layers"))),
+        num_experts=num_experts,
+        inner_size=inner_size,
+        routing=SigmoidTopK(
+            fields.size("num_experts_per_tok", 8),
+            groups=fields.size("n_group", 1),
+            top_groups=fields.size("topk_group", 1),
+            normalised=fields.take("norm_topk_prob", bool, True),
+            scale=fields.take("routed_scaling_factor", float, 1.0),
+        ),
+        shared_size=inner_size * fields.take("n_shared_experts", int, 1),
+        correction=True,
+    )

@@ -1,6 +1,7 @@
 """GPT-NeoX (Black et al. 2022), Pythia, Dolly, RedPajama: parallel blocks as a rule, a norm for each half of them, part
 of each head turned, queries, keys and values fused head by head."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 import jax
@@ -63,4 +64,36 @@ class GPTNeoXForCausalLM(LlamaForCausalLM):
             out_bias=bias,
             mlp_bias=True,
             parallel_norms=2 if fields.take("use_parallel_residual", bool, True) else 0,
+        )
+
+
+class JapaneseAttention(HeadwiseAttention):
+    """Only the last layer's output has a bias."""
+
+    def __init__(self, config: ModelConfig, layer: int, dtype: Dtype):
+        super().__init__(replace(config, out_bias=layer == config.num_layers - 1), layer, dtype)
+
+
+class GPTNeoXJapaneseForCausalLM(GPTNeoXForCausalLM):
+    """GPT-NeoX Japanese (ABEJA 2022): one half of a block after the other, whole heads turned, hardly a bias."""
+
+    attention_class = JapaneseAttention
+    checkpoint_names: ClassVar[dict[str, Source]] = {
+        name: Source(tuple(part.replace("gpt_neox.", "gpt_neox_japanese.") for part in source.names), source.layout)
+        for name, source in GPTNeoXForCausalLM.checkpoint_names.items()
+    } | {"layers.*.attention.out.bias": Source.of("gpt_neox_japanese.layers.*.attention.dense_bias")}
+
+    @classmethod
+    def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        inner_size = fields.size("hidden_size") * fields.size("intermediate_multiple_size", 4)
+        fields.put("intermediate_size", inner_size)
+        return decoder_config(
+            fields,
+            architecture,
+            eos_token_id=31999,
+            tied=True,
+            rope_theta=fields.take("rotary_emb_base", float, 10000.0),
+            partial_rotary_factor=fields.take("rotary_pct", float, 1.0),
+            norm_eps=fields.take("layer_norm_eps", float, 1e-5),
+            activation=fields.take("hidden_act", str, "gelu"),
         )

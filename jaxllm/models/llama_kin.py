@@ -4,7 +4,7 @@ Seed-OSS (ByteDance 2025), Arcee (Arcee AI 2025), Helium (Kyutai 2025), ERNIE 4.
 (Shanghai AI Laboratory 2023, 2025), Orion (OrionStar 2024), MiMo (Xiaomi 2025), MiniCPM (OpenBMB 2024).
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jaxllm.layers.mlp import MLP
 from jaxllm.layers.norm import LayerNorm
@@ -146,18 +146,18 @@ class MiniCPMForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
-        hidden_size, depth = fields.size("hidden_size"), fields.take("scale_depth", float, 1.0)
         fields.expect("num_experts", 0, None)
-        fields.raw("mup_denominator")  # of training
         bias = fields.take("attention_bias", bool, False)
-        return decoder_config(
-            fields,
-            architecture,
-            eos_token_id=2,
-            tied=True,
-            qkv_bias=bias,
-            out_bias=bias,
-            embed_scale=fields.take("scale_emb", float, 1.0),
-            residual_scale=depth / fields.size("num_hidden_layers") ** 0.5,
-            logit_scale=fields.size("dim_model_base", hidden_size) / hidden_size,
-        )
+        scales = read_scales(fields)
+        return decoder_config(fields, architecture, eos_token_id=2, tied=True, qkv_bias=bias, out_bias=bias, **scales)
+
+
+def read_scales(fields: Fields, *, embed: float = 1.0, depth: float = 1.0, base: int | None = None) -> dict[str, Any]:
+    """MiniCPM's factors by their names in ModelConfig; embed, depth, base: where the file is silent."""
+    hidden_size = fields.size("hidden_size")
+    fields.raw("mup_denominator")  # of training
+    return {
+        "embed_scale": fields.take("scale_emb", float, embed),
+        "residual_scale": fields.take("scale_depth", float, depth) / fields.size("num_hidden_layers") ** 0.5,
+        "logit_scale": fields.size("dim_model_base", base or hidden_size) / hidden_size,
+    }

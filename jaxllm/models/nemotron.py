@@ -1,5 +1,6 @@
 """Nemotron-4 and Minitron (Parmar et al. 2024): Llama with LayerNorms whose weights are kept less one, an ungated MLP
-of squared rectifiers, and half of each head turned."""
+of squared rectifiers, and half of each head turned; and Jais 2 (Inception 2025), which has plain LayerNorms, biases and
+turns whole heads."""
 
 from typing import ClassVar
 
@@ -8,6 +9,7 @@ from jaxllm.layers.norm import UnitOffsetLayerNorm
 from jaxllm.layers.parameter import Source, norm_rows
 from jaxllm.models.config import Fields, ModelConfig, decoder_config
 from jaxllm.models.llama import LlamaBlock, LlamaForCausalLM
+from jaxllm.models.llama_kin import OrionBlock
 
 
 class NemotronBlock(LlamaBlock):
@@ -15,7 +17,7 @@ class NemotronBlock(LlamaBlock):
 
 
 class NemotronForCausalLM(LlamaForCausalLM):
-    block_class = NemotronBlock
+    block_class: ClassVar[type[LlamaBlock]] = NemotronBlock
     mlp_class = MLP
     checkpoint_names: ClassVar[dict[str, Source]] = LlamaForCausalLM.checkpoint_names | {
         **norm_rows("layers.*.attention_norm", "model.layers.*.input_layernorm"),
@@ -41,4 +43,22 @@ class NemotronForCausalLM(LlamaForCausalLM):
             qkv_bias=bias,
             out_bias=bias,
             mlp_bias=fields.take("mlp_bias", bool, False),
+        )
+
+
+class Jais2ForCausalLM(NemotronForCausalLM):
+    block_class = OrionBlock
+
+    @classmethod
+    def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        bias = fields.take("attention_bias", bool, True)
+        return decoder_config(
+            fields,
+            architecture,
+            eos_token_id=150024,
+            norm_eps=fields.take("layer_norm_eps", float, 1e-5),
+            activation=fields.take("hidden_act", str, "relu2"),
+            qkv_bias=bias,
+            out_bias=bias,
+            mlp_bias=fields.take("mlp_bias", bool, True),
         )

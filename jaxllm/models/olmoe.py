@@ -1,4 +1,5 @@
-"""OLMoE (Muennighoff et al. 2024): OLMo 2's attention, clipped after its norms, Llama's order of norms, experts."""
+"""OLMoE (Muennighoff et al. 2024): OLMo 2's attention, clipped after its norms, Llama's order of norms, experts; and
+FlexOlmo (Shi et al. 2025): OLMo 2 with such experts."""
 
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ from jaxllm.layers.parameter import Dtype, Source
 from jaxllm.models.config import Fields, ModelConfig, decoder_config
 from jaxllm.models.llama import LlamaAttention, LlamaForCausalLM
 from jaxllm.models.mixtral import MoEBlock, expert_names
+from jaxllm.models.olmo import Olmo2Attention, Olmo2ForCausalLM, PostNormBlock
 
 
 class OlmoeAttention(LlamaAttention):
@@ -29,8 +31,8 @@ class OlmoeAttention(LlamaAttention):
 
 
 class OlmoeForCausalLM(LlamaForCausalLM):
-    block_class = MoEBlock
-    attention_class = OlmoeAttention
+    block_class: ClassVar[type[MoEBlock]] = MoEBlock
+    attention_class: ClassVar[type[LlamaAttention]] = OlmoeAttention
     checkpoint_names: ClassVar[dict[str, Source]] = (
         LlamaForCausalLM.checkpoint_names
         | expert_names("mlp", "gate_proj", "up_proj", "down_proj")
@@ -42,15 +44,41 @@ class OlmoeForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
-        normalised = fields.take("norm_topk_prob", bool, False)
-        mixture = Mixture(
-            sparse=(True,) * fields.size("num_hidden_layers"),
-            num_experts=fields.size("num_local_experts", None) or fields.size("num_experts", 64),
-            inner_size=fields.size("intermediate_size"),
-            routing=SoftmaxTopK(fields.size("num_experts_per_tok", 8), norm=1.0 if normalised else None),
-        )
+        mixture = _read_mixture(fields, num_experts=64, top_k=8)
         bias = fields.take("attention_bias", bool, False)
         clip = fields.take("clip_qkv", float, None)
         return decoder_config(
             fields, architecture, eos_token_id=50279, qkv_bias=bias, out_bias=bias, clip_qkv=clip, mixture=mixture
         )
+
+
+class FlexOlmoBlock(PostNormBlock, MoEBlock):
+    """x + norm(attention(x)), then x + norm(experts(x))."""
+
+
+class FlexOlmoForCausalLM(OlmoeForCausalLM):
+    block_class = FlexOlmoBlock
+    attention_class = Olmo2Attention
+    checkpoint_names: ClassVar[dict[str, Source]] = (
+        OlmoeForCausalLM.checkpoint_names | Olmo2ForCausalLM.checkpoint_names
+    )
+
+    @classmethod
+    def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        bias = fields.take("attention_bias", bool, False)
+        mixture = _read_mixture(fields, num_experts=7, top_k=5)
+        return decoder_config(
+            fields, architecture, eos_token_id=100257, rope_theta=500000.0, qkv_bias=bias, out_bias=bias,
+            mixture=mixture,
+        )  # fmt: skip
+
+
+def _read_mixture(fields: Fields, *, num_experts: int, top_k: int) -> Mixture:
+    """num_experts, top_k: the family's own where the file does not say."""
+    normalised = fields.take("norm_topk_prob", bool, False)
+    return Mixture(
+        sparse=(True,) * fields.size("num_hidden_layers"),
+        num_experts=fields.size("num_local_experts", None) or fields.size("num_experts", num_experts),
+        inner_size=fields.size("intermediate_size"),
+        routing=SoftmaxTopK(fields.size("num_experts_per_tok", top_k), norm=1.0 if normalised else None),
+    )

@@ -16,19 +16,22 @@ from jaxllm.models.dbrx import DbrxForCausalLM
 from jaxllm.models.deepseek import DeepseekForCausalLM
 from jaxllm.models.deepseek_v2 import DeepseekV2ForCausalLM
 from jaxllm.models.deepseek_v3 import DeepseekV3ForCausalLM
+from jaxllm.models.ernie4_5_moe import Ernie45MoeForCausalLM
 from jaxllm.models.exaone import Exaone4ForCausalLM, ExaoneForCausalLM
 from jaxllm.models.falcon import FalconForCausalLM
 from jaxllm.models.gemma import Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM, VaultGemmaForCausalLM
 from jaxllm.models.glm import Glm4ForCausalLM, GlmForCausalLM
 from jaxllm.models.glm4_moe import Glm4MoeForCausalLM
+from jaxllm.models.glm4_moe_kin import Dots1ForCausalLM, ExaoneMoeForCausalLM, SolarOpenForCausalLM
 from jaxllm.models.gpt2 import GPT2LMHeadModel
 from jaxllm.models.gpt_bigcode import GPTBigCodeForCausalLM
 from jaxllm.models.gpt_neo import GPTNeoForCausalLM
-from jaxllm.models.gpt_neox import GPTNeoXForCausalLM
+from jaxllm.models.gpt_neox import GPTNeoXForCausalLM, GPTNeoXJapaneseForCausalLM
 from jaxllm.models.gpt_oss import GptOssForCausalLM
 from jaxllm.models.gptj import GPTJForCausalLM
 from jaxllm.models.granite import GraniteForCausalLM
 from jaxllm.models.granitemoe import GraniteMoeForCausalLM
+from jaxllm.models.hunyuan import HunYuanDenseV1ForCausalLM, HunYuanMoEV1ForCausalLM
 from jaxllm.models.hyperclovax import HyperCLOVAXForCausalLM
 from jaxllm.models.internlm2 import InternLM2ForCausalLM
 from jaxllm.models.llama import LlamaForCausalLM
@@ -43,13 +46,15 @@ from jaxllm.models.llama_kin import (
     OrionForCausalLM,
     SeedOssForCausalLM,
 )
+from jaxllm.models.minicpm3 import MiniCPM3ForCausalLM
+from jaxllm.models.minimax_m2 import MiniMaxM2ForCausalLM
 from jaxllm.models.ministral3 import Ministral3ForCausalLM
 from jaxllm.models.mistral import CwmForCausalLM, MinistralForCausalLM, MistralForCausalLM
 from jaxllm.models.mixtral import MixtralForCausalLM
 from jaxllm.models.mpt import MPTForCausalLM
-from jaxllm.models.nemotron import NemotronForCausalLM
+from jaxllm.models.nemotron import Jais2ForCausalLM, NemotronForCausalLM
 from jaxllm.models.olmo import Olmo2ForCausalLM, Olmo3ForCausalLM, OlmoForCausalLM
-from jaxllm.models.olmoe import OlmoeForCausalLM
+from jaxllm.models.olmoe import FlexOlmoForCausalLM, OlmoeForCausalLM
 from jaxllm.models.opt import OPTForCausalLM
 from jaxllm.models.persimmon import PersimmonForCausalLM
 from jaxllm.models.phi import PhiForCausalLM
@@ -136,6 +141,18 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "MinistralForCausalLM": ("ministral", MinistralForCausalLM),
     "CwmForCausalLM": ("cwm", CwmForCausalLM),
     "XverseForCausalLM": ("xverse", LlamaForCausalLM),
+    "Dots1ForCausalLM": ("dots1", Dots1ForCausalLM),
+    "SolarOpenForCausalLM": ("solar_open", SolarOpenForCausalLM),
+    "ExaoneMoeForCausalLM": ("exaone_moe", ExaoneMoeForCausalLM),
+    "ExaoneMoEForCausalLM": ("exaone_moe", ExaoneMoeForCausalLM),
+    "Ernie4_5_MoeForCausalLM": ("ernie4_5_moe", Ernie45MoeForCausalLM),
+    "HunYuanDenseV1ForCausalLM": ("hunyuan_v1_dense", HunYuanDenseV1ForCausalLM),
+    "HunYuanMoEV1ForCausalLM": ("hunyuan_v1_moe", HunYuanMoEV1ForCausalLM),
+    "FlexOlmoForCausalLM": ("flex_olmo", FlexOlmoForCausalLM),
+    "MiniMaxM2ForCausalLM": ("minimax_m2", MiniMaxM2ForCausalLM),
+    "Jais2ForCausalLM": ("jais2", Jais2ForCausalLM),
+    "GPTNeoXJapaneseForCausalLM": ("gpt_neox_japanese", GPTNeoXJapaneseForCausalLM),
+    "MiniCPM3ForCausalLM": ("minicpm3", MiniCPM3ForCausalLM),
 }
 """Architecture, as `architectures` in config.json names it -> its `model_type` and its class."""
 

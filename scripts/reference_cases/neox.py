@@ -67,6 +67,25 @@ CASES = (
         written={"rope_parameters": None, "rotary_pct": 1.0, "rotary_emb_base": 500},
     ),
     Case(
+        "gpt-neox-japanese", "gpt_neox_japanese",
+        {
+            "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "intermediate_multiple_size": 2, "max_position_embeddings": 64,
+        },
+        dtype=torch.bfloat16,
+        convert=_embed_out,
+    ),
+    Case(
+        "gpt-neox-japanese-partly-turned", "gpt_neox_japanese",
+        {
+            "vocab_size": 97, "hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 3,
+            "intermediate_multiple_size": 3, "max_position_embeddings": 64, "tie_word_embeddings": False,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+        },
+        convert=_embed_out,
+        written={"rope_parameters": None, "rotary_pct": 0.5, "rotary_emb_base": 500},
+    ),
+    Case(
         "gptj-partly-turned", "gptj",
         {
             "vocab_size": 97, "n_embd": 32, "n_head": 2, "n_layer": 2, "n_positions": 64, "rotary_dim": 8,

@@ -1,0 +1,18 @@
+"""MiniCPM3 (OpenBMB 2024): MiniCPM with DeepSeek-V2's latent attention."""
+
+from dataclasses import replace
+
+from jaxllm.models.config import Fields, ModelConfig
+from jaxllm.models.deepseek_v2 import DeepseekV2ForCausalLM, latent_config
+from jaxllm.models.llama import LlamaBlock
+from jaxllm.models.llama_kin import read_scales
+
+
+class MiniCPM3ForCausalLM(DeepseekV2ForCausalLM):
+    block_class = LlamaBlock
+
+    @classmethod
+    def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.put("tie_word_embeddings", fields.take("tie_word_embeddings", bool, True))
+        scales = read_scales(fields, embed=12.0, depth=1.4, base=256)
+        return replace(latent_config(fields, architecture, None, interleaved=False, eos_token_id=2), **scales)
