@@ -13,6 +13,7 @@ import triton.language as tl
 
 from pallas_kernels import tuning
 from pallas_kernels.paged_attention.schedule import share_keys
+from pallas_kernels.paged_attention.softmax import add_keys, start_softmax
 from pallas_kernels.paged_attention.split import block_pages, combine
 
 _LOG2_E = 1.4426950408889634
@@ -148,8 +149,7 @@ def _kernel(
     q_turned = tl.load(place + RANK + turned[None, :], mask=known & (turned < TURNED)[None, :], other=0.0)
 
     table_ptr += row * MAX_PAGES
-    top = tl.full([M], -1e30, tl.float32)
-    total = tl.zeros([M], tl.float32)
+    top, total = start_softmax(tl.zeros([M], tl.float32), False)
     out = tl.zeros([M, RANK_PAD], tl.float32)
     page = block_pages(table_ptr, begin, end, PAGE, BLOCK)
     for start in range(begin, end, BLOCK):
@@ -165,12 +165,7 @@ def _kernel(
         scores = tl.dot(q_turned, tl.trans(key), scores, input_precision=PRECISION)
         if start + BLOCK > end:
             scores = tl.where(visible[None, :], scores, float("-inf"))
-        higher = tl.maximum(top, tl.max(scores, 1) * SCALE)
-        weights = tl.exp2(scores * SCALE - higher[:, None])
-        shrink = tl.exp2(top - higher)
-        total = total * shrink + tl.sum(weights, 1)
-        out = tl.dot(weights.to(latent.dtype), latent, out * shrink[:, None], input_precision=PRECISION)
-        top = higher
+        top, total, out = add_keys((top, total, out), scores, latent, SCALE, PRECISION)
     out = out / tl.where(total > 0.0, total, 1.0)[:, None]
     places = item.to(tl.int64) * HEADS + head
     mask = known & (dims < RANK)[None, :]

@@ -3,6 +3,8 @@
 Plain XLA on [R]-sized integers: the layers of a step ask for the same schedule and XLA computes it once.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -22,6 +24,30 @@ def share_out(counts: jax.Array, items: int) -> tuple[jax.Array, jax.Array, jax.
     row = jnp.searchsorted(ends, item, side="right", method="compare_all").astype(jnp.int32)
     place = item - first[row]
     return jnp.where(row < counts.shape[0], row, -1), place, first
+
+
+class Tiles(NamedTuple):
+    """Tiles of at most one number of tokens of one row each, [tiles] int32; held is 0 in those left over.
+
+    row: R for padding tokens; first: the tile's first token; held: how many it has; begin, end: its row's first token
+    and the one behind its last.
+    """
+
+    row: jax.Array
+    first: jax.Array
+    held: jax.Array
+    begin: jax.Array
+    end: jax.Array
+
+
+def share_tiles(query_start: jax.Array, tokens: int, size: int) -> Tiles:
+    """Cuts the rows query_start [R + 1] of so many tokens, padding behind them, into tiles of at most `size`."""
+    # The padding tokens are one row more, so that a kernel reaches them too.
+    starts = jnp.concatenate([query_start, jnp.full((1,), tokens, jnp.int32)])
+    counts = (starts[1:] - starts[:-1] + size - 1) // size
+    row, place, _ = share_out(counts, -(-tokens // size) + counts.shape[0])
+    first, begin, end = starts[row] + place * size, starts[row], starts[row + 1]
+    return Tiles(row, first, jnp.where(row < 0, 0, jnp.minimum(end - first, size)), begin, end)
 
 
 def share_keys(

@@ -22,6 +22,7 @@ class AttentionCase:
     soft_cap: float | None = None
     alibi: bool = False
     sinks: bool = False
+    bias: int | None = None  # how far the position bias tells distances apart
     padding: int = 0  # tokens behind the last row
     spare_pages: int = 1  # columns of the page table no row uses
     large: bool = False
@@ -46,7 +47,7 @@ class AttentionCase:
         q = rng.normal(size=(tokens, self.heads, self.dim)) * 2
         start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
         kv_lens = np.array([kv_len for _, kv_len in self.rows], np.int32)
-        options = {
+        options: dict[str, Any] = {
             "scale": self.dim**-0.5,
             "window": self.window,
             "soft_cap": self.soft_cap,
@@ -54,6 +55,8 @@ class AttentionCase:
             "alibi_slopes": rng.uniform(0.01, 0.5, self.heads).astype(np.float32) if self.alibi else None,
             "sinks": rng.normal(size=self.heads).astype(np.float32) * 2 if self.sinks else None,
         }
+        if self.bias is not None:
+            options["position_bias"] = rng.normal(size=(self.heads, self.bias + 1)).astype(np.float32) * 2
         return [q.astype(dtype), k.astype(dtype), v.astype(dtype), table, start, kv_lens], options
 
     def expected(self, operands: Sequence[np.ndarray], options: dict[str, Any]) -> list[np.ndarray]:
@@ -78,6 +81,9 @@ class AttentionCase:
                     scores = self.soft_cap * np.tanh(scores / self.soft_cap)
                 if self.alibi:
                     scores += options["alibi_slopes"][head].astype(np.float64) * (key - place)
+                if self.bias is not None:
+                    behind = np.clip(place - key, 0, self.bias)
+                    scores += options["position_bias"][head].astype(np.float64)[behind]
                 scores = np.where(hidden, -np.inf, scores)
                 sink = float(options["sinks"][head]) if self.sinks else -np.inf
                 top = np.maximum(scores.max(axis=1, keepdims=True), sink)
@@ -120,6 +126,9 @@ CASES = (
     _decode("decode-sinks-splits", 300, 0, 5, 131, sinks=True, heads=16, dim=64),
     _decode("decode-sinks-window-group-3", 400, 7, 0, window=290, sinks=True, heads=6),
     _decode("decode-sinks-alibi-soft-cap", 300, 7, sinks=True, alibi=True, soft_cap=5.0, dim=80),
+    _decode("decode-bias", 40, 0, 5, bias=16),
+    _decode("decode-bias-splits-no-groups", 300, 7, bias=128, heads=3, kv_heads=3),
+    _decode("decode-bias-window-group-3", 400, 7, bias=8, window=290, heads=6),
     _extend("extend-one-token", (1, 1)),
     _extend("extend-one-page", (16, 16)),
     _extend("extend-page-and-one", (17, 17), padding=7),
@@ -144,6 +153,8 @@ CASES = (
     _extend("extend-sinks", (30, 45), (1, 20), (0, 0), sinks=True, padding=3),
     _extend("extend-sinks-window-group-8", (60, 150), (1, 90), window=20, sinks=True, heads=16),
     _extend("extend-sinks-alibi-soft-cap-dim-80", (40, 300), sinks=True, alibi=True, soft_cap=5.0, dim=80, page=64),
+    _extend("extend-bias", (30, 45), (1, 20), (0, 0), bias=16, padding=3),
+    _extend("extend-bias-far-window", (40, 300), bias=8, window=200, heads=6, page=64),
     _decode("decode-large", *range(1, 6001, 97), 0, 0, heads=32, kv_heads=8, dim=128, page=64, large=True),
     _decode("decode-large-one", 20000, heads=32, kv_heads=8, dim=128, page=64, large=True, spare_pages=200),
     _decode("decode-large-window", 5000, 1, 900, heads=16, kv_heads=8, dim=256, window=1024, large=True),

@@ -1,5 +1,5 @@
 # mypy: disallow-untyped-defs=False
-"""What attention kernels over split keys share: finding pages, beginning a softmax, and combining its parts."""
+"""What attention kernels over split keys share: finding pages, and combining the parts of a softmax."""
 
 from typing import Any
 
@@ -7,6 +7,8 @@ import jax
 import jax_triton
 import triton
 import triton.language as tl
+
+from pallas_kernels.paged_attention.softmax import per_head, start_softmax
 
 
 def combine(partial: jax.Array, log_sum: jax.Array, first: jax.Array, sinks: jax.Array | None, dtype: Any) -> jax.Array:
@@ -46,29 +48,6 @@ def block_pages(table_ptr, start, end, PAGE: tl.constexpr, BLOCK: tl.constexpr):
         seen = start + tl.arange(0, BLOCK)
         page = tl.load(table_ptr + seen // PAGE, mask=seen < end, other=0)
     return page.to(tl.int64)
-
-
-@triton.jit
-def per_head(ptr, heads, mask, GIVEN: tl.constexpr):
-    """Each query's slope or sink, in powers of two as the scores are; something unused unless GIVEN."""
-    if GIVEN:
-        numbers = tl.load(ptr + heads, mask=mask, other=0.0) * 1.4426950408889634
-    else:
-        numbers = tl.zeros(heads.shape, tl.float32)
-    return numbers
-
-
-@triton.jit
-def start_softmax(sinks, GIVEN: tl.constexpr):
-    """The highest score and the total of weights before any key: of the sink, if GIVEN."""
-    if GIVEN:
-        top = sinks
-        total = tl.full(sinks.shape, 1.0, tl.float32)
-    else:
-        # A finite lowest score: a query that sees nothing keeps total 0 instead of inf - inf.
-        top = tl.full(sinks.shape, -1e30, tl.float32)
-        total = tl.zeros(sinks.shape, tl.float32)
-    return top, total
 
 
 @triton.jit

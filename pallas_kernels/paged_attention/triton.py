@@ -16,8 +16,9 @@ import triton
 import triton.language as tl
 
 from pallas_kernels import tuning
-from pallas_kernels.paged_attention.schedule import share_keys, share_out
-from pallas_kernels.paged_attention.split import block_pages, combine, per_head, start_softmax
+from pallas_kernels.paged_attention.schedule import share_keys, share_tiles
+from pallas_kernels.paged_attention.softmax import add_bias, add_keys, per_head, scale_scores, start_softmax
+from pallas_kernels.paged_attention.split import block_pages, combine
 
 _MAX_HEAD_DIM = 256
 _LOG2_E = 1.4426950408889634
@@ -40,8 +41,6 @@ def paged_attention(
     decode: bool,
 ) -> jax.Array:
     """See pallas_kernels.paged_attention."""
-    if position_bias is not None:
-        raise NotImplementedError("a position bias")
     _, heads, dim = q.shape
     page, kv_heads = k_pages.shape[1:3]
     if dim > _MAX_HEAD_DIM:
@@ -56,6 +55,7 @@ def paged_attention(
         "WINDOW": window or 0,
         "ALIBI": alibi_slopes is not None,
         "SINKS": sinks is not None,
+        "BIAS": 0 if position_bias is None else position_bias.shape[1],
         "KV_HEADS": kv_heads,
         "GROUP": heads // kv_heads,
         "DIM": dim,
@@ -65,10 +65,10 @@ def paged_attention(
         "PRECISION": "tf32x3",  # of float32 operands, on tensor cores, with an error near float32's own
     }
     # Always operands: what is not given is not read.
-    slopes, sinks = (kv_len if x is None else x for x in (alibi_slopes, sinks))
+    slopes, sinks, bias = (kv_len if x is None else x for x in (alibi_slopes, sinks, position_bias))
     if decode:
-        return _decode(q, k_pages, v_pages, page_table, kv_len, slopes, sinks, shape)
-    return _extend(q, k_pages, v_pages, page_table, query_start, kv_len, slopes, sinks, shape)
+        return _decode(q, k_pages, v_pages, page_table, kv_len, slopes, sinks, bias, shape)
+    return _extend(q, k_pages, v_pages, page_table, query_start, kv_len, slopes, sinks, bias, shape)
 
 
 def _decode(
@@ -79,6 +79,7 @@ def _decode(
     kv_len: jax.Array,
     slopes: jax.Array,
     sinks: jax.Array,
+    bias: jax.Array,
     shape: dict[str, Any],
 ) -> jax.Array:
     _, heads, dim = q.shape
@@ -115,6 +116,7 @@ def _decode(
         v_pages,
         page_table,
         slopes,
+        bias,
         work,
         kernel=_decode_kernel,
         out_type=(
@@ -141,6 +143,7 @@ def _extend(
     kv_len: jax.Array,
     slopes: jax.Array,
     sinks: jax.Array,
+    bias: jax.Array,
     shape: dict[str, Any],
 ) -> jax.Array:
     tokens, _, dim = q.shape
@@ -157,15 +160,10 @@ def _extend(
     size = config["queries"] // group  # tokens a tile holds
     if not size:
         raise NotImplementedError(f"{group} query heads per KV head are over {config['queries']}")
-    # The padding tokens are one row more, of no length: it yields their zeros.
-    starts = jnp.concatenate([query_start, jnp.full((1,), tokens, jnp.int32)])
-    count = -(-tokens // size) + rows + 1
-    row, place, _ = share_out((starts[1:] - starts[:-1] + size - 1) // size, count)
-    first, row_end = starts[row] + place * size, starts[row + 1]
-    held = jnp.where(row < 0, 0, jnp.minimum(row_end - first, size))
+    tiles = share_tiles(query_start, tokens, size)
     # The first token's position is negative in the row of padding: it sees nothing.
-    position = jnp.pad(kv_len, (0, 1))[row] - row_end + first
-    work = jnp.stack([jnp.clip(row, 0, rows - 1), first, held, position], axis=1)
+    position = jnp.pad(kv_len, (0, 1))[tiles.row] - tiles.end + tiles.first
+    work = jnp.stack([jnp.clip(tiles.row, 0, rows - 1), tiles.first, tiles.held, position], axis=1)
     out: jax.Array = jax_triton.triton_call(
         q,
         k_pages,
@@ -173,10 +171,11 @@ def _extend(
         page_table,
         slopes,
         sinks,
+        bias,
         work,
         kernel=_extend_kernel,
         out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
-        grid=(count, shape["KV_HEADS"]),
+        grid=(work.shape[0], shape["KV_HEADS"]),
         name="paged_extend",
         num_warps=config["warps"],
         num_stages=config["stages"],
@@ -194,6 +193,7 @@ def _attend(
     q,
     position,
     slopes,
+    bias,
     k_ptr,
     v_ptr,
     table_ptr,
@@ -207,6 +207,7 @@ def _attend(
     SOFT_CAP: tl.constexpr,
     WINDOW: tl.constexpr,
     ALIBI: tl.constexpr,
+    BIAS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     DIM: tl.constexpr,
     DIM_PAD: tl.constexpr,
@@ -216,16 +217,15 @@ def _attend(
 ):
     """Online softmax over the positions begin:end of one row's pages; begin is a multiple of BLOCK.
 
-    state: (top [M], total [M], out [M, DIM_PAD]); position: [M], the last one each query sees; slopes: [M] with ALIBI.
+    state: (top [M], total [M], out [M, DIM_PAD]); position: [M], the last one each query sees; slopes: [M] with ALIBI;
+    bias: [M] with BIAS, where the BIAS numbers of each query's head begin, by distance.
     Every query sees all of full:full_end, so that only blocks outside of it are masked. Values before `oldest` or from
     `end` on are never read.
     """
-    top, total, out = state
     dims = tl.arange(0, DIM_PAD)
     dim_mask = dims[None, :] < DIM
     block = tl.arange(0, BLOCK)
-    # Scores that nothing else is done to are scaled within the exponent, one multiply-add each.
-    LATE_SCALE: tl.constexpr = 1.0 if (SOFT_CAP > 0.0 or ALIBI) else SCALE
+    LATE_SCALE: tl.constexpr = 1.0 if (SOFT_CAP > 0.0 or ALIBI or BIAS) else SCALE
     page = block_pages(table_ptr, begin, end, PAGE, BLOCK)
     for start in range(begin, end, BLOCK):
         seen = start + block
@@ -245,26 +245,20 @@ def _attend(
         readable = ((seen >= oldest) & (seen < end))[:, None]
         v = tl.load(v_ptr + base + offsets, mask=readable & dim_mask, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        if SOFT_CAP > 0.0:
-            # log2(e) sits in SCALE; tanh(x) = 1 - 2 / (exp(2 x) + 1)
-            bounded = 1.0 - 2.0 / (tl.exp2(scores * (2.0 * SCALE / SOFT_CAP)) + 1.0)
-            scores = bounded * (SOFT_CAP * 1.4426950408889634)
-        elif ALIBI:
-            scores *= SCALE
+        if SOFT_CAP > 0.0 or ALIBI or BIAS:
+            scores = scale_scores(scores, SCALE, SOFT_CAP)
         if ALIBI:
             scores += slopes[:, None] * (seen[None, :] - position[:, None]).to(tl.float32)
+        if BIAS:
+            behind = position[:, None] - seen[None, :]
+            scores = add_bias(scores, bias, behind, full_end - start - BLOCK, BIAS, BIAS)
         if (start < full) | (start + BLOCK > full_end):
             visible = (seen[None, :] <= position[:, None]) & (seen < end)[None, :]
             if WINDOW > 0:
                 visible = visible & (seen[None, :] > position[:, None] - WINDOW)
             scores = tl.where(visible, scores, float("-inf"))
-        higher = tl.maximum(top, tl.max(scores, 1) * LATE_SCALE)
-        weights = tl.exp2(scores * LATE_SCALE - higher[:, None])
-        shrink = tl.exp2(top - higher)
-        total = total * shrink + tl.sum(weights, 1)
-        out = tl.dot(weights.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION)
-        top = higher
-    return top, total, out
+        state = add_keys(state, scores, v, LATE_SCALE, PRECISION)
+    return state
 
 
 @triton.jit
@@ -274,6 +268,7 @@ def _decode_kernel(
     v_ptr,
     table_ptr,
     slopes_ptr,
+    bias_ptr,
     work_ptr,
     partial_ptr,
     log_sum_ptr,
@@ -282,6 +277,7 @@ def _decode_kernel(
     WINDOW: tl.constexpr,
     ALIBI: tl.constexpr,
     SINKS: tl.constexpr,
+    BIAS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     GROUP_PAD: tl.constexpr,
@@ -313,12 +309,14 @@ def _decode_kernel(
     q = tl.load(q_ptr + q_offsets, mask=mask, other=0.0)
     position = tl.zeros([GROUP_PAD], tl.int32) + (kv_len - 1)
     slopes = per_head(slopes_ptr, heads, group < GROUP, ALIBI)
+    bias = bias_ptr + tl.minimum(heads, KV_HEADS * GROUP - 1) * BIAS
     top, total = start_softmax(tl.zeros([GROUP_PAD], tl.float32), False)
     top, total, out = _attend(
         (top, total, tl.zeros([GROUP_PAD, DIM_PAD], tl.float32)),
         q,
         position,
         slopes,
+        bias,
         k_ptr,
         v_ptr,
         table_ptr + row * MAX_PAGES,
@@ -332,6 +330,7 @@ def _decode_kernel(
         SOFT_CAP,
         WINDOW,
         ALIBI,
+        BIAS,
         KV_HEADS,
         DIM,
         DIM_PAD,
@@ -352,6 +351,7 @@ def _extend_kernel(
     table_ptr,
     slopes_ptr,
     sinks_ptr,
+    bias_ptr,
     work_ptr,
     out_ptr,
     SCALE: tl.constexpr,
@@ -359,6 +359,7 @@ def _extend_kernel(
     WINDOW: tl.constexpr,
     ALIBI: tl.constexpr,
     SINKS: tl.constexpr,
+    BIAS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
@@ -382,13 +383,13 @@ def _extend_kernel(
     table_ptr += row * MAX_PAGES
     if tokens * GROUP <= 16:
         _extend_tile(
-            q_ptr, k_ptr, v_ptr, table_ptr, slopes_ptr, sinks_ptr, out_ptr, head, first, tokens, position,
-            SCALE, SOFT_CAP, WINDOW, ALIBI, SINKS, KV_HEADS, GROUP, DIM, DIM_PAD, PAGE, 16, BLOCK, PRECISION,
+            q_ptr, k_ptr, v_ptr, table_ptr, slopes_ptr, sinks_ptr, bias_ptr, out_ptr, head, first, tokens, position,
+            SCALE, SOFT_CAP, WINDOW, ALIBI, SINKS, BIAS, KV_HEADS, GROUP, DIM, DIM_PAD, PAGE, 16, BLOCK, PRECISION,
         )  # fmt: skip
     else:
         _extend_tile(
-            q_ptr, k_ptr, v_ptr, table_ptr, slopes_ptr, sinks_ptr, out_ptr, head, first, tokens, position,
-            SCALE, SOFT_CAP, WINDOW, ALIBI, SINKS, KV_HEADS, GROUP, DIM, DIM_PAD, PAGE, QUERIES, BLOCK, PRECISION,
+            q_ptr, k_ptr, v_ptr, table_ptr, slopes_ptr, sinks_ptr, bias_ptr, out_ptr, head, first, tokens, position,
+            SCALE, SOFT_CAP, WINDOW, ALIBI, SINKS, BIAS, KV_HEADS, GROUP, DIM, DIM_PAD, PAGE, QUERIES, BLOCK, PRECISION,
         )  # fmt: skip
 
 
@@ -400,6 +401,7 @@ def _extend_tile(
     table_ptr,
     slopes_ptr,
     sinks_ptr,
+    bias_ptr,
     out_ptr,
     head,
     first,
@@ -410,6 +412,7 @@ def _extend_tile(
     WINDOW: tl.constexpr,
     ALIBI: tl.constexpr,
     SINKS: tl.constexpr,
+    BIAS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
@@ -439,12 +442,13 @@ def _extend_tile(
     begin = oldest // BLOCK * BLOCK
     heads = head * GROUP + query % GROUP
     slopes = per_head(slopes_ptr, heads, token < tokens, ALIBI)
+    bias = bias_ptr + heads * BIAS
     top, total = start_softmax(per_head(sinks_ptr, heads, token < tokens, SINKS), SINKS)
     state = (top, total, tl.zeros([QUERIES, DIM_PAD], tl.float32))
     positions = position + token
     state = _attend(
-        state, q, positions, slopes, k_ptr, v_ptr, table_ptr, head, begin, end, oldest, full, full_end,
-        SCALE, SOFT_CAP, WINDOW, ALIBI, KV_HEADS, DIM, DIM_PAD, PAGE, BLOCK, PRECISION,
+        state, q, positions, slopes, bias, k_ptr, v_ptr, table_ptr, head, begin, end, oldest, full, full_end,
+        SCALE, SOFT_CAP, WINDOW, ALIBI, BIAS, KV_HEADS, DIM, DIM_PAD, PAGE, BLOCK, PRECISION,
     )  # fmt: skip
     _, total, out = state
     out = out / tl.where(total > 0.0, total, 1.0)[:, None]

@@ -26,6 +26,7 @@ from pallas_kernels.mla_attention import mla_attention
 from pallas_kernels.moe import moe
 from pallas_kernels.paged_attention import paged_attention
 from pallas_kernels.qk_norm_rope_kv_write import qk_norm_rope_kv_write
+from pallas_kernels.ragged_attention import ragged_attention
 from pallas_kernels.rms_norm_residual import rms_norm_residual
 
 _PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
@@ -89,10 +90,21 @@ def _calls() -> list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]
         *itertools.product((True, False), (64, 128), variants),
         (True, 256, {}),
         (False, 256, {}),
+        (True, 64, {"position_bias": zeros(16, 129, dtype=jnp.float32)}),
+        (False, 64, {"position_bias": zeros(16, 129, dtype=jnp.float32)}),
     ):
         pool = zeros(5, 64, 4, dim)
         operands = (zeros(8, 16, dim), pool, pool, ints(8, 9), ints(9), ints(8))
         calls.append((paged_attention, operands, {"scale": 0.1, "decode": decode, **options}))
+    for dim, kv_heads, options in (
+        (64, 16, {}),
+        (64, 16, {"position_bias": zeros(16, 257, dtype=jnp.float32)}),
+        (80, 16, {}),
+        (128, 4, {"causal": True, "window": 128, "soft_cap": 30.0}),
+        (256, 4, {"window": 128}),
+    ):
+        new = zeros(8, kv_heads, dim)
+        calls.append((ragged_attention, (zeros(8, 16, dim), new, new, ints(3)), {"scale": 0.1, **options}))
     for heads in (16, 128):
         operands = (zeros(8, heads, 576), zeros(5, 64, 576), ints(8, 9), ints(9), ints(8))
         calls.append((mla_attention, operands, {"rank": 512, "scale": 0.1, "decode": True}))

@@ -16,7 +16,7 @@ from pallas_kernels import choose
 
 OPERATIONS = {
     "paged_attention": ("reference", "triton"),
-    "ragged_attention": ("reference",),
+    "ragged_attention": ("reference", "triton"),
     "mla_attention": ("reference", "triton"),
     "kv_write": ("reference", "triton"),
     "latent_write": ("reference", "triton"),
