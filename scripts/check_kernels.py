@@ -2,7 +2,7 @@
 
 Every implementation of every operation runs over the operation's cases in bfloat16 and float32, on fresh random
 operands, against numpy in float64; device memory is filled with NaN beforehand, so that an element nobody wrote
-shows. --bench times paged attention; --sweep times its configurations, and --write enters the best in
+shows. --bench times attention; --sweep times its configurations, and --write enters the best in
 pallas_kernels/paged_attention/tuning, which check and bench then use.
 """
 
@@ -10,11 +10,12 @@ import argparse
 import functools
 import importlib
 import itertools
+import math
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import choose, tuning
+from pallas_kernels.paged_attention import paged_attention
+from pallas_kernels.ragged_attention import ragged_attention
 
 OPERATIONS = {
     "paged_attention": ("triton", "reference"),
+    "ragged_attention": ("triton", "reference"),
     "mla_attention": ("triton", "reference"),
     "kv_write": ("triton", "reference"),
     "latent_write": ("triton", "reference"),
@@ -129,50 +133,35 @@ def _last_line(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Timing:
-    """A paged attention call to time: rows of (queries, kv_len), 32/8 heads of 128, pages of 64, bfloat16."""
+    """A call to time, in bfloat16, whose result can be its first operand again: several are chained in a program."""
 
     name: str
-    rows: tuple[tuple[int, int], ...]
-    decode: bool
     repeats: int
-
-    heads, kv_heads, dim, page, max_pages = 32, 8, 128, 64, 520
 
     @property
     def bytes(self) -> int:
-        """The keys and values that have to be read."""
-        return sum(kv_len for _, kv_len in self.rows) * self.kv_heads * self.dim * 2 * 2
+        """What has to be read and written."""
+        raise NotImplementedError
 
     @property
     def flops(self) -> int:
-        """The multiply-adds of both products, visible positions alone."""
-        visible = sum(q * kv_len - q * (q - 1) // 2 for q, kv_len in self.rows)
-        return 4 * self.heads * self.dim * visible
+        """The arithmetic nothing can leave out."""
+        raise NotImplementedError
 
     @functools.cached_property
     def arguments(self) -> list[jax.Array]:
-        """The call's operands; rows lie on shuffled pages."""
-        rng = np.random.default_rng(0)
-        used = [-(-kv_len // self.page) for _, kv_len in self.rows]
-        pages = iter(1 + rng.permutation(sum(used)))
-        table = np.zeros((len(self.rows), self.max_pages), np.int32)
-        for row, count in enumerate(used):
-            table[row, :count] = list(itertools.islice(pages, count))
-        start = np.concatenate([[0], np.cumsum([q for q, _ in self.rows])]).astype(np.int32)
-        kv_len = np.array([kv_len for _, kv_len in self.rows], np.int32)
-        keys = jax.random.split(jax.random.key(0), 3)
-        pool = (1 + sum(used), self.page, self.kv_heads, self.dim)
-        k, v = (jax.random.normal(key, pool, jnp.bfloat16) for key in keys[:2])
-        q = jax.random.normal(keys[2], (int(start[-1]), self.heads, self.dim), jnp.bfloat16)
-        return [q, k, v, *map(jnp.asarray, (table, start, kv_len))]
+        """The call's operands."""
+        raise NotImplementedError
+
+    def call(self, *operands: jax.Array) -> jax.Array:
+        """The operation."""
+        raise NotImplementedError
 
     def compile(self, kernel: str = "", **config: int) -> Callable[..., jax.Array]:
-        """Several calls chained in one program, under a configuration of a kernel if given."""
-        from pallas_kernels.paged_attention import paged_attention
+        """The chain's program, under a configuration of a kernel if given."""
 
-        def chain(q: jax.Array, *rest: jax.Array) -> jax.Array:
-            attend = functools.partial(paged_attention, scale=self.dim**-0.5, decode=self.decode)
-            return jax.lax.fori_loop(0, self.repeats, lambda _, q: attend(q, *rest), q)
+        def chain(first: jax.Array, *rest: jax.Array) -> jax.Array:
+            return jax.lax.fori_loop(0, self.repeats, lambda _, x: self.call(x, *rest), first)
 
         with choose.using("triton"), tuning.trying(kernel, **config):
             program: Callable[..., jax.Array] = jax.jit(chain).lower(*self.arguments).compile()
@@ -188,45 +177,213 @@ class Timing:
         return statistics.median(times[2:]) / self.repeats
 
     def report(self) -> str:
-        """One line: time, bandwidth or arithmetic rate."""
+        """One line: time, bandwidth, arithmetic rate, and what the measured ceilings of an H200 would allow."""
+        floor = max(self.bytes / 4.3e12, self.flops / 7.9e14)
         try:
             seconds = self.seconds(self.compile())
         except Exception as error:  # one case must not end the run
-            return f"{self.name:34} FAILED {_last_line(error)}"
+            return f"{self.name:40} FAILED {_last_line(error)}"
         return (
-            f"{self.name:34} {seconds * 1e6:9.1f} us {self.bytes / seconds / 1e12:6.2f} TB/s"
-            f" {self.flops / seconds / 1e12:7.1f} TFLOP/s"
+            f"{self.name:40} {seconds * 1e6:9.1f} us {self.bytes / seconds / 1e12:6.2f} TB/s"
+            f" {self.flops / seconds / 1e12:7.1f} TFLOP/s, floor {floor * 1e6:8.1f} us"
         )
 
 
+def _normal(shapes: Sequence[tuple[int, ...]], scale: float = 1.0) -> list[jax.Array]:
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    return [scale * jax.random.normal(key, shape, jnp.bfloat16) for key, shape in zip(keys, shapes, strict=True)]
+
+
+@dataclass(frozen=True)
+class Paged(Timing):
+    """paged_attention: rows of (queries, kv_len), 32/8 heads of 128, pages of 64."""
+
+    rows: tuple[tuple[int, int], ...]
+    decode: bool = False
+
+    heads, kv_heads, dim, page, max_pages = 32, 8, 128, 64, 520
+
+    @property
+    def bytes(self) -> int:
+        """The keys and values, the queries and the result."""
+        kv = sum(kv_len for _, kv_len in self.rows) * self.kv_heads
+        return 2 * self.dim * 2 * (kv + sum(q for q, _ in self.rows) * self.heads)
+
+    @property
+    def flops(self) -> int:
+        """The multiply-adds of both products, visible positions alone."""
+        visible = sum(q * kv_len - q * (q - 1) // 2 for q, kv_len in self.rows)
+        return 4 * self.heads * self.dim * visible
+
+    @functools.cached_property
+    def arguments(self) -> list[jax.Array]:
+        """Rows lie on shuffled pages."""
+        rng = np.random.default_rng(0)
+        used = [-(-kv_len // self.page) for _, kv_len in self.rows]
+        pages = iter(1 + rng.permutation(sum(used)))
+        table = np.zeros((len(self.rows), self.max_pages), np.int32)
+        for row, count in enumerate(used):
+            table[row, :count] = list(itertools.islice(pages, count))
+        start = _starts(q for q, _ in self.rows)
+        kv_len = np.array([kv_len for _, kv_len in self.rows], np.int32)
+        pool = (1 + sum(used), self.page, self.kv_heads, self.dim)
+        operands = _normal([(int(start[-1]), self.heads, self.dim), pool, pool])
+        return [*operands, *map(jnp.asarray, (table, start, kv_len))]
+
+    def call(self, *operands: jax.Array) -> jax.Array:
+        """The operation."""
+        return paged_attention(*operands, scale=self.dim**-0.5, decode=self.decode)
+
+
+@dataclass(frozen=True)
+class Ragged(Timing):
+    """ragged_attention: rows of so many tokens; bias: how far a position bias tells distances apart."""
+
+    lengths: tuple[int, ...]
+    heads: int = 16
+    kv_heads: int = 16
+    dim: int = 64
+    causal: bool = False
+    window: int | None = None
+    bias: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Queries, keys, values and the result, once."""
+        return 2 * sum(self.lengths) * self.dim * 2 * (self.heads + self.kv_heads)
+
+    @property
+    def flops(self) -> int:
+        """The multiply-adds of both products, visible positions alone."""
+        visible = 0
+        for length in self.lengths:
+            reach = min(self.window or length, length)
+            behind = length * reach - math.comb(reach, 2)
+            visible += behind if self.causal else 2 * behind - length
+        return 4 * self.heads * self.dim * visible
+
+    @functools.cached_property
+    def arguments(self) -> list[jax.Array]:
+        """The call's operands."""
+        start = _starts(self.lengths)
+        operands = _normal([(int(start[-1]), heads, self.dim) for heads in (self.heads, self.kv_heads, self.kv_heads)])
+        return [*operands, jnp.asarray(start)]
+
+    def call(self, *operands: jax.Array) -> jax.Array:
+        """The operation."""
+        bias = jnp.zeros((self.heads, 2 * self.bias + 1), jnp.float32) if self.bias else None
+        return ragged_attention(
+            *operands, scale=self.dim**-0.5, causal=self.causal, window=self.window, position_bias=bias
+        )
+
+
+def _starts(lengths: Iterable[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(list(lengths))]).astype(np.int32)
+
+
 DECODES = (
-    Timing("decode B64 ctx1024", ((1, 1024),) * 64, True, 40),
-    Timing("decode B64 ctx4096", ((1, 4096),) * 64, True, 20),
-    Timing("decode B8 ctx32768", ((1, 32768),) * 8, True, 20),
-    Timing("decode B1 ctx32768", ((1, 32768),), True, 40),
-    Timing("decode B256 ctx1024", ((1, 1024),) * 256, True, 20),
-    Timing("decode B1 ctx512", ((1, 512),), True, 100),
-    Timing("decode B64 ctx500, one of 32768", ((1, 500),) * 63 + ((1, 32768),), True, 40),
+    Paged("decode B64 ctx1024", 40, ((1, 1024),) * 64, True),
+    Paged("decode B64 ctx4096", 20, ((1, 4096),) * 64, True),
+    Paged("decode B8 ctx32768", 20, ((1, 32768),) * 8, True),
+    Paged("decode B1 ctx32768", 40, ((1, 32768),), True),
+    Paged("decode B256 ctx1024", 20, ((1, 1024),) * 256, True),
+    Paged("decode B1 ctx512", 100, ((1, 512),), True),
+    Paged("decode B64 ctx500, one of 32768", 40, ((1, 500),) * 63 + ((1, 32768),), True),
 )
 EXTENDS = (
-    Timing("extend 1x8192", ((8192, 8192),), False, 5),
-    Timing("extend 4x2048", ((2048, 2048),) * 4, False, 5),
-    Timing("extend 1x8192 at 24576", ((8192, 32768),), False, 3),
-    Timing("extend 255 decodes + 7937", ((1, 1024),) * 255 + ((7937, 7937),), False, 5),
-    Timing("extend 256 decodes", ((1, 1024),) * 256, False, 10),
+    Paged("extend 1x8192", 5, ((8192, 8192),)),
+    Paged("extend 4x2048", 5, ((2048, 2048),) * 4),
+    Paged("extend 1x8192 at 24576", 3, ((8192, 32768),)),
+    Paged("extend 255 decodes + 7937", 5, ((1, 1024),) * 255 + ((7937, 7937),)),
+    Paged("extend 256 decodes", 10, ((1, 1024),) * 256),
+)
+_SENTENCES = tuple(20 + 23 * i % 41 for i in range(410))  # of 20 to 60 tokens, 16,400 in all
+RAGGED = (
+    Ragged("ragged 410 sentences, 16 heads of 64", 20, _SENTENCES),
+    Ragged("ragged 64x512, 16 heads of 64", 10, (512,) * 64),
+    Ragged("ragged 8x8192, 16 heads of 64", 3, (8192,) * 8),
+    Ragged("ragged 8x8192, 32/8 heads of 128, causal", 3, (8192,) * 8, 32, 8, 128, causal=True),
+    Ragged("ragged 8x8192, 12 heads of 64, window 64", 10, (8192,) * 8, 12, 12, window=65),
+    Ragged("ragged 8x2048, 32 heads of 80", 5, (2048,) * 8, 32, 32, 80),
+    Ragged("ragged 64x512, 16 heads of 64, bias 128", 10, (512,) * 64, bias=128),
 )
 
 
-# What reading leaves open: how many blocks are in flight, how many programs share a multiprocessor.
-CONFIGURATIONS = {
-    "decode": [
-        {"block": block, "warps": warps, "stages": stages, "programs": programs}
-        for block, warps, stages in ((32, 4, 3), (32, 4, 4), (32, 2, 4), (64, 4, 2), (64, 4, 3), (64, 8, 3))
-        for programs in (264, 528, 1056)
-    ],
-    "extend": [
-        {"queries": queries, "block": block, "warps": warps, "stages": stages, "registers": registers}
-        for queries, block, warps, stages, registers in (
+@dataclass(frozen=True)
+class Sweep:
+    """Configurations of a kernel, and what to time them by: what reading leaves open, as how much is in flight."""
+
+    operation: str
+    kernel: str
+    facts: dict[str, int]
+    timings: tuple[Timing, ...]
+    configurations: list[dict[str, int]]
+
+    def run(self, keep: bool) -> None:
+        """Times every configuration and names the best by the product of its times; keeps it in the table."""
+        found = []
+        for timing in self.timings:
+            jax.block_until_ready(timing.arguments)
+        with ThreadPoolExecutor(min(12, os.cpu_count() or 1)) as pool:
+            jobs = [
+                (config, [pool.submit(timing.compile, self.kernel, **config) for timing in self.timings])
+                for config in self.configurations
+            ]
+            compiled = [(config, [(program, program.exception()) for program in programs]) for config, programs in jobs]
+        for config, programs in compiled:
+            label = f"{self.operation} {self.kernel} {config}"
+            errors = [error for _, error in programs if error]
+            if errors:  # too much shared memory, for one
+                print(f"{label} FAILED {_last_line(errors[0])[:100]}", flush=True)
+                continue
+            times = [
+                timing.seconds(program.result()) for timing, (program, _) in zip(self.timings, programs, strict=True)
+            ]
+            found.append((float(np.prod(times)), config))
+            print(f"{label} {' '.join(f'{t * 1e6:.1f} us' for t in times)}", flush=True)
+        if not found:
+            raise SystemExit(f"sweep: no configuration of {self.kernel} ran; the reasons are above")
+        best = min(found, key=lambda pair: pair[0])[1]
+        print(f"best {self.operation} {self.kernel} {self.facts}: {best}", flush=True)
+        if keep:
+            tuning.write(self.operation, jax.devices()[0].device_kind, self.kernel, self.facts, best)
+
+
+def _configurations(names: str, *rows: tuple[int, ...]) -> list[dict[str, int]]:
+    return [dict(zip(names.split(), row, strict=True)) for row in rows]
+
+
+_RAGGED_CONFIGURATIONS = _configurations(
+    "queries block warps stages",
+    (64, 64, 4, 2),
+    (64, 64, 4, 3),
+    (64, 32, 4, 3),
+    (64, 128, 4, 2),
+    (128, 64, 4, 2),
+    (128, 64, 4, 3),
+    (128, 64, 8, 2),
+    (128, 64, 8, 3),
+    (128, 128, 8, 2),
+)
+SWEEPS = (
+    Sweep(
+        "paged_attention",
+        "decode",
+        {"head_dim": 128, "bytes": 2, "page": 64},
+        (*DECODES[:1], *DECODES[3:]),
+        [
+            {"block": block, "warps": warps, "stages": stages, "programs": programs}
+            for block, warps, stages in ((32, 4, 3), (32, 4, 4), (32, 2, 4), (64, 4, 2), (64, 4, 3), (64, 8, 3))
+            for programs in (264, 528, 1056)
+        ],
+    ),
+    Sweep(
+        "paged_attention",
+        "extend",
+        {"head_dim": 128, "bytes": 2, "page": 64},
+        (EXTENDS[0], EXTENDS[1], EXTENDS[3]),
+        _configurations(
+            "queries block warps stages registers",
             (128, 64, 8, 2, 0),
             (128, 64, 8, 3, 0),
             (128, 64, 8, 4, 0),
@@ -238,38 +395,11 @@ CONFIGURATIONS = {
             (64, 64, 4, 3, 0),
             (64, 32, 4, 3, 168),
             (64, 128, 4, 2, 0),
-        )
-    ],
-}
-SWEPT = {"decode": (*DECODES[:1], *DECODES[3:]), "extend": (EXTENDS[0], EXTENDS[1], EXTENDS[3])}
-
-
-def sweep(kernel: str, keep: bool) -> None:
-    """Times every configuration of a kernel and names the best by the product of its times; keeps it in the table."""
-    timings, found = SWEPT[kernel], []
-    for timing in timings:
-        jax.block_until_ready(timing.arguments)
-    with ThreadPoolExecutor(min(12, os.cpu_count() or 1)) as pool:
-        jobs = [
-            (config, [pool.submit(timing.compile, kernel, **config) for timing in timings])
-            for config in CONFIGURATIONS[kernel]
-        ]
-        compiled = [(config, [(program, program.exception()) for program in programs]) for config, programs in jobs]
-    for config, programs in compiled:
-        errors = [error for _, error in programs if error]
-        if errors:  # too much shared memory, for one
-            print(f"{kernel} {config} FAILED {_last_line(errors[0])[:100]}", flush=True)
-            continue
-        times = [timing.seconds(program.result()) for timing, (program, _) in zip(timings, programs, strict=True)]
-        found.append((float(np.prod(times)), config))
-        print(f"{kernel} {config} {' '.join(f'{t * 1e6:.1f} us' for t in times)}", flush=True)
-    if not found:
-        raise SystemExit(f"sweep: no configuration of {kernel} ran; the reasons are above")
-    best = min(found, key=lambda pair: pair[0])[1]
-    print(f"best {kernel}: {best}", flush=True)
-    if keep:
-        when = {"head_dim": Timing.dim, "bytes": 2, "page": Timing.page}
-        tuning.write("paged_attention", jax.devices()[0].device_kind, kernel, when, best)
+        ),
+    ),
+    Sweep("ragged_attention", "ragged", {"head_dim": 64, "bytes": 2}, RAGGED[:3], _RAGGED_CONFIGURATIONS),
+    Sweep("ragged_attention", "ragged", {"head_dim": 128, "bytes": 2}, RAGGED[3:4], _RAGGED_CONFIGURATIONS),
+)
 
 
 def main() -> int:
@@ -277,18 +407,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--only", default="", help="run the cases whose operation-name contains this")
     parser.add_argument("--no-check", action="store_true", help="time without checking")
-    parser.add_argument("--bench", action="store_true", help="time paged attention (needs a GPU)")
+    parser.add_argument("--bench", action="store_true", help="time attention (needs a GPU)")
     parser.add_argument("--sweep", action="store_true", help="time the kernels' configurations first (needs a GPU)")
     parser.add_argument("--write", action="store_true", help="with --sweep: keep the best in the tuning table")
     arguments = parser.parse_args()
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}", flush=True)
     if arguments.sweep:
-        for kernel in CONFIGURATIONS:
-            sweep(kernel, arguments.write)
+        for sweep in SWEEPS:
+            sweep.run(arguments.write)
     good = arguments.no_check or check(arguments.only)
     if arguments.bench:
         print()
-        for timing in (*DECODES, *EXTENDS):
+        for timing in (*DECODES, *EXTENDS, *RAGGED):
             print(timing.report(), flush=True)
     print("\nall cases agree" if good else "\nSOME CASES FAILED")
     return 0 if good else 1

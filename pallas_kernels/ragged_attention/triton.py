@@ -46,6 +46,8 @@ def ragged_attention(
         defaults = {"queries": 64, "block": 64 if wide <= 256 else 32, "warps": 4, "stages": 3}
         if wide > 256:
             defaults |= {"block": 32, "warps": 8, "stages": 2}
+        elif wide > 128 and position_bias is not None:
+            defaults |= {"warps": 8}  # its addresses take registers
     else:
         defaults = {"queries": 64, "block": 32 if wide <= 512 else 16, "warps": 4, "stages": 2}
     config = tuning.config("ragged_attention", "ragged", defaults, head_dim=dim, bytes=q.dtype.itemsize)
