@@ -15,6 +15,7 @@ from jaxllm.errors import ConfigError
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 LoadFormat = Literal["auto", "safetensors", "orbax", "dummy"]
 SchedulingPolicy = Literal["fcfs", "priority"]
+LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
 
 
 def flag(default: Any, help_text: str) -> Any:
@@ -60,6 +61,14 @@ class EngineConfig:
     scheduling_policy: SchedulingPolicy = flag("fcfs", "fcfs, or priority (lower numbers first).")
     max_queued: int = flag(4096, "Requests that may wait; one more is refused (RESOURCE_EXHAUSTED, 429).")
     max_logprobs: int = flag(20, "Most likely tokens a request may ask to see per position.")
+    logprobs_mode: LogprobsMode = flag(
+        "raw_logprobs",
+        "What logprobs report: raw_logprobs (of the model), processed_logprobs (after logits processors, temperature "
+        "and filters), raw_logits or processed_logits.",
+    )
+    logits_processors: tuple[str, ...] = flag(
+        (), "Logits processors of your own: package.module:Class, or in Python the class itself; once for each."
+    )
     decode_steps: tuple[int, ...] | None = flag(
         None, "Steps per decode program when nobody waits, e.g. 1,8; decided from the device by default."
     )
@@ -80,6 +89,8 @@ class EngineConfig:
             raise ConfigError("model is empty: name a checkpoint directory, or 'demo'")
         choice("load_format", self.load_format, LoadFormat.__args__)  # type: ignore[attr-defined]
         choice("dtype", self.dtype, Dtype.__args__)  # type: ignore[attr-defined]
+        object.__setattr__(self, "logits_processors", tuple(self.logits_processors))
+        choice("logprobs_mode", self.logprobs_mode, LogprobsMode.__args__)  # type: ignore[attr-defined]
         choice("scheduling_policy", self.scheduling_policy, SchedulingPolicy.__args__)  # type: ignore[attr-defined]
         for name in (
             "max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes",

@@ -9,10 +9,12 @@ cache yet. Prefill, a chunk of it, a decode step, a prefix hit and a recompute a
 statements about that number.
 """
 
+import dataclasses
 import enum
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,6 +22,16 @@ from jaxllm.errors import RequestError
 
 MAX_STOP_TOKENS = 16
 """Stop token ids (end-of-text ids included) that the device checks per request."""
+
+MAX_LOGIT_BIAS = 512
+"""Tokens whose logits one request may bias."""
+MAX_BIAS = 100.0
+"""What a logit bias may add or take away; that is as good as choosing or banning the token."""
+MAX_BAD_WORDS = 128
+"""Bad words of several tokens that the device watches for per request; those of one token are not counted."""
+MAX_BAD_WORD_TOKENS = 8
+MAX_SAMPLES = 128
+"""Samples or beams of one request."""
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 """The device computes in float32: anything above is infinite there."""
@@ -48,6 +60,21 @@ class SamplingParams:
         detokenize: make text of the tokens; without it the answer is token ids alone, and stop strings cannot be found.
         logprobs: None, or how many of the most likely tokens to report beside the drawn one.
         prompt_logprobs: the same for every prompt token.
+        n: how many samples to draw of one prompt, whose keys and values they share.
+        best_of: draw this many samples and keep the n with the highest mean log probability per token; None is n.
+        use_beam_search: search for the likeliest answers with best_of (or n) beams, as transformers does; n are kept.
+        length_penalty: beams compare by the sum of log probabilities over their length to this power.
+        early_stopping: beam search ends at once with best_of finished answers (True), when no beam can improve on
+            them going by its length now (False), or when none can at all ("never").
+        logit_bias: token id to what is added to its logit, in [-100, 100].
+        bad_words: texts that the output may not hold; their last token is not drawn behind the others.
+        bad_words_ids: the same as sequences of token ids.
+        allowed_token_ids: the only tokens that may be drawn; None allows all.
+        thinking_token_budget: tokens between the start and the end of thinking at most; the end is then forced.
+        thinking_token_ids: the tokens that start and end thinking; None takes the tokenizer's.
+        truncate_prompt_tokens: keep only so many of the prompt's last tokens; -1 keeps what the context holds.
+        echo: the text begins with the prompt's.
+        logits_processors: arguments for the engine's own logits processors, by their names.
     """
 
     max_tokens: int | None = 16
@@ -68,23 +95,44 @@ class SamplingParams:
     detokenize: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    n: int = 1
+    best_of: int | None = None
+    use_beam_search: bool = False
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    bad_words: tuple[str, ...] = ()
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+    thinking_token_budget: int | None = None
+    thinking_token_ids: tuple[int, int] | None = None
+    truncate_prompt_tokens: int | None = None
+    echo: bool = False
+    logits_processors: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
         object.__setattr__(self, "stop", tuple(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        for name in ("stop_token_ids", "bad_words", "allowed_token_ids", "thinking_token_ids"):
+            if (value := getattr(self, name)) is not None and not isinstance(value, str):
+                object.__setattr__(self, name, tuple(value))
+        object.__setattr__(self, "bad_words_ids", tuple(map(tuple, self.bad_words_ids)))
         if self.top_k == -1:
             object.__setattr__(self, "top_k", 0)
         for name in (
             "temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty",
+            "length_penalty",
         ):  # fmt: skip
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= FLOAT32_MAX:
                 raise RequestError(f"{name}={value!r}: must be a finite number", name)
-        for name in ("max_tokens", "min_tokens", "top_k", "seed", "logprobs", "prompt_logprobs"):
+        for name in (
+            "max_tokens", "min_tokens", "top_k", "seed", "logprobs", "prompt_logprobs", "n", "best_of",
+            "thinking_token_budget", "truncate_prompt_tokens",
+        ):  # fmt: skip
             value = getattr(self, name)
-            optional = name in ("max_tokens", "seed", "logprobs", "prompt_logprobs")
+            optional = name not in ("min_tokens", "top_k", "n")
             if value is None and optional:
                 continue
             if isinstance(value, bool) or not isinstance(value, int):
@@ -112,18 +160,111 @@ class SamplingParams:
         )  # fmt: skip
         _require(all(isinstance(s, str) and s for s in self.stop), self, "stop", "must hold non-empty strings")
         _require(self.detokenize or not self.stop, self, "stop", "stop strings need text; leave detokenize=True")
+        _require(_are_tokens(self.stop_token_ids), self, "stop_token_ids", "must hold token ids")
+        _require(1 <= self.n <= MAX_SAMPLES, self, "n", f"must be in [1, {MAX_SAMPLES}]")
         _require(
-            all(isinstance(t, int) and t >= 0 for t in self.stop_token_ids),
-            self, "stop_token_ids", "must hold token ids",
+            self.best_of is None or self.n <= self.best_of <= MAX_SAMPLES,
+            self, "best_of", f"must be in [n, {MAX_SAMPLES}], and n is {self.n}",
         )  # fmt: skip
+        _require(
+            self.truncate_prompt_tokens is None or self.truncate_prompt_tokens == -1 or self.truncate_prompt_tokens > 0,
+            self, "truncate_prompt_tokens", "must be positive, or -1 for what the context holds",
+        )  # fmt: skip
+        self._check_tokens()
+        if self.use_beam_search:
+            self._check_beams()
+
+    def _check_tokens(self) -> None:
+        """What names tokens: biases, words, thoughts."""
+        bias = self.logit_bias
+        _require(isinstance(bias, Mapping), self, "logit_bias", "must map token ids to numbers")
+        try:  # JSON's keys are strings
+            bias = {int(token) if isinstance(token, str) else token: value for token, value in bias.items()}
+        except ValueError:
+            raise RequestError("logit_bias: its keys must be token ids", "logit_bias") from None
+        object.__setattr__(self, "logit_bias", bias)
+        _require(_are_tokens(tuple(bias)), self, "logit_bias", "its keys must be token ids")
+        _require(
+            all(isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) <= MAX_BIAS for x in bias.values()),
+            self, "logit_bias", f"its values must be numbers in [-{MAX_BIAS:g}, {MAX_BIAS:g}]",
+        )  # fmt: skip
+        if len(bias) > MAX_LOGIT_BIAS:
+            raise RequestError(
+                f"logit_bias: {len(bias)} tokens, and at most {MAX_LOGIT_BIAS} can have one", "logit_bias"
+            )
+
+        _require(
+            not isinstance(self.bad_words, str) and all(isinstance(word, str) and word for word in self.bad_words),
+            self, "bad_words", "must hold non-empty strings",
+        )  # fmt: skip
+        words = self.bad_words_ids
+        _require(
+            all(word and _are_tokens(word) for word in words),
+            self, "bad_words_ids", "must hold sequences of token ids, none of them empty",
+        )  # fmt: skip
+        if any(len(word) > MAX_BAD_WORD_TOKENS for word in words):
+            raise RequestError(
+                f"bad_words: a word of {max(map(len, words))} tokens, and at most {MAX_BAD_WORD_TOKENS} can be watched "
+                "for; a shorter part of it will do", "bad_words",
+            )  # fmt: skip
+        if sum(len(word) > 1 for word in words) > MAX_BAD_WORDS:
+            raise RequestError(
+                f"bad_words: {sum(len(word) > 1 for word in words)} sequences of several tokens, and at most "
+                f"{MAX_BAD_WORDS} can be watched for; name fewer", "bad_words",
+            )  # fmt: skip
+        allowed = self.allowed_token_ids
+        if allowed is not None:
+            _require(_are_tokens(allowed), self, "allowed_token_ids", "must hold token ids")
+            _require(
+                not set(allowed) <= {word[0] for word in words if len(word) == 1},
+                self, "allowed_token_ids", "must leave a token that is no bad word; None allows all",
+            )  # fmt: skip
+
+        _require(
+            self.thinking_token_budget is None or 0 <= self.thinking_token_budget < 2**31,
+            self, "thinking_token_budget", "must be in [0, 2**31)",
+        )  # fmt: skip
+        ids = self.thinking_token_ids
+        _require(
+            ids is None or (len(ids) == 2 and _are_tokens(ids) and ids[0] != ids[1]),
+            self, "thinking_token_ids", "must be two token ids, of the start and of the end",
+        )  # fmt: skip
+        named = self.logits_processors
+        _require(
+            isinstance(named, Mapping) and all(isinstance(name, str) for name in named),
+            self, "logits_processors", "must map names to arguments",
+        )  # fmt: skip
+
+    def _check_beams(self) -> None:
+        """Beam search compares the model's own log probabilities: what changes or draws has no place in it."""
+        _require(
+            self.early_stopping in (True, False, "never"), self, "early_stopping", "must be True, False or 'never'"
+        )
+        for f in dataclasses.fields(self):
+            if f.name in _NOT_WITH_BEAMS:
+                neutral = f.default if f.default is not dataclasses.MISSING else {}
+                _require(getattr(self, f.name) == neutral, self, f.name, "not with use_beam_search; leave it out")
+        _require(self.temperature in (0, 1), self, "temperature", "beam search draws nothing; leave it out")
+
+    @property
+    def num_samples(self) -> int:
+        """Samples to draw, or beams to search with."""
+        return self.n if self.best_of is None else self.best_of
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
 
-    @property
-    def penalised(self) -> bool:
-        return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1, 0, 0)
+
+_NOT_WITH_BEAMS = frozenset((
+    "min_tokens", "top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "stop",
+    "logprobs", "logit_bias", "bad_words", "bad_words_ids", "allowed_token_ids", "thinking_token_budget",
+    "logits_processors",
+))  # fmt: skip
+
+
+def _are_tokens(ids: Any) -> bool:
+    return all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids)
 
 
 def _require(ok: bool, params: SamplingParams, name: str, why: str) -> None:

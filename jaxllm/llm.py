@@ -234,6 +234,8 @@ class LLM:
         if not isinstance(params, SamplingParams):
             raise RequestError(f"params={params!r}: must be SamplingParams", "params")
         text, token_ids = self._read_prompt(prompt)
+        if params.bad_words or params.thinking_token_budget is not None:
+            params = self.tokenizer.resolve(params)
         request = self.engine.make_request(token_ids, params, request_id=str(next(self._ids)))
         return _Answer(request, text, self._detokenizer() if params.detokenize else None)
 

@@ -142,7 +142,7 @@ def arguments(given: Given) -> list[str]:
         elif isinstance(value, tuple) and all(isinstance(item, int) for item in value):
             line += [flag, ",".join(str(item) for item in value)]
         elif isinstance(value, tuple):
-            line += [part for item in value for part in (flag, item)]
+            line += [part for item in value for part in (flag.removesuffix("s"), item)]
         else:
             line += [flag, str(value)]
     return line
@@ -159,8 +159,8 @@ def _option(config: type, field: dataclasses.Field, group: str, default: Any) ->
         declaration = f"{flag}/--no-{flag[2:]}"
     elif typing.get_origin(inner) is tuple and typing.get_args(inner)[0] is int:
         annotation, metavar = str, "INT,..."
-    elif typing.get_origin(inner) is tuple:
-        annotation, metavar = list[str], "TEXT"
+    elif typing.get_origin(inner) is tuple:  # one at a time: --logits-processor for each of logits_processors
+        annotation, metavar, declaration = list[str], "TEXT", flag.removesuffix("s")
     elif typing.get_origin(inner) is Literal:
         metavar = "CHOICE"  # the help text lists them
     elif inner not in (int, float, str):

@@ -20,7 +20,21 @@ SYSTEM = Annotated[str | None, typer.Option(help="The chat's system message; imp
 @command(
     app,
     defaults={"max_tokens": 256},
-    without=("detokenize", "logprobs", "prompt_logprobs"),  # text is all that is shown here
+    without=(  # the text of one answer is all that is shown here, and what is no plain value has no option
+        "detokenize",
+        "logprobs",
+        "prompt_logprobs",
+        "n",
+        "best_of",
+        "use_beam_search",
+        "length_penalty",
+        "early_stopping",
+        "logit_bias",
+        "bad_words_ids",
+        "thinking_token_ids",
+        "echo",
+        "logits_processors",
+    ),
     engine=EngineConfig,
     sampling=SamplingParams,
 )

@@ -27,6 +27,7 @@ class StepRunner(Protocol):
     def submit(self, plan: StepPlan) -> Any: ...
     def collect(self, handle: Any) -> StepOutput: ...
     def step_seconds(self, num_rows: int) -> float: ...
+    def check(self, request: Request) -> None: ...
     def prompt_logits(self, token_ids: list[int]) -> np.ndarray: ...
 
 
@@ -87,7 +88,7 @@ class Engine:
         sample_index: int = 0,
     ) -> Request:
         """A request as `add` takes it. deadline: a time.monotonic() value. Raises RequestError."""
-        return self._intake.request(
+        request = self._intake.request(
             prompt,
             params,
             request_id=request_id,
@@ -96,6 +97,8 @@ class Engine:
             cache_salt=cache_salt,
             sample_index=sample_index,
         )
+        self.runner.check(request)
+        return request
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises QueueFullError, RequestError (its id is in use) or EngineDeadError."""

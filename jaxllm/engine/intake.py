@@ -41,7 +41,8 @@ class Intake:
         sample_index: int = 0,
     ) -> Request:
         """deadline: a time.monotonic() value. request_id: a fresh one if None. Raises RequestError."""
-        token_ids = self.token_ids(prompt)
+        token_ids = self.token_ids(_truncated(prompt, params, self._info.max_model_len))
+        self._check_tokens(params)
         self._check_logprobs("logprobs", params.logprobs)
         self._check_logprobs("prompt_logprobs", params.prompt_logprobs)
         return Request(
@@ -82,6 +83,20 @@ class Intake:
             outside = next(token for token in token_ids if not 0 <= token < size)
             raise RequestError(f"{name} holds {outside}, which is no token: ids go from 0 to {size - 1}", name)
 
+    def _check_tokens(self, params: SamplingParams) -> None:
+        if params.bad_words:
+            raise RequestError("bad_words: text is the tokenizer's part; send bad_words_ids", "bad_words")
+        if params.thinking_token_budget is not None and params.thinking_token_ids is None:
+            raise RequestError(
+                "thinking_token_budget: no tokens are known to start and end thinking; name them in thinking_token_ids",
+                "thinking_token_budget",
+            )
+        self._check_vocabulary("logit_bias", tuple(params.logit_bias))
+        self._check_vocabulary("allowed_token_ids", params.allowed_token_ids or ())
+        self._check_vocabulary("thinking_token_ids", params.thinking_token_ids or ())
+        for word in params.bad_words_ids:
+            self._check_vocabulary("bad_words_ids", word)
+
     def _check_logprobs(self, name: str, count: int | None) -> None:
         if count is not None and count > self._info.max_logprobs:
             raise RequestError(
@@ -117,3 +132,13 @@ class Intake:
             f"{capacity}: ask for fewer tokens, or start the engine with more KV cache",
             "prompt" if num_prompt >= capacity else "max_tokens",
         )
+
+
+def _truncated(prompt: Sequence[int], params: SamplingParams, context: int) -> Sequence[int]:
+    """The last tokens of the prompt, as many as truncate_prompt_tokens says."""
+    keep = params.truncate_prompt_tokens
+    if keep is None:
+        return prompt
+    if keep == -1:  # what leaves room for the output
+        keep = max(1, context - (params.max_tokens or 1))
+    return prompt[-keep:]

@@ -13,9 +13,6 @@ from jaxllm.runner.state import NUM_PARAMS
 COPY_PAIRS = 16
 """Page copies of one copy program."""
 
-SEED_PADDING = np.iinfo(np.int32).max
-"""No token, in a seed program's ids."""
-
 
 class RowFlag(enum.IntFlag):
     FRESH = 1  # the slot holds another request's state
@@ -86,16 +83,39 @@ def pack_copies(copies: list[tuple[int, int]]) -> np.ndarray:
     return packed.ravel()
 
 
-def pack_seeds(request: Request, slot: int, size: int) -> list[np.ndarray]:
-    """The packed arrays of the seed programs that rebuild a slot's penalty counts from a request's known tokens."""
-    ids = np.concatenate([np.asarray(request.prompt, np.int32), -1 - np.asarray(request.output, np.int32)])
-    calls = []
-    for at in range(0, len(ids), size):
-        packed = np.full(2 + size, SEED_PADDING, np.int32)
-        packed[:2] = slot, at == 0
-        packed[2 : 2 + len(ids[at : at + size])] = ids[at : at + size]
-        calls.append(packed)
-    return calls
+@dataclass(frozen=True)
+class SeedLayout:
+    """A seed program's packed array: slot, clear, number of ids; [A] arguments of the logits processors; [N] ids, an
+    output token t as -1 - t."""
+
+    arguments: int
+    tokens: int
+
+    @property
+    def size(self) -> int:
+        return 3 + self.arguments + self.tokens
+
+    def split(self, packed: Any) -> tuple[Any, Any, Any]:
+        """head, arguments, ids."""
+        return packed[:3], packed[3 : 3 + self.arguments], packed[3 + self.arguments :]
+
+    def pack(self, request: Request, slot: int, arguments: np.ndarray, prompt: bool) -> list[np.ndarray]:
+        """One array per call that gives a slot its arguments and brings its states up to what is known of a request.
+
+        prompt: its prompt counts, too.
+        """
+        output = -1 - np.asarray(request.output, np.int32)
+        ids = np.concatenate([np.asarray(request.prompt if prompt else [], np.int32), output])
+        calls = []
+        for at in range(0, max(1, len(ids)), self.tokens):
+            packed = np.zeros(self.size, np.int32)
+            head, own, own_ids = self.split(packed)
+            part = ids[at : at + self.tokens]
+            head[:] = slot, at == 0, len(part)
+            own[:] = arguments
+            own_ids[: len(part)] = part
+            calls.append(packed)
+        return calls
 
 
 class _Reader:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from jaxllm.models import registry
 from jaxllm.runner.programs import VARIANTS, FlatModel, Geometry, ProgramKey, Programs
 from jaxllm.runner.resolve import claim_memory, device_budget, given, on_gpu, resolve
 from jaxllm.runner.table import ProgramTable, Progress, closed_table, use_compilation_cache
+from jaxllm.sampling import make_processors
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +115,7 @@ def prepare(config: EngineConfig, *, model_class: Any = None, measure: bool = Fa
     token_bytes = elements_per_token(specs) * dtype.itemsize
     weight_bytes = _bytes(flat.leaves)
     budget = device_budget(resolved)
+    processors = make_processors(architecture.config.vocab_size, resolved.logits_processors)
     wants_all = config.num_gpu_blocks_override is None and config.kv_cache_memory_bytes is None and budget is not None
 
     def build(max_model_len: int) -> tuple[ProgramTable, int]:
@@ -125,6 +126,8 @@ def prepare(config: EngineConfig, *, model_class: Any = None, measure: bool = Fa
             max_pages=-(-max_model_len // resolved.block_size),
             vocab_size=architecture.config.vocab_size,
             num_logprobs=min(resolved.max_logprobs, architecture.config.vocab_size),
+            logprobs_mode=resolved.logprobs_mode,
+            processors=processors,
             specs=specs,
         )
         keys = closed_table(
@@ -219,8 +222,8 @@ def _round_pages(pages: int) -> int:
     return pages // unit * unit
 
 
-def _bytes(leaves: Iterable[Any]) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _show(size: int) -> str:

@@ -14,18 +14,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxllm.config import LogprobsMode
 from jaxllm.core import CacheSpec, LatentKV, LayerSpecs, PagedKV, all_specs
 from jaxllm.layers.cache import LayerCache, PagedCache
 from jaxllm.layers.step import DenseStep, Step
-from jaxllm.runner.packing import COPY_PAIRS, SEED_PADDING, ExtendLayout, RowFlag
+from jaxllm.runner.packing import COPY_PAIRS, ExtendLayout, RowFlag, SeedLayout
 from jaxllm.runner.state import FIRST_PARAM, Column, State, new_state, row_params
-from jaxllm.sampling import TokenLogprobs, forbid, greedy, penalise, sample, token_logprobs
+from jaxllm.sampling import Processors, Rows, TokenLogprobs, greedy, narrow, sample, token_logprobs
 
 Variant = Literal["greedy", "sampled", "full", "scored"]
 VARIANTS: tuple[Variant, ...] = ("greedy", "sampled", "full", "scored")
 """What a program can do for its rows, each including the one before.
 
-greedy: argmax. sampled: temperature, top-k, top-p, min-p. full: penalties, min_tokens and log probabilities.
+greedy: argmax. sampled: temperature, top-k, top-p, min-p. full: logits processors and log probabilities.
 scored (extend only): log probabilities of the prompt's tokens.
 """
 
@@ -59,6 +60,8 @@ class Geometry:
     max_pages: int  # per request
     vocab_size: int
     num_logprobs: int
+    logprobs_mode: LogprobsMode
+    processors: Processors
     specs: tuple[LayerSpecs, ...]
 
     @property
@@ -70,7 +73,7 @@ class Geometry:
         return min(tokens, self.max_num_seqs)
 
     def state(self) -> State:
-        return new_state(self.max_num_seqs, self.max_pages, self.vocab_size)
+        return new_state(self.max_num_seqs, self.max_pages, self.processors)
 
     def cache(self, num_pages: int, dtype: Any) -> Leaves:
         """Empty pools of num_pages pages: those of each layer in turn."""
@@ -114,11 +117,11 @@ class FlatModel:
 
 
 class Drawn(NamedTuple):
-    """tokens: [B] int32. logprobs: None unless the variant reports them. counts: the state's, brought up to date."""
+    """tokens: [B] int32. logprobs: None unless the variant reports them. states: the processors', after the tokens."""
 
     tokens: jax.Array
     logprobs: TokenLogprobs | None
-    counts: jax.Array
+    states: tuple[Any, ...]
 
 
 class Programs:
@@ -151,11 +154,14 @@ class Programs:
             case "copy":
                 return 2 * COPY_PAIRS
             case "seed":
-                return 2 + key.size
+                return self.seed_layout(key).size
 
     def extend_layout(self, key: ProgramKey) -> ExtendLayout:
         rows = self.geometry.extend_rows(key.size)
         return ExtendLayout(rows, self.geometry.max_pages, key.size, scored=key.variant == "scored")
+
+    def seed_layout(self, key: ProgramKey) -> SeedLayout:
+        return SeedLayout(self.geometry.processors.width, key.size)
 
     def prompt_logits(self, weights: Leaves, tokens: jax.Array) -> jax.Array:
         """Logits [T, V] float32 after each of tokens [T], without a cache."""
@@ -203,14 +209,15 @@ class Programs:
         draws = ((flags & RowFlag.DRAWS) != 0) & ~done
         new = jnp.concatenate([old[:, :FIRST_PARAM], params], axis=1)
         at = start + count
-        drawn = self._draw(key.variant, logits, new, state, slot, at, draws)
+        drawn = self._draw(key.variant, logits, new, self._process(key.variant, state, slot, new), at)
         ended = done | (draws & _ends(new, drawn.tokens, at))
         new = new.at[:, Column.LAST_TOKEN].set(jnp.where(draws, drawn.tokens, old[:, Column.LAST_TOKEN]))
         new = new.at[:, Column.POSITION].set(jnp.where(draws, at, old[:, Column.POSITION]))
         new = new.at[:, Column.DONE].set(ended.astype(jnp.int32))
-        state = state._replace(
-            rows=state.rows.at[slot].set(new), pages=state.pages.at[slot].set(pages), counts=drawn.counts
-        )
+        state = state._replace(rows=state.rows.at[slot].set(new), pages=state.pages.at[slot].set(pages))
+        if drawn.states:  # of rows that draw nothing they are none of the slot's
+            slot = jnp.where(draws, slot, jnp.int32(geometry.sink))
+            state = state._replace(processors=geometry.processors.scatter(state.processors, slot, drawn.states))
         out: list[Any] = [drawn.tokens, draws, drawn.logprobs]
         if key.variant == "scored":
             out.append(self._score(model, hidden, targets))
@@ -225,9 +232,10 @@ class Programs:
         pages = state.pages.at[slot, page_index].set(page, mode="drop")
         rows, table = state.rows[slot], pages[slot]
         ramp = jnp.arange(size, dtype=jnp.int32)
+        processing = self._process(key.variant, state, slot, rows)
 
         def one(i: jax.Array, carry: tuple) -> tuple:
-            cache, counts, last, position, done, out = carry
+            cache, states, last, position, done, out = carry
             active = ~done
             # The page is looked up at a place within the table even where the row is at its very end.
             at = jnp.where(active, position, jnp.int32(0))
@@ -241,11 +249,11 @@ class Programs:
             )
             hidden, cache = self._forward(weights, step, cache, table, jnp.where(active, write, jnp.int32(0)))
             logits = self.model.merge(weights).logits(hidden)
-            drawn = self._draw(key.variant, logits, rows, state._replace(counts=counts), slot, at + 1, active)
+            drawn = self._draw(key.variant, logits, rows, processing._replace(states=states), at + 1)
             out = jax.tree.map(lambda all_steps, new: all_steps.at[i].set(new), out, (drawn.tokens, drawn.logprobs))
             done |= _ends(rows, drawn.tokens, at + 1)
             last = jnp.where(active, drawn.tokens, last)
-            return cache, drawn.counts, last, jnp.where(active, at + 1, position), done, out
+            return cache, drawn.states, last, jnp.where(active, at + 1, position), done, out
 
         logprobs = None
         if key.variant == "full":
@@ -258,40 +266,53 @@ class Programs:
         position = rows[:, Column.POSITION]
         done = (rows[:, Column.DONE] != 0) | (slot == geometry.sink)
         carry = (
-            cache, state.counts, rows[:, Column.LAST_TOKEN], position, done,
+            cache, processing.states, rows[:, Column.LAST_TOKEN], position, done,
             (jnp.zeros((key.steps, size), jnp.int32), logprobs),
         )  # fmt: skip
         if key.steps == 1:
             carry = one(jnp.int32(0), carry)
         else:
             carry = jax.lax.fori_loop(jnp.int32(0), jnp.int32(key.steps), one, carry)
-        cache, counts, last, end, done, (tokens, logprobs) = carry
+        cache, states, last, end, done, (tokens, logprobs) = carry
         new = jnp.concatenate([jnp.stack([last, end, done.astype(jnp.int32)], axis=1), rows[:, FIRST_PARAM:]], axis=1)
-        state = state._replace(rows=state.rows.at[slot].set(new), pages=pages, counts=counts)
+        state = state._replace(rows=state.rows.at[slot].set(new), pages=pages)
+        if states:  # those of rows that have met their end are of no more use to anyone
+            state = state._replace(processors=geometry.processors.scatter(state.processors, slot, states))
         return cache, state, _pack([tokens, end - position, logprobs])
 
+    def _process(self, variant: Variant, state: State, slot: jax.Array, rows: jax.Array) -> Rows:
+        """What the logits processors know of the slots [B] with their rows [B, WIDTH]; nothing where none can run."""
+        active = rows[:, Column.PROCESSORS]
+        if VARIANTS.index(variant) < VARIANTS.index("full"):
+            return Rows(active, (), ())
+        return self.geometry.processors.gather(state.processors, slot, active)
+
     def _draw(
-        self, variant: Variant, logits: jax.Array, rows: jax.Array, state: State, slot: jax.Array, at: jax.Array,
-        active: jax.Array,
+        self, variant: Variant, logits: jax.Array, rows: jax.Array, processing: Rows, at: jax.Array
     ) -> Drawn:  # fmt: skip
         """The tokens at positions `at` [B] of the rows [B, WIDTH], from logits [B, V]."""
         if variant == "greedy":
-            return Drawn(greedy(logits), None, state.counts)
+            return Drawn(greedy(logits), None, ())
         params = row_params(rows)
         if variant == "sampled":
-            return Drawn(sample(logits, params, at), None, state.counts)
-        shaped = penalise(logits, state.counts[slot], state.in_prompt[slot], params)
-        early = at - rows[:, Column.PROMPT_LEN] < rows[:, Column.MIN_TOKENS]
-        tokens = sample(forbid(shaped, rows[:, Column.STOP_IDS :], early), params, at)
-        counts = _count(state.counts, slot, tokens, active)
-        return Drawn(tokens, token_logprobs(logits, tokens, self.geometry.num_logprobs), counts)
+            return Drawn(sample(narrow(logits, params), params, at), None, ())
+        geometry, processors = self.geometry, self.geometry.processors
+        narrowed = narrow(processors.apply(processing, logits, at - rows[:, Column.PROMPT_LEN]), params)
+        tokens = sample(narrowed, params, at)
+        told = narrowed if geometry.logprobs_mode.startswith("processed") else logits
+        return Drawn(tokens, self._logprobs(told, tokens), processors.update(processing, tokens))
+
+    def _logprobs(self, logits: jax.Array, tokens: jax.Array) -> TokenLogprobs:
+        """What is reported of tokens [B] drawn, or given, where the logits are [B, V]."""
+        normalise = self.geometry.logprobs_mode.endswith("logprobs")
+        return token_logprobs(logits, tokens, self.geometry.num_logprobs, normalise)
 
     def _score(self, model: Any, hidden: jax.Array, targets: jax.Array) -> TokenLogprobs:
         """Log probabilities of targets [T] after hidden [T, E], a block of logits at a time."""
         block = min(SCORE_BLOCK, hidden.shape[0])
 
         def score(part: tuple[jax.Array, jax.Array]) -> TokenLogprobs:
-            return token_logprobs(model.logits(part[0]), part[1], self.geometry.num_logprobs)
+            return self._logprobs(model.logits(part[0]), part[1])
 
         parts = (hidden.reshape(-1, block, hidden.shape[1]), targets.reshape(-1, block))
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(score, parts))
@@ -307,18 +328,13 @@ class Programs:
     def _seed(
         self, key: ProgramKey, weights: Leaves, cache: Leaves, state: State, packed: jax.Array
     ) -> tuple[Leaves, State, jax.Array]:
-        """Adds tokens to a slot's penalty counts: packed [slot, clear, ids...], an output token t as -1 - t."""
-        slot, clear, ids = packed[0], packed[1] != 0, packed[2:]
-        nowhere = jnp.int32(self.geometry.vocab_size)
-        is_output = ids < 0
-        in_prompt = jnp.where(clear, False, state.in_prompt[slot])
-        in_prompt = in_prompt.at[jnp.where(is_output | (ids == SEED_PADDING), nowhere, ids)].set(True, mode="drop")
-        counts = jnp.where(clear, jnp.int16(0), state.counts[slot])
-        counts = counts.at[jnp.where(is_output, -1 - ids, nowhere)].add(jnp.int16(1), mode="drop")
-        state = state._replace(
-            counts=state.counts.at[slot].set(counts), in_prompt=state.in_prompt.at[slot].set(in_prompt)
+        """Gives a slot its logits processors' arguments and tells their states of tokens; see SeedLayout."""
+        head, arguments, ids = self.seed_layout(key).split(packed)
+        drawn = ids < 0
+        processors = self.geometry.processors.seed(
+            state.processors, head[0], head[1] != 0, arguments, jnp.where(drawn, -1 - ids, ids), drawn, head[2]
         )
-        return cache, state, jnp.zeros(0, jnp.int32)
+        return cache, state._replace(processors=processors), jnp.zeros(0, jnp.int32)
 
 
 def _ends(rows: jax.Array, tokens: jax.Array, at: jax.Array) -> jax.Array:
@@ -327,15 +343,6 @@ def _ends(rows: jax.Array, tokens: jax.Array, at: jax.Array) -> jax.Array:
     stops = (rows[:, Column.STOP_IDS :] == tokens[:, None]).any(axis=1)
     enough = total - rows[:, Column.PROMPT_LEN] >= rows[:, Column.MIN_TOKENS]
     return (stops & enough) | (total >= rows[:, Column.LIMIT])
-
-
-def _count(counts: jax.Array, slot: jax.Array, tokens: jax.Array, active: jax.Array) -> jax.Array:
-    """counts [S + 1, V] with one more of tokens [B] in the slots [B] of active rows."""
-    seen = counts[slot, tokens]
-    more = seen + (active & (seen < jnp.iinfo(jnp.int16).max)).astype(jnp.int16)
-    if slot.shape == (1,):  # a scatter of one element would copy the counts inside a loop
-        return jax.lax.dynamic_update_slice(counts, more[:, None], (slot[0], tokens[0]))
-    return counts.at[slot, tokens].set(more)
 
 
 def _pack(out: Any) -> jax.Array:

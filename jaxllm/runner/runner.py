@@ -1,5 +1,6 @@
 """The runner: a StepPlan in, a StepOutput out, one packed array each way and nothing waiting for the device."""
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,6 @@ from jaxllm.runner.packing import (
     COPY_PAIRS,
     pack_copies,
     pack_decode,
-    pack_seeds,
     read_decode,
     read_extend,
 )
@@ -70,9 +70,11 @@ class Runner:
         self._weights: Leaves = tuple(type(prepared.flat).of(model).leaves)
         cache = self._geometry.cache(self.memory_plan.num_pages, jnp.dtype(self.config.dtype))
         self._cache, self._state = self.table.warm(self._weights, cache, self._geometry.state(), progress)
-        # Parameters by slot, as programs take them, and the least variant that serves the slot's request.
+        # By slot: parameters, as programs take them; the least variant that serves the request, and that which does
+        # until it has drawn so many tokens.
         self._params = np.zeros((self._geometry.sink + 1, NUM_PARAMS), np.int32)
         self._variant = [0] * (self._geometry.sink + 1)
+        self._processed_until = [0.0] * (self._geometry.sink + 1)
         self._seed_key = next(key for key in self.table.keys if key.kind == "seed")
         self._prompt_logits = jax.jit(self.table.programs.prompt_logits)
         self._guard = CompileGuard()
@@ -147,16 +149,20 @@ class Runner:
         self._cache, self._state, out = self.table.run(key, self._weights, self._cache, self._state, packed)
         return out
 
+    def check(self, request: Request) -> None:
+        """Raises RequestError where a logits processor does not take what the request has for it."""
+        self._geometry.processors.read(request)
+
     def _admit(self, request: Request, slot: int) -> None:
-        """Takes a request's parameters for its slot and, if it is penalised, rebuilds the slot's counts."""
-        params = request.params
-        self._params[slot] = pack_params(request)
-        if params.penalised or params.logprobs is not None:
-            self._variant[slot] = VARIANTS.index("full")
-        else:
-            self._variant[slot] = VARIANTS.index("greedy" if params.greedy else "sampled")
-        if params.penalised:
-            for packed in pack_seeds(request, slot, self._seed_key.size):
+        """Takes a request's parameters for its slot and, if it uses logits processors, prepares what they know."""
+        params, processors = request.params, self._geometry.processors
+        reading = processors.read(request)
+        self._params[slot] = pack_params(request, reading.active)
+        self._variant[slot] = VARIANTS.index("greedy" if params.greedy else "sampled")
+        self._processed_until[slot] = math.inf if params.logprobs is not None else reading.until
+        if reading.active:
+            layout = self.table.programs.seed_layout(self._seed_key)
+            for packed in layout.pack(request, slot, reading.arguments, processors.reads_prompt(reading.active)):
                 self._run(self._seed_key, packed)
 
     def _needed(self, plan: StepPlan) -> int:
@@ -165,7 +171,7 @@ class Runner:
         full, scored = VARIANTS.index("full"), VARIANTS.index("scored")
         for row in plan.rows:
             request, params = row.request, row.request.params
-            if needed < full and params.min_tokens > len(request.output):
+            if needed < full and self._processed_until[row.slot] > len(request.output):
                 needed = full
             if (
                 plan.kind == "extend"

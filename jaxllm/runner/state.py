@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllm.core import MAX_STOP_TOKENS, Request
-from jaxllm.sampling import RowParams
+from jaxllm.sampling import Processors, ProcessorState, RowParams
 
 
 class Column(enum.IntEnum):
@@ -29,13 +29,11 @@ class Column(enum.IntEnum):
     SEED_LOW = 7
     SEED_HIGH = 8
     SAMPLE_INDEX = 9
-    TEMPERATURE = 10  # float32 bits, as are the next five
-    TOP_P = 11
-    MIN_P = 12
-    REPETITION_PENALTY = 13
-    FREQUENCY_PENALTY = 14
-    PRESENCE_PENALTY = 15
-    STOP_IDS = 16  # MAX_STOP_TOKENS of them, -1 where there is none
+    PROCESSORS = 10  # a bit for each logits processor that the request uses
+    TEMPERATURE = 11  # float32 bits, as are the next two
+    TOP_P = 12
+    MIN_P = 13
+    STOP_IDS = 14  # MAX_STOP_TOKENS of them, -1 where there is none
 
 
 FIRST_PARAM = Column.LIMIT
@@ -48,29 +46,26 @@ class State(NamedTuple):
 
     rows: [S + 1, WIDTH] int32, see Column.
     pages: [S + 1, MP] int32 block tables.
-    counts: [S + 1, V] int16 occurrences of each token in the output, kept for penalised requests only.
-    in_prompt: [S + 1, V] bool whether the prompt holds the token, likewise.
+    processors: what the logits processors know, kept for the requests that use them only.
     """
 
     rows: jax.Array
     pages: jax.Array
-    counts: jax.Array
-    in_prompt: jax.Array
+    processors: ProcessorState
 
 
-def new_state(max_num_seqs: int, max_pages: int, vocab_size: int) -> State:
+def new_state(max_num_seqs: int, max_pages: int, processors: Processors) -> State:
     """Empty state for max_num_seqs slots of max_pages pages each."""
     slots = max_num_seqs + 1
     return State(
         rows=jnp.zeros((slots, WIDTH), jnp.int32),
         pages=jnp.zeros((slots, max_pages), jnp.int32),
-        counts=jnp.zeros((slots, vocab_size), jnp.int16),
-        in_prompt=jnp.zeros((slots, vocab_size), jnp.bool_),
+        processors=processors.new_state(slots),
     )
 
 
-def pack_params(request: Request) -> np.ndarray:
-    """The host's part of a slot's row: [NUM_PARAMS] int32, columns FIRST_PARAM onwards."""
+def pack_params(request: Request, processors: int) -> np.ndarray:
+    """The host's part of a slot's row: [NUM_PARAMS] int32, columns FIRST_PARAM onwards. processors: their bits."""
     p = request.params
     out = np.full(NUM_PARAMS, -1, np.int32)
     numbers = out[: Column.STOP_IDS - FIRST_PARAM]
@@ -78,9 +73,9 @@ def pack_params(request: Request) -> np.ndarray:
     numbers[: Column.SEED_LOW - FIRST_PARAM] = (request.max_total, len(request.prompt), p.min_tokens, p.top_k)
     numbers[Column.SEED_LOW - FIRST_PARAM : Column.SAMPLE_INDEX - FIRST_PARAM] = seed.view(np.int32)
     numbers[Column.SAMPLE_INDEX - FIRST_PARAM] = request.sample_index
-    numbers[Column.TEMPERATURE - FIRST_PARAM :] = np.asarray(
-        [p.temperature, p.top_p, p.min_p, p.repetition_penalty, p.frequency_penalty, p.presence_penalty], np.float32
-    ).view(np.int32)
+    numbers[Column.PROCESSORS - FIRST_PARAM] = processors
+    reals = np.asarray([p.temperature, p.top_p, p.min_p], np.float32)
+    numbers[Column.TEMPERATURE - FIRST_PARAM :] = reals.view(np.int32)
     assert len(request.stop_ids) <= MAX_STOP_TOKENS, "the engine's intake refuses more"
     out[Column.STOP_IDS - FIRST_PARAM :][: len(request.stop_ids)] = request.stop_ids
     return out
@@ -97,9 +92,6 @@ def row_params(rows: jax.Array) -> RowParams:
         top_k=rows[:, Column.TOP_K],
         top_p=real(Column.TOP_P),
         min_p=real(Column.MIN_P),
-        repetition_penalty=real(Column.REPETITION_PENALTY),
-        frequency_penalty=real(Column.FREQUENCY_PENALTY),
-        presence_penalty=real(Column.PRESENCE_PENALTY),
         seed=jax.lax.bitcast_convert_type(rows[:, Column.SEED_LOW : Column.SAMPLE_INDEX], jnp.uint32),
         sample_index=rows[:, Column.SAMPLE_INDEX],
     )

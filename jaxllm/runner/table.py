@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxllm.errors import CompileWhileServingError
-from jaxllm.runner.packing import COPY_PAIRS, SEED_PADDING
+from jaxllm.runner.packing import COPY_PAIRS
 from jaxllm.runner.programs import SCORE_BLOCK, VARIANTS, Leaves, ProgramKey, Programs, Variant
 from jaxllm.runner.state import State
 
@@ -180,7 +180,6 @@ class ProgramTable:
         elif key.kind == "decode":
             packed.reshape(-1, 3)[:] = geometry.sink, geometry.max_pages, 0
         elif key.kind == "seed":
-            packed[:] = SEED_PADDING
             packed[:2] = geometry.sink, 1
         return packed
 

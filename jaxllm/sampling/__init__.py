@@ -1,17 +1,34 @@
 """Device mathematics of one draw: [B, V] float32 logits and per-row parameters in, tokens out.
 
 Pure functions over arrays; every row is independent of the others, so a request's tokens do not depend on
-what else is in the batch. The order of operations is vLLM's: penalties, stop ids masked until min_tokens,
-temperature, min-p, top-k, top-p, draw. Log probabilities are those of the raw logits, before all of it.
+what else is in the batch. The order: the logits processors (allowed tokens, bad words, stop ids masked until
+min_tokens, logit bias, penalties, the user's own, the thinking budget), temperature, min-p, top-k, top-p, draw.
 """
 
+from collections.abc import Sequence
+
+from jaxllm.sampling.bias import LogitBias
 from jaxllm.sampling.draws import draw
 from jaxllm.sampling.filters import keep
 from jaxllm.sampling.logprobs import TokenLogprobs, token_logprobs
+from jaxllm.sampling.masks import AllowedTokens, BadWords, MinTokens, forbid
 from jaxllm.sampling.params import RowParams
-from jaxllm.sampling.penalties import forbid, penalise
-from jaxllm.sampling.sample import greedy, sample
+from jaxllm.sampling.penalties import Penalties
+from jaxllm.sampling.processors import LogitsProcessor, Processors, ProcessorState, Rows, load
+from jaxllm.sampling.sample import greedy, narrow, sample
+from jaxllm.sampling.thinking import ThinkingBudget
 
 __all__ = [
-    "RowParams", "TokenLogprobs", "draw", "forbid", "greedy", "keep", "penalise", "sample", "token_logprobs",
+    "LogitsProcessor", "ProcessorState", "Processors", "RowParams", "Rows", "TokenLogprobs", "draw", "forbid",
+    "greedy", "keep", "make_processors", "narrow", "sample", "token_logprobs",
 ]  # fmt: skip
+
+
+def make_processors(vocab_size: int, users: Sequence[str | type] = ()) -> Processors:
+    """Ours with the user's own among them, which see what ours made of the logits. Raises ConfigError."""
+    ours = (AllowedTokens, BadWords, MinTokens, LogitBias, Penalties)
+    return Processors([
+        *(processor(vocab_size) for processor in ours),
+        *(load(what, vocab_size) for what in users),
+        ThinkingBudget(vocab_size),
+    ])  # fmt: skip

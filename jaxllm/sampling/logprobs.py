@@ -1,4 +1,4 @@
-"""Log probabilities of tokens under the raw logits, their ranks, and the most likely tokens beside them."""
+"""Log probabilities of tokens, their ranks, and the most likely tokens beside them."""
 
 from typing import NamedTuple
 
@@ -15,9 +15,12 @@ class TokenLogprobs(NamedTuple):
     top: jax.Array
 
 
-def token_logprobs(logits: jax.Array, tokens: jax.Array, n: int) -> TokenLogprobs:
-    """What `tokens` [B] int32 and the n most likely tokens of logits [B, V] float32 have as log_softmax."""
-    norm = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+def token_logprobs(logits: jax.Array, tokens: jax.Array, n: int, normalise: bool = True) -> TokenLogprobs:
+    """What `tokens` [B] int32 and the n most likely tokens of logits [B, V] float32 have as log_softmax.
+
+    normalise: without it, the logits themselves.
+    """
+    norm = jax.nn.logsumexp(logits, axis=-1, keepdims=True) if normalise else jnp.float32(0)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)
     rank = jnp.sum(logits > chosen, axis=-1, dtype=jnp.int32) + jnp.int32(1)
     top, top_ids = jax.lax.top_k(logits, min(n, logits.shape[-1]))

@@ -14,7 +14,6 @@ class RowParams:
         temperature: [B] float32; a row below 1e-5 is greedy.
         top_k: [B] int32; 0 keeps every token.
         top_p, min_p: [B] float32; 1 and 0 keep every token.
-        repetition_penalty, frequency_penalty, presence_penalty: [B] float32.
         seed: [B, 2] uint32, the low and the high word.
         sample_index: [B] int32.
     """
@@ -23,8 +22,5 @@ class RowParams:
     top_k: jax.Array
     top_p: jax.Array
     min_p: jax.Array
-    repetition_penalty: jax.Array
-    frequency_penalty: jax.Array
-    presence_penalty: jax.Array
     seed: jax.Array
     sample_index: jax.Array

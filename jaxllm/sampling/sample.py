@@ -16,13 +16,21 @@ def greedy(logits: jax.Array) -> jax.Array:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
-def sample(logits: jax.Array, params: RowParams, position: jax.Array) -> jax.Array:
-    """One token per row, drawn as its parameters say; greedy where the temperature is 0.
+def narrow(logits: jax.Array, params: RowParams) -> jax.Array:
+    """Logits divided by the temperature, and -inf where min-p, top-k or top-p drop the token.
 
-    logits: [B, V] float32, penalties applied. position: [B] int32 of the token to draw. Returns [B] int32.
+    Those of greedy rows stay as they are. logits: [B, V] float32, as the processors left them.
     """
     is_greedy = params.temperature < GREEDY_BELOW
     scaled = logits / jnp.where(is_greedy, jnp.float32(1), params.temperature)[:, None]
     kept = keep(scaled, params.top_k, params.top_p, params.min_p)
-    drawn = draw(scaled, kept, params.seed, params.sample_index, position)
-    return jnp.where(is_greedy, greedy(logits), drawn)
+    return jnp.where(kept | is_greedy[:, None], scaled, -jnp.inf)
+
+
+def sample(narrowed: jax.Array, params: RowParams, position: jax.Array) -> jax.Array:
+    """One token per row, drawn as its parameters say; greedy where the temperature is 0.
+
+    narrowed: [B, V] float32, from `narrow`. position: [B] int32 of the token to draw. Returns [B] int32.
+    """
+    drawn = draw(narrowed, params.seed, params.sample_index, position)
+    return jnp.where(params.temperature < GREEDY_BELOW, greedy(narrowed), drawn)

@@ -5,7 +5,7 @@ import time
 import numpy as np
 
 from jaxllm.config import EngineConfig, SchedulerConfig
-from jaxllm.core import ModelInfo, RowOutput, StepOutput, StepPlan
+from jaxllm.core import ModelInfo, Request, RowOutput, StepOutput, StepPlan
 from jaxllm.engine import Engine
 
 VOCABULARY = 1000
@@ -78,6 +78,9 @@ class EchoRunner:
             raise RuntimeError("the device fell off the bus")
         time.sleep(self._step_time)
         return output
+
+    def check(self, request: Request) -> None:
+        """Any arguments will do."""
 
     def step_seconds(self, num_rows: int) -> float:
         return 0.001

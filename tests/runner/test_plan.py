@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import pytest
 
 from jaxllm.config import EngineConfig
@@ -82,4 +83,4 @@ def test_the_runner_reports_what_its_programs_take(runner: Runner) -> None:
     costs = {cost.name: cost for cost in plan.programs}
     assert costs["extend of 512 tokens, scored"].flops > costs["extend of 64 tokens, sampled"].flops > 0
     assert plan.program_bytes == max(cost.temp_bytes for cost in plan.programs)
-    assert plan.state_bytes == sum(x.nbytes for x in runner._state)
+    assert plan.state_bytes == sum(x.nbytes for x in jax.tree.leaves(runner._state))

@@ -4,6 +4,7 @@ import itertools
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 from jaxllm.config import EngineConfig
@@ -11,6 +12,8 @@ from jaxllm.runner import Runner
 from jaxllm.runner.plan import prepare
 from jaxllm.runner.programs import VARIANTS, ProgramKey
 from jaxllm.runner.table import closed_table, row_buckets, token_buckets
+
+from .conftest import VOCAB
 
 
 def test_row_buckets() -> None:
@@ -65,12 +68,15 @@ def test_a_step_takes_the_least_program(runner: Runner) -> None:
 def test_no_program_copies_a_pool_or_the_counts(runner: Runner) -> None:
     """Pools and state are donated and updated in place: the compiled programs hold no copy of their size."""
     pools = {_dims(pool.shape) for pool in runner._cache}
-    copies = _copies_of([pool.shape for pool in runner._cache], runner._state.counts.shape)
+    state = jax.tree.leaves(runner._state)
+    per_token = [array.shape for array in state if array.ndim == 2 and array.shape[1] == VOCAB]
+    assert per_token, "the penalties' counts"
+    copies = _copies_of([pool.shape for pool in runner._cache], *per_token)
     for key, compiled in runner.table.compiled.items():
         text = compiled.as_text()
         assert all(f"[{pool}]" in text for pool in pools) or key.kind == "seed", key
         assert not copies.findall(text), key
-        donated = sum(x.nbytes for x in runner._cache) + sum(x.nbytes for x in runner._state)
+        donated = sum(x.nbytes for x in runner._cache) + sum(x.nbytes for x in state)
         aliased = compiled.memory_analysis().alias_size_in_bytes
         assert aliased >= donated, f"{key} aliases {aliased} of {donated} donated bytes"
 

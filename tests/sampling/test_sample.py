@@ -1,4 +1,4 @@
-"""Draws follow the distribution and their keys; penalties and logprobs follow their definitions."""
+"""Draws follow the distribution and their keys; logprobs follow their definition."""
 
 from typing import Any
 
@@ -6,12 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from jaxllm.sampling import RowParams, forbid, greedy, penalise, sample, token_logprobs
+from jaxllm.sampling import RowParams, greedy, narrow, sample, token_logprobs
 
-sampled = jax.jit(sample)
+sampled = jax.jit(lambda logits, params, position: sample(narrow(logits, params), params, position))
 
 
 def params(n: int, **changes: Any) -> RowParams:
@@ -21,9 +19,6 @@ def params(n: int, **changes: Any) -> RowParams:
         "top_k": np.zeros(n, np.int32),
         "top_p": np.ones(n, np.float32),
         "min_p": np.zeros(n, np.float32),
-        "repetition_penalty": np.ones(n, np.float32),
-        "frequency_penalty": np.zeros(n, np.float32),
-        "presence_penalty": np.zeros(n, np.float32),
         "seed": np.stack([np.arange(n, dtype=np.uint32) + 17, np.zeros(n, np.uint32)], axis=1),
         "sample_index": np.zeros(n, np.int32),
     }
@@ -121,36 +116,6 @@ def test_masked_tokens_are_never_drawn() -> None:
     logits[:, [1, 3]] = -np.inf
     tokens = np.asarray(sampled(jnp.asarray(logits), params(2000), jnp.zeros(2000, jnp.int32)))
     assert set(tokens) == {0, 2, 4}
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.floats(-10, 10, width=32, allow_subnormal=False), min_size=6, max_size=6),
-    st.lists(st.integers(0, 4), min_size=6, max_size=6),
-    st.lists(st.booleans(), min_size=6, max_size=6),
-    st.floats(0.125, 3), st.floats(-2, 2), st.floats(-2, 2),
-)  # fmt: skip
-def test_penalties(
-    logits: list[float], counts: list[int], prompt: list[bool], repetition: float, frequency: float, presence: float
-) -> None:
-    p = params(1, repetition_penalty=repetition, frequency_penalty=frequency, presence_penalty=presence)
-    got = penalise(
-        jnp.asarray([logits], jnp.float32), jnp.asarray([counts], jnp.int16), jnp.asarray([prompt]), p
-    )  # fmt: skip
-    expected = []
-    for x, n, seen in zip(logits, counts, prompt, strict=True):
-        if n or seen:
-            x = x / repetition if x > 0 else x * repetition
-        expected.append(x - frequency * n - (presence if n else 0))
-    np.testing.assert_allclose(got[0], expected, rtol=1e-5, atol=1e-5)
-
-
-def test_forbid() -> None:
-    ids = jnp.asarray([[1, 3, -1], [0, 0, -1], [2, -1, -1]], jnp.int32)
-    got = forbid(jnp.zeros((3, 4), jnp.float32), ids, jnp.asarray([True, True, False]))
-    expected = np.zeros((3, 4))
-    expected[0, [1, 3]] = expected[1, 0] = -np.inf
-    np.testing.assert_array_equal(got, expected)
 
 
 def test_logprobs() -> None:

@@ -253,6 +253,8 @@ class Requests:
         arrival = time.monotonic()
         try:
             params = conversions.sampling_params(wire.sampling, self.client.info.generation_defaults)
+            if self._tokenizer is not None:
+                params = self._tokenizer.resolve(params)
             deadline = call_deadline
             if wire.HasField("timeout_seconds"):
                 if not (math.isfinite(wire.timeout_seconds) and wire.timeout_seconds > 0):

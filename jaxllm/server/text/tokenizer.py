@@ -1,17 +1,21 @@
 """The checkpoint's tokenizer: text to ids, ids to text, and the bytes that each id stands for."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jaxllm.core import SamplingParams
 from jaxllm.errors import ConfigError
 from jaxllm.server.text import chat
 
 _VOCABULARY_FILES = (
     "tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
 )  # fmt: skip
+_THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"))
 
 
 class Tokenizer:
@@ -91,6 +95,37 @@ class Tokenizer:
     def apply_chat(self, messages: Sequence[chat.Message], **kwargs: Any) -> list[int]:
         """The prompt's token ids for a conversation; the template writes the special tokens."""
         return self.encode(self.render_chat(messages, **kwargs), add_special_tokens=False)
+
+    def resolve(self, params: SamplingParams) -> SamplingParams:
+        """The same parameters with token ids for what was said in text: bad words, and how thinking starts and ends.
+
+        A bad word is meant with a space before it and without. Raises RequestError.
+        """
+        if not params.bad_words and (params.thinking_token_budget is None or params.thinking_token_ids is not None):
+            return params
+        words = [
+            tuple(self.encode(text, add_special_tokens=False))
+            for word in params.bad_words
+            for text in (word, " " + word.lstrip())
+        ]
+        thinking = params.thinking_token_ids
+        if params.thinking_token_budget is not None and thinking is None:
+            thinking = self.thinking_token_ids
+        return dataclasses.replace(
+            params,
+            bad_words=(),
+            bad_words_ids=tuple(dict.fromkeys((*params.bad_words_ids, *filter(None, words)))),
+            thinking_token_ids=thinking,
+        )
+
+    @cached_property
+    def thinking_token_ids(self) -> tuple[int, int] | None:
+        """The tokens that start and end thinking, if the vocabulary has such."""
+        for pair in _THINKING:
+            start, end = (self._backend.token_to_id(token) for token in pair)
+            if start is not None and end is not None:
+                return start, end
+        return None
 
     def token_bytes(self, token_id: int) -> bytes:
         """What the token adds to a text: part of a character for some tokens, nothing for ids without a token."""
