@@ -142,7 +142,7 @@ def arguments(given: Given) -> list[str]:
         elif isinstance(value, tuple) and all(isinstance(item, int) for item in value):
             line += [flag, ",".join(str(item) for item in value)]
         elif isinstance(value, tuple):
-            line += [part for item in value for part in (flag.removesuffix("s"), item)]
+            line += [part for item in value for part in (flag, item)]
         else:
             line += [flag, str(value)]
     return line
@@ -152,15 +152,16 @@ def _option(config: type, field: dataclasses.Field, group: str, default: Any) ->
     """The typer parameter of one field. None stands for "not given"; the help shows the real default."""
     flag = "--" + field.name.replace("_", "-")
     inner = _without_none(typing.get_type_hints(config)[field.name])
-    declaration = flag
+    declarations = [flag]
     metavar = None
     annotation: Any = inner
     if inner is bool:
-        declaration = f"{flag}/--no-{flag[2:]}"
+        declarations = [f"{flag}/--no-{flag[2:]}"]
     elif typing.get_origin(inner) is tuple and typing.get_args(inner)[0] is int:
         annotation, metavar = str, "INT,..."
-    elif typing.get_origin(inner) is tuple:  # one at a time: --logits-processor for each of logits_processors
-        annotation, metavar, declaration = list[str], "TEXT", flag.removesuffix("s")
+    elif typing.get_origin(inner) is tuple:
+        annotation, metavar = list[str], "TEXT"
+        declarations += [flag[:-1]] * flag.endswith("s")  # one at a time: --logits-processor for each
     elif typing.get_origin(inner) is Literal:
         metavar = "CHOICE"  # the help text lists them
     elif inner not in (int, float, str):
@@ -168,7 +169,7 @@ def _option(config: type, field: dataclasses.Field, group: str, default: Any) ->
     if default is None:
         default = field.default
     info = typer.Option(
-        declaration,
+        *declarations,
         help=_help(config, field) + ("" if default in (None, (), "") else f" (default: {default})"),
         metavar=metavar,
         show_default=False,

@@ -16,25 +16,17 @@ PROMPT = Annotated[str, typer.Argument(help="The text to continue; `-` reads it 
 CHAT = Annotated[bool, typer.Option("--chat", help="Send the prompt as a user's message, through the chat template.")]
 SYSTEM = Annotated[str | None, typer.Option(help="The chat's system message; implies --chat.")]
 
+WITHOUT = (
+    "detokenize", "logprobs", "prompt_logprobs", "n", "best_of", "use_beam_search", "length_penalty", "early_stopping",
+    "logit_bias", "bad_words_ids", "thinking_token_ids", "echo", "logits_processors",
+)  # fmt: skip
+"""Parameters without an option: the text of one answer is all that is shown here, and options take plain values."""
+
 
 @command(
     app,
     defaults={"max_tokens": 256},
-    without=(  # the text of one answer is all that is shown here, and what is no plain value has no option
-        "detokenize",
-        "logprobs",
-        "prompt_logprobs",
-        "n",
-        "best_of",
-        "use_beam_search",
-        "length_penalty",
-        "early_stopping",
-        "logit_bias",
-        "bad_words_ids",
-        "thinking_token_ids",
-        "echo",
-        "logits_processors",
-    ),
+    without=WITHOUT,
     engine=EngineConfig,
     sampling=SamplingParams,
 )

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from jaxllm import __version__
 from jaxllm.cli.command import TABLE_COLUMNS, Given, arguments, command
+from jaxllm.cli.generate import WITHOUT
 from jaxllm.config import EngineConfig, ServerConfig, flag
 from jaxllm.core import SamplingParams
 from jaxllm.errors import ConfigError
@@ -160,7 +161,7 @@ def test_every_field_is_an_option_with_help(line, configs, columns):
     assert result.returncode == 0, result.stderr
     for config in configs:
         for field in dataclasses.fields(config):
-            if line == ["generate"] and field.name in ("detokenize", "logprobs", "prompt_logprobs"):
+            if line == ["generate"] and field.name in WITHOUT:
                 continue
             assert "--" + field.name.replace("_", "-") + " " in result.stdout.replace("/", " ").replace(",", " ")
 
