@@ -14,6 +14,7 @@ from jaxllm.errors import ConfigError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 LoadFormat = Literal["auto", "safetensors", "orbax", "dummy"]
+Task = Literal["auto", "generate", "embed", "classify", "score"]
 SchedulingPolicy = Literal["fcfs", "priority"]
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
 
@@ -34,6 +35,11 @@ class EngineConfig:
     )
     tokenizer: str | None = flag(None, "Directory of the tokenizer; the model's own by default.")
     served_model_name: str | None = flag(None, "The name clients ask for; the model's directory name by default.")
+    task: Task = flag(
+        "auto",
+        "What the model is for: auto (what its checkpoint says), generate, embed (a decoder too: its hidden states are "
+        "pooled), classify, or score (pairs, by a cross-encoder or by embeddings).",
+    )
     load_format: LoadFormat = flag(
         "auto", "auto, safetensors, orbax, or dummy (random weights from a bare config.json, for benchmarks)."
     )
@@ -87,6 +93,7 @@ class EngineConfig:
 
         if not self.model:
             raise ConfigError("model is empty: name a checkpoint directory, or 'demo'")
+        choice("task", self.task, Task.__args__)  # type: ignore[attr-defined]
         choice("load_format", self.load_format, LoadFormat.__args__)  # type: ignore[attr-defined]
         choice("dtype", self.dtype, Dtype.__args__)  # type: ignore[attr-defined]
         object.__setattr__(self, "logits_processors", tuple(self.logits_processors))

@@ -272,6 +272,59 @@ def _require(ok: bool, params: SamplingParams, name: str, why: str) -> None:
         raise RequestError(f"{name}={getattr(params, name)!r}: {why}", name)
 
 
+PoolingTask = Literal["embed", "classify", "token_embed", "token_classify"]
+"""What a pooling request asks for: numbers for the whole sequence, or for each of its tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolingParams:
+    """What to make of a sequence's hidden states. Names and meanings are those of vLLM.
+
+    Attributes:
+        task: embed and classify yield one vector for the sequence, token_embed and token_classify one per token.
+            None is what the model was made for.
+        dimensions: of an embedding, that many of its first numbers (Kusupati et al. 2022, Matryoshka).
+        use_activation: normalise embeddings, make probabilities of scores; None is as the checkpoint says.
+    """
+
+    task: PoolingTask | None = None
+    dimensions: int | None = None
+    use_activation: bool | None = None
+
+    def __post_init__(self) -> None:
+        tasks = PoolingTask.__args__  # type: ignore[attr-defined]
+        if self.task is not None and self.task not in tasks:
+            raise RequestError(f"task={self.task!r}: must be one of {', '.join(tasks)}", "task")
+        if self.dimensions is not None and (
+            isinstance(self.dimensions, bool) or not isinstance(self.dimensions, int) or self.dimensions < 1
+        ):
+            raise RequestError(f"dimensions={self.dimensions!r}: must be a positive integer or None", "dimensions")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pooling:
+    """What a model that generates nothing makes of its hidden states.
+
+    Attributes:
+        task: what the model was made for.
+        sequence: whose hidden state stands for the sequence: the first token's (cls), the last one's, the mean of
+            all; None where nothing stands for it, and each token has numbers of its own alone.
+        per_token: the same can be asked for token by token.
+        size: numbers of one vector.
+        activation: of use_activation: unit length (normalize), probabilities over all (softmax) or of each (sigmoid).
+        labels: the names of a classification's classes, as far as the checkpoint gives any.
+        dimensions: the sizes that embeddings were trained to be cut to; any where there are none.
+    """
+
+    task: PoolingTask
+    size: int
+    sequence: Literal["cls", "mean", "last"] | None
+    per_token: bool
+    activation: Literal["normalize", "softmax", "sigmoid", "none"]
+    labels: tuple[str, ...] = ()
+    dimensions: tuple[int, ...] = ()
+
+
 class FinishReason(enum.StrEnum):
     STOP = "stop"  # an end-of-text id, a stop token id or a stop string
     LENGTH = "length"  # max_tokens or the context's end
@@ -398,6 +451,59 @@ class StepPlan:
         return sum(row.count for row in self.rows)
 
 
+@dataclass(slots=True, eq=False)
+class PoolingRequest:
+    """One sequence to make numbers of. The caller sets the first block; the scheduler owns the second.
+
+    Attributes:
+        prompt: token ids, at least one.
+        token_types: the segment that each token belongs to; None where the model knows of none, or all are the first.
+        per_token: numbers for each token are asked for.
+        priority, arrival, deadline, order: as Request's.
+
+        pooled: what came of it: [D] float32, or [T, D] per token.
+    """
+
+    request_id: str
+    prompt: list[int]
+    params: PoolingParams
+    per_token: bool
+    token_types: list[int] | None = None
+    priority: int = 0
+    arrival: float = 0.0
+    deadline: float | None = None
+
+    order: tuple[int, float, int] = (0, 0.0, 0)
+    finish: FinishReason | None = None
+    first_scheduled: float | None = None
+    pooled: np.ndarray | None = None
+
+
+@dataclass(slots=True)
+class EncodePlan:
+    """Whole sequences that the device computes next, together. The pooling models' StepPlan."""
+
+    rows: list[PoolingRequest]
+    kind: Literal["encode"] = "encode"
+
+    @property
+    def num_tokens(self) -> int:
+        return sum([len(request.prompt) for request in self.rows])
+
+    @property
+    def per_token(self) -> bool:
+        """Some row asks for numbers of each token."""
+        return any(request.per_token for request in self.rows)
+
+
+@dataclass(slots=True)
+class EncodeOutput:
+    """rows[i] belongs to plan.rows[i]: [D] float32, or [T, D] where numbers per token were asked for."""
+
+    rows: list[np.ndarray]
+    device_seconds: float = 0.0
+
+
 @dataclass(slots=True)
 class Logprobs:
     """Log probabilities at consecutive positions.
@@ -450,6 +556,7 @@ class Delta:
     first_scheduled: float | None = None
     first_token: float | None = None
     finished: float | None = None
+    pooled: np.ndarray | None = None  # what a PoolingRequest asked for; comes with its one delta
 
 
 @dataclass(slots=True)
@@ -467,6 +574,7 @@ class Load:
     generation_tokens: int = 0
     steps_extend: int = 0
     steps_decode: int = 0
+    steps_encode: int = 0
 
     @property
     def cache_usage(self) -> float:
@@ -556,3 +664,5 @@ class ModelInfo:
     max_logprobs: int
     path: str
     generation_defaults: dict[str, float | int]  # temperature, top_k, ... as the checkpoint's makers set them
+    pooling: Pooling | None = None  # what it makes of sequences, if it generates nothing
+    token_types: int = 0  # segments that it tells apart

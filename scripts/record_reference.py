@@ -8,6 +8,9 @@ is committed:
     reference.npz                    lengths [N] int32; ids [sum of lengths] int32, sequence after sequence;
                                      logits [sum of lengths, V] float32; greedy [N, G] int32, the continuation of each
                                      sequence; margins [N, G] float32, by how much each won
+or, of a model that generates nothing, in a folder beside:
+    reference.npz                    lengths, ids; types [sum of lengths] int32 segments; hidden [sum of lengths, E]
+                                     float32; outputs [N, D] of sequences or [sum of lengths, D] of tokens, if any
 """
 
 import argparse
@@ -29,7 +32,7 @@ MIN_MARGIN = 0.02  # of logits whose deviation is about 2: far above what roundi
 def build(case: Case, seed: int) -> torch.nn.Module:
     """A model whose weights are large enough that its logits differ and positions matter."""
     config = transformers.AutoConfig.for_model(case.model_type, **case.config)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    model = getattr(transformers, case.auto_class).from_config(config, attn_implementation="eager").float().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -74,12 +77,38 @@ def record(model: torch.nn.Module, seed: int) -> dict[str, np.ndarray]:
     }
 
 
+@torch.no_grad()
+def record_pooling(model: torch.nn.Module, seed: int) -> dict[str, np.ndarray]:
+    """What reference.npz holds of a model that generates nothing. Every sequence alone."""
+    generator = torch.Generator().manual_seed(seed)
+    segments = getattr(model.config, "type_vocab_size", 0)
+    ids, types, hidden, outputs = [], [], [], []
+    for length in LENGTHS:
+        # Neither the first few ids nor the last, one of which is the padding.
+        sequence = torch.randint(4, model.config.vocab_size - 4, (1, length), generator=generator)
+        border = torch.randint(length + 1, (1,), generator=generator)
+        segment = (torch.arange(length)[None] >= border).long() if segments > 1 else torch.zeros_like(sequence)
+        given = {"input_ids": sequence} | ({"token_type_ids": segment} if segments else {})
+        ids.append(sequence[0])
+        types.append(segment[0])
+        hidden.append(model.base_model(**given).last_hidden_state[0])
+        if model is not model.base_model:
+            logits = model(**given).logits
+            outputs.append(logits[0] if logits.ndim == 3 else logits)
+    return {
+        "lengths": np.asarray(LENGTHS, np.int32),
+        "ids": torch.cat(ids).numpy().astype(np.int32),
+        "types": torch.cat(types).numpy().astype(np.int32),
+        "hidden": torch.cat(hidden).numpy().astype(np.float32),
+    } | ({"outputs": torch.cat(outputs).numpy().astype(np.float32)} if outputs else {})
+
+
 def save_checkpoint(case: Case, model: torch.nn.Module, folder: Path) -> None:
-    tied = model.config.tie_word_embeddings
+    left_out = {"lm_head.weight", *(model._tied_weights_keys or ())} if model.config.tie_word_embeddings else set()
     tensors = {
         name.removeprefix(case.drop_prefix): tensor.to(case.dtype).contiguous().clone()
         for name, tensor in revert_weight_conversion(model, model.state_dict()).items()  # names as published
-        if not (tied and name == "lm_head.weight")
+        if name not in left_out
     }
     tensors = case.convert(tensors)
     tensors |= {name: torch.ones(shape) for name, shape in case.extra_tensors.items()}
@@ -100,6 +129,15 @@ def save_checkpoint(case: Case, model: torch.nn.Module, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
+def save(case: Case, model: torch.nn.Module, reference: dict[str, np.ndarray], parent: Path) -> int:
+    """Writes the case's folder; returns how many bytes it takes."""
+    folder = parent / case.name
+    folder.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(case, model, folder)
+    np.savez_compressed(folder / "reference.npz", **reference)
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     root = Path(__file__).parents[1]
@@ -109,6 +147,10 @@ def main() -> None:
     for case in all_cases():
         if arguments.cases and case.name not in arguments.cases:
             continue
+        if case.pools:
+            model = build(case, seed=0)
+            save(case, model, record_pooling(model, seed=0), arguments.out.with_name(f"{arguments.out.name}_pooling"))
+            continue
         for seed in range(100):
             model = build(case, seed)
             reference = record(model, seed)
@@ -116,11 +158,7 @@ def main() -> None:
                 break
         else:
             raise SystemExit(f"{case.name}: no seed gives margins of {MIN_MARGIN}")
-        folder = arguments.out / case.name
-        folder.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(case, model, folder)
-        np.savez_compressed(folder / "reference.npz", **reference)
-        size = sum(path.stat().st_size for path in folder.iterdir())
+        size = save(case, model, reference, arguments.out)
         deviation, margin = reference["logits"].std(), reference["margins"].min()
         print(f"{case.name}: seed {seed}, logits' deviation {deviation:.2f}, margin {margin:.3f}, {size / 1e3:.0f} kB")
 

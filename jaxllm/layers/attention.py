@@ -6,16 +6,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.layers.cache import PagedCache
-from jaxllm.layers.step import DenseStep, Step
+from jaxllm.layers.step import AnyStep, DenseStep, EncodeStep
 from pallas_kernels.kv_write import kv_write
 from pallas_kernels.paged_attention import paged_attention
+from pallas_kernels.ragged_attention import ragged_attention
 
 
 def attend(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    step: Step | DenseStep,
+    step: AnyStep,
     cache: PagedCache | None,
     *,
     scale: float,
@@ -24,9 +25,9 @@ def attend(
     alibi_slopes: jax.Array | None = None,
     sinks: jax.Array | None = None,
 ) -> tuple[jax.Array, PagedCache | None]:
-    """Causal attention of the step's tokens, over the pages with a Step and over themselves with a DenseStep.
+    """Causal attention of the step's tokens, over the pages with a Step and over themselves with the other kinds.
 
-    q: [T, H, D]; k, v: [T, KH, D]; cache: the layer's keys and values, or None with a DenseStep.
+    q: [T, H, D]; k, v: [T, KH, D]; cache: the layer's keys and values with a Step, None with the others.
     window: positions a token sees, itself included; None is all.
     soft_cap: scaled scores become soft_cap * tanh(scores / soft_cap); None leaves them.
     alibi_slopes: [H] float32; scores then lose slope * how far the key stands behind the query.
@@ -36,6 +37,15 @@ def attend(
     if isinstance(step, DenseStep):
         assert cache is None
         return attend_dense(q, k, v, step.batch, scale, window, soft_cap, alibi_slopes, sinks), None
+    if isinstance(step, EncodeStep):
+        assert cache is None
+        if sinks is not None:
+            raise NotImplementedError("attention sinks within whole sequences: the model serves generation alone")
+        bias = None if alibi_slopes is None else _alibi_bias(alibi_slopes, q.shape[0])
+        return ragged_attention(
+            q, k, v, step.query_start,
+            scale=scale, causal=True, window=window, soft_cap=soft_cap, position_bias=bias,
+        ), None  # fmt: skip
     assert cache is not None
     k_pages, v_pages = cache.pools
     k_pages, v_pages = kv_write(k_pages, v_pages, k, v, cache.write_index)
@@ -54,6 +64,12 @@ def slopes_of(num_heads: int, bias_max: float = 8.0) -> tuple[float, ...]:
     power = 1 << (num_heads - 1).bit_length()
     slopes = [2.0 ** (-bias_max * head / power) for head in range(1, power + 1)]
     return tuple(slopes if power == num_heads else (slopes[1::2] + slopes[::2])[:num_heads])
+
+
+def _alibi_bias(slopes: jax.Array, length: int) -> jax.Array:
+    """slopes [H] -> [H, 2 * length - 1] float32, what ragged_attention adds by distance."""
+    distance = jnp.arange(1 - length, length, dtype=jnp.float32)
+    return slopes[:, None] * jnp.minimum(distance, 0.0)[None, :]
 
 
 def attend_dense(

@@ -6,9 +6,10 @@ import jax
 
 from jaxllm.layers.attention import attend_dense
 from jaxllm.layers.cache import PagedCache
-from jaxllm.layers.step import DenseStep, Step
+from jaxllm.layers.step import AnyStep, DenseStep, EncodeStep
 from pallas_kernels.latent_write import latent_write
 from pallas_kernels.mla_attention import mla_attention
+from pallas_kernels.ragged_attention import ragged_attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,18 +36,23 @@ class Latent:
 
 
 def attend_latents(
-    q: jax.Array, latents: jax.Array, step: Step | DenseStep, cache: PagedCache | None, *, rank: int, scale: float
+    q: jax.Array, latents: jax.Array, step: AnyStep, cache: PagedCache | None, *, rank: int, scale: float
 ) -> tuple[jax.Array, PagedCache | None]:
-    """Causal attention of the step's tokens to latents, over the pages with a Step, over themselves with a DenseStep.
+    """Causal attention of the step's tokens to latents, over the pages with a Step, over themselves with the others.
 
     q: [T, H, R + P], each head's query times its up-projection of keys, then its turned part; latents: [T, R + P], a
-    token's latent, then its turned key; cache: the layer's latents, or None with a DenseStep; rank: R.
+    token's latent, then its turned key; cache: the layer's latents, or None without a Step; rank: R.
     Returns [T, H, R] in q.dtype, for the up-projection of values, and the cache with this step's latents written.
     """
     if isinstance(step, DenseStep):
         assert cache is None
         keys = latents[:, None]
         return attend_dense(q, keys, keys[..., :rank], step.batch, scale), None
+    if isinstance(step, EncodeStep):
+        assert cache is None
+        keys = latents[:, None]
+        out = ragged_attention(q, keys, keys, step.query_start, scale=scale, causal=True)
+        return out[..., :rank], None
     assert cache is not None
     (pages,) = cache.pools
     pages = latent_write(pages, latents, cache.write_index)

@@ -78,3 +78,6 @@ class EncodeStep:
         row = jnp.searchsorted(query_start[1:], place, side="right", method="compare_all").astype(jnp.int32)
         positions = jnp.where(place < query_start[-1], place - query_start[jnp.minimum(row, rows - 1)], 0)
         return cls(tokens, positions.astype(jnp.int32), query_start, token_types)
+
+
+AnyStep = Step | DenseStep | EncodeStep

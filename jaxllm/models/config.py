@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jaxllm.core import Pooling
 from jaxllm.errors import ConfigError
 from jaxllm.layers.mla import Latent
 from jaxllm.layers.mlp import ACTIVATIONS
@@ -32,6 +33,9 @@ class ModelConfig:
         mixture: experts in place of some or all layers' MLPs.
         latent: the sizes of multi-head latent attention; None in families that cache keys and values.
         initializer_range: standard deviation of random weights.
+        pooling: what a model that generates nothing makes of its hidden states; None in one that generates.
+        type_vocab_size: segments of a text that an encoder tells apart; 0 where it knows of none.
+        first_position: the row of the table of learned positions that a text begins with.
         dtype: the checkpoint's own type.
         eos_token_ids: ids that end a text; generation_config.json may name others.
     """
@@ -71,6 +75,9 @@ class ModelConfig:
     logit_scale: float = 1.0
     mixture: Mixture | None = None
     latent: Latent | None = None
+    pooling: Pooling | None = None
+    type_vocab_size: int = 0
+    first_position: int = 0
 
     def __post_init__(self) -> None:
         assert len(self.windows) == self.num_layers
@@ -388,7 +395,7 @@ def read_rope(
     return rope, max_position_embeddings
 
 
-def with_local_rope(config: ModelConfig, fields: Fields, theta: float) -> ModelConfig:
+def with_local_rope[C: ModelConfig](config: C, fields: Fields, theta: float) -> C:
     """The configuration whose layers with a window turn by a rotation of their own, plain unless the file says.
 
     Only transformers 5 writes it: as `sliding_attention`, beside `full_attention`, in rope_parameters.

@@ -4,18 +4,39 @@ import difflib
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jaxllm.config import Task
 from jaxllm.errors import ConfigError, UnknownModelError
 from jaxllm.layers.parameter import Dtype
 from jaxllm.models.baichuan import BaichuanForCausalLM
+from jaxllm.models.bert import (
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+)
 from jaxllm.models.bloom import BloomForCausalLM
 from jaxllm.models.causal_lm import CausalLM
 from jaxllm.models.codegen import CodeGenForCausalLM
 from jaxllm.models.cohere import Cohere2ForCausalLM, CohereForCausalLM
 from jaxllm.models.config import Fields, ModelConfig
 from jaxllm.models.dbrx import DbrxForCausalLM
+from jaxllm.models.decoder_pooling import (
+    InternLM2ForRewardModel,
+    LlamaForSequenceClassification,
+    LlamaModel,
+    MistralForSequenceClassification,
+    MistralModel,
+    Qwen2ForProcessRewardModel,
+    Qwen2ForRewardModel,
+    Qwen2ForSequenceClassification,
+    Qwen2Model,
+    Qwen3ForSequenceClassification,
+    Qwen3Model,
+)
 from jaxllm.models.deepseek import DeepseekForCausalLM
 from jaxllm.models.deepseek_v2 import DeepseekV2ForCausalLM
 from jaxllm.models.deepseek_v3 import DeepseekV3ForCausalLM
+from jaxllm.models.encoder import Encoder
 from jaxllm.models.ernie4_5_moe import Ernie45MoeForCausalLM
 from jaxllm.models.exaone import Exaone4ForCausalLM, ExaoneForCausalLM
 from jaxllm.models.falcon import FalconForCausalLM
@@ -51,6 +72,12 @@ from jaxllm.models.minimax_m2 import MiniMaxM2ForCausalLM
 from jaxllm.models.ministral3 import Ministral3ForCausalLM
 from jaxllm.models.mistral import CwmForCausalLM, MinistralForCausalLM, MistralForCausalLM
 from jaxllm.models.mixtral import MixtralForCausalLM
+from jaxllm.models.modernbert import (
+    ModernBertForMaskedLM,
+    ModernBertForSequenceClassification,
+    ModernBertForTokenClassification,
+    ModernBertModel,
+)
 from jaxllm.models.mpt import MPTForCausalLM
 from jaxllm.models.nemotron import Jais2ForCausalLM, NemotronForCausalLM
 from jaxllm.models.olmo import Olmo2ForCausalLM, Olmo3ForCausalLM, OlmoForCausalLM
@@ -60,9 +87,16 @@ from jaxllm.models.persimmon import PersimmonForCausalLM
 from jaxllm.models.phi import PhiForCausalLM
 from jaxllm.models.phi3 import Phi3ForCausalLM
 from jaxllm.models.phimoe import PhiMoEForCausalLM
+from jaxllm.models.pooling import PoolingModel, as_embedding
 from jaxllm.models.qwen2 import Qwen2ForCausalLM
 from jaxllm.models.qwen3 import Qwen3ForCausalLM
 from jaxllm.models.qwen_moe import Qwen2MoeForCausalLM, Qwen3MoeForCausalLM
+from jaxllm.models.roberta import (
+    RobertaForMaskedLM,
+    RobertaForSequenceClassification,
+    RobertaForTokenClassification,
+    RobertaModel,
+)
 from jaxllm.models.smollm3 import SmolLM3ForCausalLM
 from jaxllm.models.stablelm import StableLmForCausalLM
 from jaxllm.models.starcoder2 import Starcoder2ForCausalLM
@@ -157,46 +191,103 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
 """Architecture, as `architectures` in config.json names it -> its `model_type` and its class."""
 
 
+POOLING_MODELS: dict[str, tuple[str, type[PoolingModel]]] = {
+    "BertModel": ("bert", BertModel),
+    "BertForSequenceClassification": ("bert", BertForSequenceClassification),
+    "BertForTokenClassification": ("bert", BertForTokenClassification),
+    "BertForMaskedLM": ("bert", BertForMaskedLM),
+    "RobertaModel": ("roberta", RobertaModel),
+    "RobertaForSequenceClassification": ("roberta", RobertaForSequenceClassification),
+    "RobertaForTokenClassification": ("roberta", RobertaForTokenClassification),
+    "RobertaForMaskedLM": ("roberta", RobertaForMaskedLM),
+    "XLMRobertaModel": ("xlm-roberta", RobertaModel),
+    "XLMRobertaForSequenceClassification": ("xlm-roberta", RobertaForSequenceClassification),
+    "XLMRobertaForTokenClassification": ("xlm-roberta", RobertaForTokenClassification),
+    "XLMRobertaForMaskedLM": ("xlm-roberta", RobertaForMaskedLM),
+    "ModernBertModel": ("modernbert", ModernBertModel),
+    "ModernBertForSequenceClassification": ("modernbert", ModernBertForSequenceClassification),
+    "ModernBertForTokenClassification": ("modernbert", ModernBertForTokenClassification),
+    "ModernBertForMaskedLM": ("modernbert", ModernBertForMaskedLM),
+    "LlamaModel": ("llama", LlamaModel),
+    "MistralModel": ("mistral", MistralModel),
+    "Qwen2Model": ("qwen2", Qwen2Model),
+    "Qwen3Model": ("qwen3", Qwen3Model),
+    "LlamaForSequenceClassification": ("llama", LlamaForSequenceClassification),
+    "MistralForSequenceClassification": ("mistral", MistralForSequenceClassification),
+    "Qwen2ForSequenceClassification": ("qwen2", Qwen2ForSequenceClassification),
+    "Qwen3ForSequenceClassification": ("qwen3", Qwen3ForSequenceClassification),
+    "Qwen2ForRewardModel": ("qwen2", Qwen2ForRewardModel),
+    "Qwen2ForProcessRewardModel": ("qwen2", Qwen2ForProcessRewardModel),
+    "InternLM2ForRewardModel": ("internlm2", InternLM2ForRewardModel),
+}
+"""The same for models that generate nothing: embeddings, classes, rewards."""
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A checkpoint's architecture, resolved: its name, its configuration and the class that builds it."""
 
     name: str
     config: ModelConfig
-    model_class: type[CausalLM]
+    model_class: type[CausalLM] | type[PoolingModel]
 
     def within(self, context: int) -> "Architecture":
         """The architecture as it is run for texts of `context` positions at most; LongRoPE depends on it."""
         return replace(self, config=self.config.within(context))
 
-    def build(self, dtype: Dtype) -> CausalLM:
+    def build(self, dtype: Dtype) -> Any:
         """The model with abstract parameters of `dtype`: nothing is allocated."""
         return self.model_class(self.config, dtype)
 
 
-def resolve(hf_config: dict[str, Any], model_class: type[CausalLM] | None = None) -> Architecture:
+def resolve(
+    hf_config: dict[str, Any], model_class: type[CausalLM] | type[PoolingModel] | None = None, task: Task = "auto"
+) -> Architecture:
     """From the content of a config.json. `model_class` takes the place of the registry's class.
 
+    task: what the model is to do; "embed" and "score" make an embedding model of a decoder, or of an encoder with
+    another head.
+
     Raises UnknownModelError, naming the nearest, for an architecture that is not in the registry, and ConfigError for
-    a field that cannot be honoured.
+    a field that cannot be honoured or a task that the model cannot do.
     """
-    name = _architecture(hf_config)
+    known: dict[str, tuple[str, type]] = {**MODELS, **POOLING_MODELS}
+    name = _architecture(hf_config, known)
     if model_class is None:
-        if name not in MODELS:
-            near = difflib.get_close_matches(name, MODELS, 1, cutoff=0.0)[0]
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1, cutoff=0.0)[0]
             raise UnknownModelError(
-                f"architecture {name!r} is not in the registry; the nearest is {near!r}, known: {', '.join(MODELS)}."
+                f"architecture {name!r} is not in the registry; the nearest is {near!r}, known: {', '.join(known)}."
                 " If it computes as one of these does, name that in config.json; otherwise pass model_class, or add a"
                 " row to jaxllm/models/registry.py"
             )
-        model_class = MODELS[name][1]
+        model_class = known[name][1]
+    if task == "embed" and issubclass(model_class, Encoder):
+        model_class = model_class.without_head()
+    elif task in ("embed", "score") and not issubclass(model_class, PoolingModel):
+        model_class = as_embedding(model_class)
     fields = Fields(hf_config)
     config = model_class.configure(fields, name)
     fields.finish()
+    _check_task(task, name, config)
     return Architecture(name, config, model_class)
 
 
-def _architecture(hf_config: dict[str, Any]) -> str:
+def _check_task(task: Task, name: str, config: ModelConfig) -> None:
+    pooling = config.pooling
+    made_for = "generate" if pooling is None else pooling.task
+    able = {
+        "auto": True,
+        "generate": pooling is None,
+        "embed": made_for == "embed",
+        "classify": made_for in ("classify", "token_classify"),
+        "score": made_for == "embed" or (pooling is not None and made_for == "classify" and pooling.size == 1),
+    }
+    if not able[task]:
+        raise ConfigError(f"task={task!r}: {name} is made to {made_for}; leave the task on auto, or take another model")
+
+
+def _architecture(hf_config: dict[str, Any], known: dict[str, tuple[str, type]]) -> str:
     """The name in `architectures`, or the one that `model_type` stands for."""
     names = hf_config.get("architectures")
     if isinstance(names, list) and names and isinstance(names[0], str):
@@ -204,4 +295,4 @@ def _architecture(hf_config: dict[str, Any]) -> str:
     model_type = hf_config.get("model_type")
     if not isinstance(model_type, str):
         raise ConfigError("config.json: neither architectures nor model_type says what the model is")
-    return next((name for name, (kind, _) in MODELS.items() if kind == model_type), model_type)
+    return next((name for name, (kind, _) in known.items() if kind == model_type), model_type)
