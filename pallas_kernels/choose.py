@@ -1,9 +1,9 @@
 """Which implementation of an operation serves a call, decided while tracing.
 
 Implementations are tried in order; one that cannot serve raises NotImplementedError with its reason and the next is
-taken. On an NVIDIA GPU of compute capability 8.0 or later the order is triton, reference; elsewhere reference alone.
-JAXLLM_KERNELS=reference keeps to the references; JAXLLM_KERNELS=triton insists on the kernels: a kernel that declines
-is then an error (operations without one still take their reference).
+taken. On an NVIDIA GPU of compute capability 8.0 or later the order is mosaic, triton, reference; elsewhere reference
+alone. JAXLLM_KERNELS=reference keeps to the references; JAXLLM_KERNELS=triton or mosaic insists on these kernels: one
+that declines is then an error (operations without one still take their reference).
 """
 
 import functools
@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-BACKENDS = ("triton", "reference")
+BACKENDS = ("mosaic", "triton", "reference")
 _logger = logging.getLogger(__name__)
 
 

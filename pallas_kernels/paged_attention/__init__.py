@@ -57,7 +57,7 @@ def paged_attention(
         )
     result: jax.Array = choose.run(
         "paged_attention",
-        ("triton", "reference"),
+        ("mosaic", "triton", "reference"),
         q,
         k_pages,
         v_pages,

@@ -101,6 +101,7 @@ def _extend(name: str, *rows: tuple[int, int], **facts: Any) -> AttentionCase:
     return AttentionCase(name, rows, **facts)
 
 
+_RAGGED = ((70, 200), (0, 0), (1, 130), (130, 130), (64, 128), (1, 1), (900, 901))
 CASES = (
     _decode("decode-one-token", 1),
     _decode("decode-page-borders", 15, 16, 17, 0, 1, 33),
@@ -174,4 +175,8 @@ CASES = (
     _extend(
         "extend-large-window", (1300, 3000), (1, 900), heads=8, kv_heads=4, dim=256, window=1024, page=16, large=True
     ),
+    _extend("extend-large-group-1", *_RAGGED, (257, 1000), heads=2, dim=64, page=128, padding=9, large=True),
+    _extend("extend-large-group-3", *_RAGGED, (3, 500), heads=6, dim=64, page=64, padding=1, large=True),
+    _extend("extend-large-group-8", *_RAGGED, (66, 66), heads=16, dim=128, page=64, large=True),
+    _extend("extend-large-page-256", *_RAGGED, (300, 4096), heads=4, dim=128, page=256, padding=70, large=True),
 )
