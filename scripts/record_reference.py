@@ -8,6 +8,8 @@ is committed:
     reference.npz                    lengths [N] int32; ids [sum of lengths] int32, sequence after sequence;
                                      logits [sum of lengths, V] float32; greedy [N, G] int32, the continuation of each
                                      sequence; margins [N, G] float32, by how much each won
+of an encoder-decoder, in a folder beside, the same of the decoder (ids begin with its start token), and source_lengths
+[N] int32, source_ids [sum of source_lengths] int32, what the encoder read;
 or, of a model that generates nothing, in a folder beside:
     reference.npz                    lengths, ids; types [sum of lengths] int32 segments; hidden [sum of lengths, E]
                                      float32; outputs [N, D] of sequences or [sum of lengths, D] of tokens, if any
@@ -15,7 +17,9 @@ or, of a model that generates nothing, in a folder beside:
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +29,7 @@ from safetensors.torch import save_file
 from transformers.core_model_loading import revert_weight_conversion
 
 LENGTHS = (1, 6, 13, 21)
+SOURCE_LENGTHS = (14, 1, 23, 5)
 CONTINUATION = 8
 MIN_MARGIN = 0.02  # of logits whose deviation is about 2: far above what rounding changes
 
@@ -45,7 +50,7 @@ def build(case: Case, seed: int) -> torch.nn.Module:
                 value = 1 + 0.2 * noise
             parameter.copy_(value.bfloat16().float())
         for name, buffer in model.named_buffers():
-            if name.endswith("e_score_correction_bias"):
+            if name.endswith(("e_score_correction_bias", "final_logits_bias")):
                 buffer.copy_((0.2 * torch.randn(buffer.shape, generator=generator)).bfloat16().float())
     case.adapt(model)
     return model
@@ -55,14 +60,20 @@ def build(case: Case, seed: int) -> torch.nn.Module:
 def record(model: torch.nn.Module, seed: int) -> dict[str, np.ndarray]:
     """What reference.npz holds. No cache: every token comes from a forward pass over the whole sequence."""
     generator = torch.Generator().manual_seed(seed)
-    ids, logits, greedy, margins = [], [], [], []
-    for length in LENGTHS:
+    ids, logits, greedy, margins, sources = [], [], [], [], []
+    for length, source_length in zip(LENGTHS, SOURCE_LENGTHS, strict=True):
         sequence = torch.randint(model.config.vocab_size, (1, length), generator=generator)
+        forward = model
+        if model.config.is_encoder_decoder:
+            source = torch.randint(model.config.vocab_size, (1, source_length), generator=generator)
+            sources.append(source[0])
+            sequence[0, 0] = model.config.decoder_start_token_id
+            forward = partial(_decode, model, source)
         ids.append(sequence[0].clone())
-        logits.append(model(sequence, use_cache=False).logits[0])
+        logits.append(forward(sequence, use_cache=False).logits[0])
         chosen, won_by = [], []
         for _ in range(CONTINUATION):
-            best = model(sequence, use_cache=False).logits[0, -1].topk(2)
+            best = forward(sequence, use_cache=False).logits[0, -1].topk(2)
             chosen.append(best.indices[0].item())
             won_by.append((best.values[0] - best.values[1]).item())
             sequence = torch.cat([sequence, best.indices[None, :1]], dim=1)
@@ -74,7 +85,14 @@ def record(model: torch.nn.Module, seed: int) -> dict[str, np.ndarray]:
         "logits": torch.cat(logits).numpy().astype(np.float32),
         "greedy": np.asarray(greedy, np.int32),
         "margins": np.asarray(margins, np.float32),
-    }
+    } | ({} if not sources else {
+        "source_lengths": np.asarray(SOURCE_LENGTHS, np.int32),
+        "source_ids": torch.cat(sources).numpy().astype(np.int32),
+    })  # fmt: skip
+
+
+def _decode(model: torch.nn.Module, source: torch.Tensor, sequence: torch.Tensor, **options: Any) -> Any:
+    return model(input_ids=source, decoder_input_ids=sequence, **options)
 
 
 @torch.no_grad()
@@ -158,7 +176,8 @@ def main() -> None:
                 break
         else:
             raise SystemExit(f"{case.name}: no seed gives margins of {MIN_MARGIN}")
-        size = save(case, model, reference, arguments.out)
+        beside = f"{arguments.out.name}_encoder_decoder" if model.config.is_encoder_decoder else arguments.out.name
+        size = save(case, model, reference, arguments.out.with_name(beside))
         deviation, margin = reference["logits"].std(), reference["margins"].min()
         print(f"{case.name}: seed {seed}, logits' deviation {deviation:.2f}, margin {margin:.3f}, {size / 1e3:.0f} kB")
 

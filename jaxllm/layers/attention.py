@@ -24,6 +24,7 @@ def attend(
     soft_cap: float | None = None,
     alibi_slopes: jax.Array | None = None,
     sinks: jax.Array | None = None,
+    position_bias: jax.Array | None = None,
 ) -> tuple[jax.Array, PagedCache | None]:
     """Causal attention of the step's tokens, over the pages with a Step and over themselves with the other kinds.
 
@@ -32,13 +33,15 @@ def attend(
     soft_cap: scaled scores become soft_cap * tanh(scores / soft_cap); None leaves them.
     alibi_slopes: [H] float32; scores then lose slope * how far the key stands behind the query.
     sinks: [H] float32, a logit more in each head's softmax, which takes its share and adds nothing.
+    position_bias: [H, W + 1] float32; scores then gain the number at how far the key stands behind, W at most.
     Returns [T, H, D] in q.dtype and the cache with this step's keys and values written.
     """
     if isinstance(step, DenseStep):
         assert cache is None
-        return attend_dense(q, k, v, step.batch, scale, window, soft_cap, alibi_slopes, sinks), None
+        return attend_dense(q, k, v, step.batch, scale, window, soft_cap, alibi_slopes, sinks, position_bias), None
     if isinstance(step, EncodeStep):
         assert cache is None
+        assert position_bias is None, "encoders that add one call ragged_attention themselves"
         if sinks is not None:
             raise NotImplementedError("attention sinks within whole sequences: the model serves generation alone")
         bias = None if alibi_slopes is None else _alibi_bias(alibi_slopes, q.shape[0])
@@ -51,7 +54,8 @@ def attend(
     k_pages, v_pages = kv_write(k_pages, v_pages, k, v, cache.write_index)
     out = paged_attention(
         q, k_pages, v_pages, cache.page_table, step.query_start, step.kv_len,
-        scale=scale, window=window, soft_cap=soft_cap, alibi_slopes=alibi_slopes, sinks=sinks, decode=step.decode,
+        scale=scale, window=window, soft_cap=soft_cap, alibi_slopes=alibi_slopes, sinks=sinks,
+        position_bias=position_bias, decode=step.decode,
     )  # fmt: skip
     return out, replace(cache, pools=(k_pages, v_pages))
 
@@ -82,6 +86,7 @@ def attend_dense(
     soft_cap: float | None = None,
     alibi_slopes: jax.Array | None = None,
     sinks: jax.Array | None = None,
+    position_bias: jax.Array | None = None,
 ) -> jax.Array:
     """q: [B * S, H, D]; k: [B * S, KH, D]; v: [B * S, KH, DV] -> [B * S, H, DV]. Differentiable."""
     kv_heads, dim = k.shape[1:]
@@ -99,6 +104,9 @@ def attend_dense(
     if alibi_slopes is not None:
         slopes = alibi_slopes.reshape(1, kv_heads, -1, 1, 1)
         scores = scores - slopes * behind.astype(jnp.float32)[None, None, None]
+    if position_bias is not None:
+        bias = position_bias[:, jnp.clip(behind, 0, position_bias.shape[1] - 1)]
+        scores = scores + bias.reshape(1, kv_heads, -1, length, length)
     scores = jnp.where(seen[None, None, None], scores, -jnp.inf)
     if sinks is not None:
         sink = jnp.broadcast_to(sinks.reshape(1, kv_heads, -1, 1, 1), (*scores.shape[:-1], 1))

@@ -10,13 +10,21 @@ from pallas_kernels.ragged_attention import ragged_attention
 
 
 def attend_whole(
-    q: jax.Array, k: jax.Array, v: jax.Array, step: EncodeStep, *, scale: float, window: int | None = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    step: EncodeStep,
+    *,
+    scale: float,
+    window: int | None = None,
+    position_bias: jax.Array | None = None,
 ) -> jax.Array:
     """Each sequence's tokens attend to all of it, or to those less than `window` positions away on either side.
 
-    q: [T, H, D]; k, v: [T, KH, D] -> [T, H, D] in q.dtype.
+    q: [T, H, D]; k, v: [T, KH, D] -> [T, H, D] in q.dtype. position_bias: [H, 2 * W + 1] float32; scores gain the
+    number at the key's distance from the query, between -W and W.
     """
-    return ragged_attention(q, k, v, step.query_start, scale=scale, window=window)
+    return ragged_attention(q, k, v, step.query_start, scale=scale, window=window, position_bias=position_bias)
 
 
 def pool(hidden: jax.Array, step: EncodeStep, sequence: Literal["cls", "mean", "last"]) -> jax.Array:

@@ -45,15 +45,21 @@ class CausalLM(Model):
         raise NotImplementedError
 
     def run_layers(
-        self, x: jax.Array, cache: Cache | None, *shared: Any, each: Sequence[Any] | None = None
+        self,
+        x: jax.Array,
+        cache: Cache | None,
+        *shared: Any,
+        each: Sequence[Any] | None = None,
+        layers: Sequence[Any] | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """x [T, E] through every layer, called as layer(x, *shared, its cache). Unrolled: scans copy weights.
 
-        each: what each layer is given of its own, between x and the shared arguments.
+        each: what each layer is given of its own, between x and the shared arguments. layers: in place of the model's.
         """
         new = []
-        own = [()] * len(self.layers) if each is None else [(argument,) for argument in each]
-        for layer, argument, layer_cache in zip(self.layers, own, cache or [None] * len(self.layers), strict=True):
+        layers = self.layers if layers is None else layers
+        own = [()] * len(layers) if each is None else [(argument,) for argument in each]
+        for layer, argument, layer_cache in zip(layers, own, cache or [None] * len(layers), strict=True):
             graphdef, state = nnx.split(layer)
             x, layer_cache = _run_layer(graphdef, state, x, argument + shared, layer_cache)
             new.append(layer_cache)

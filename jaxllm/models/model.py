@@ -17,12 +17,14 @@ class Model(nnx.Module):
         checkpoint_names: our parameter's path (`*` for a layer's index) -> the checkpoint's tensors.
         checkpoint_prefix: what some checkpoints leave out at the front of every name.
         checkpoint_aliases: parts of names -> what some checkpoints write in their place.
+        checkpoint_optional: our parameters that start as initialised where the checkpoint leaves them out.
         checkpoint_ignored: regular expressions of tensors that some checkpoints hold and no model needs.
     """
 
     checkpoint_names: ClassVar[Mapping[str, Source]] = {}
     checkpoint_prefix: ClassVar[str] = ""
     checkpoint_aliases: ClassVar[Mapping[str, str]] = {}
+    checkpoint_optional: ClassVar[frozenset[str]] = frozenset()
     checkpoint_ignored: ClassVar[tuple[str, ...]] = ()
 
     config: ModelConfig

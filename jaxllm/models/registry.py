@@ -8,6 +8,12 @@ from jaxllm.config import Task
 from jaxllm.errors import ConfigError, UnknownModelError
 from jaxllm.layers.parameter import Dtype
 from jaxllm.models.baichuan import BaichuanForCausalLM
+from jaxllm.models.bart import (
+    BartForConditionalGeneration,
+    MarianMTModel,
+    MBartForConditionalGeneration,
+    PegasusForConditionalGeneration,
+)
 from jaxllm.models.bert import (
     BertForMaskedLM,
     BertForSequenceClassification,
@@ -37,6 +43,7 @@ from jaxllm.models.deepseek import DeepseekForCausalLM
 from jaxllm.models.deepseek_v2 import DeepseekV2ForCausalLM
 from jaxllm.models.deepseek_v3 import DeepseekV3ForCausalLM
 from jaxllm.models.encoder import Encoder
+from jaxllm.models.encoder_decoder import EncoderDecoder
 from jaxllm.models.ernie4_5_moe import Ernie45MoeForCausalLM
 from jaxllm.models.exaone import Exaone4ForCausalLM, ExaoneForCausalLM
 from jaxllm.models.falcon import FalconForCausalLM
@@ -100,6 +107,7 @@ from jaxllm.models.roberta import (
 from jaxllm.models.smollm3 import SmolLM3ForCausalLM
 from jaxllm.models.stablelm import StableLmForCausalLM
 from jaxllm.models.starcoder2 import Starcoder2ForCausalLM
+from jaxllm.models.t5 import MT5ForConditionalGeneration, T5ForConditionalGeneration
 
 MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "LlamaForCausalLM": ("llama", LlamaForCausalLM),
@@ -190,6 +198,17 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
 }
 """Architecture, as `architectures` in config.json names it -> its `model_type` and its class."""
 
+ENCODER_DECODERS: dict[str, tuple[str, type[EncoderDecoder]]] = {
+    "T5ForConditionalGeneration": ("t5", T5ForConditionalGeneration),
+    "T5WithLMHeadModel": ("t5", T5ForConditionalGeneration),
+    "MT5ForConditionalGeneration": ("mt5", MT5ForConditionalGeneration),
+    "BartForConditionalGeneration": ("bart", BartForConditionalGeneration),
+    "MBartForConditionalGeneration": ("mbart", MBartForConditionalGeneration),
+    "PegasusForConditionalGeneration": ("pegasus", PegasusForConditionalGeneration),
+    "MarianMTModel": ("marian", MarianMTModel),
+}
+"""The same for models that go on from a source that an encoder reads."""
+
 
 POOLING_MODELS: dict[str, tuple[str, type[PoolingModel]]] = {
     "BertModel": ("bert", BertModel),
@@ -251,7 +270,7 @@ def resolve(
     Raises UnknownModelError, naming the nearest, for an architecture that is not in the registry, and ConfigError for
     a field that cannot be honoured or a task that the model cannot do.
     """
-    known: dict[str, tuple[str, type]] = {**MODELS, **POOLING_MODELS}
+    known: dict[str, tuple[str, type]] = {**MODELS, **ENCODER_DECODERS, **POOLING_MODELS}
     name = _architecture(hf_config, known)
     if model_class is None:
         if name not in known:

@@ -99,6 +99,7 @@ def _read_safetensors(
     plan = match(model, tensors, wanted, directory)
 
     def arrays() -> Iterator[tuple[str, jax.Array]]:
+        yield from _draw({name: wanted[name] for name in wanted.keys() - plan.keys()}, dtypes, seed=0)
         for name, reading in plan.items():
             shape, dtype = wanted[name].shape, dtypes[name]
             if reading.stacked:
@@ -155,12 +156,14 @@ def _place(
 
 
 def match(model: Any, tensors: Tensors, wanted: dict[str, Parameter], directory: Path) -> dict[str, Reading]:
-    """The tensors each parameter is made of; only headers are read."""
+    """The tensors each parameter is made of, those apart that the checkpoint may leave out and does; reads headers."""
     fit = Fit(directory, type(model).__name__)
     used: set[str] = set()
     plan = {}
     for name, parameter in wanted.items():
         source = source_of(model, name)
+        if name in model.checkpoint_optional and not any(part in tensors for part in source.names):
+            continue
         parts = []
         sizes = parameter.parts if len(source.names) > 1 else parameter.shape[-1:]
         stacked = any("*" in part for part in source.names)
