@@ -34,6 +34,33 @@ class UnitOffsetRMSNorm(RMSNorm):
         return rms_norm(x, 1.0 + self.weight[...].astype(jnp.float32), self.eps)
 
 
+class WeightlessRMSNorm(RMSNorm):
+    """x / rms(x)."""
+
+    def __init__(self, size: int, eps: float, dtype: Dtype):
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., E] -> [..., E]."""
+        return rms_norm(x, jnp.ones(x.shape[-1], x.dtype), self.eps)
+
+
+class GroupRMSNorm(RMSNorm):
+    """RMSNorm of each of several equal groups of channels for itself; one weight for all channels."""
+
+    def __init__(self, size: int, groups: int, eps: float, dtype: Dtype):
+        super().__init__(size, eps, dtype)
+        self.groups = groups
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [T, C] -> [T, C]."""
+        if self.groups == 1:
+            return super().__call__(x)
+        wide = x.astype(jnp.float32).reshape(x.shape[0], self.groups, -1)
+        wide = wide * jax.lax.rsqrt((wide * wide).mean(axis=-1, keepdims=True) + self.eps)
+        return (wide.reshape(x.shape) * broadcast(self.weight[...].astype(jnp.float32), x)).astype(x.dtype)
+
+
 class LayerNorm(nnx.Module):
     """(x - mean(x)) / std(x) * weight + bias (Ba, Kiros and Hinton 2016); some families do without either."""
 

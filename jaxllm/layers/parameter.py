@@ -16,6 +16,11 @@ Dtype = Any
 """Whatever jnp.dtype accepts."""
 
 
+Shape = tuple[int, ...]
+Init = Callable[[jax.Array, Shape, Dtype], jax.Array]
+"""Called with (key, shape, dtype) for weights that come from no checkpoint; hashable."""
+
+
 @dataclass(frozen=True)
 class Normal:
     """Initialise from a normal distribution around 0."""
@@ -41,13 +46,13 @@ class Parameter(nnx.Param):
 
     Attributes:
         axes: the logical name of each axis: embed, vocab, qkv, heads, mlp, norm, position, experts.
-        init: called with (key, shape, dtype) for weights that come from no checkpoint.
+        init: see Init.
         parts: sizes along the last axis of the checkpoint tensors that fuse into this parameter, in order;
             empty when it is one tensor.
     """
 
     axes: tuple[str, ...]
-    init: Normal | Constant
+    init: Init
     parts: tuple[int, ...]
 
     def __init__(
@@ -56,7 +61,7 @@ class Parameter(nnx.Param):
         dtype: Dtype,
         *,
         axes: tuple[str, ...],
-        init: Normal | Constant,
+        init: Init,
         parts: tuple[int, ...] = (),
     ):
         assert len(axes) == len(shape)
@@ -88,9 +93,6 @@ def matmul(x: jax.Array, kernel: jax.Array, dtype: Dtype = None, *, transposed: 
 def broadcast(vector: jax.Array, like: jax.Array) -> jax.Array:
     """vector [E] as an array of `like`'s rank whose leading axes are 1."""
     return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
-
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from jaxllm.layers.mla import Latent
 from jaxllm.layers.mlp import ACTIVATIONS
 from jaxllm.layers.moe import Mixture
 from jaxllm.layers.rope import Linear, Llama3, LongRope, Rope, Yarn
+from jaxllm.layers.ssm import StateSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,9 @@ class ModelConfig:
         embed_scale, residual_scale, logit_scale: factors of the embedding, of what a block adds, and of the logits.
         mixture: experts in place of some or all layers' MLPs.
         latent: the sizes of multi-head latent attention; None in families that cache keys and values.
+        state_space: the sizes of state-space layers; None in families without any.
+        recurrent: per layer, whether it is a state-space layer; empty in families without any.
+        wide_residual: what the layers add is summed in float32, whatever type the weights have.
         initializer_range: standard deviation of random weights.
         pooling: what a model that generates nothing makes of its hidden states; None in one that generates.
         type_vocab_size: segments of a text that an encoder tells apart; 0 where it knows of none.
@@ -78,10 +82,14 @@ class ModelConfig:
     pooling: Pooling | None = None
     type_vocab_size: int = 0
     first_position: int = 0
+    state_space: StateSpace | None = None
+    recurrent: tuple[bool, ...] = ()
+    wide_residual: bool = False
 
     def __post_init__(self) -> None:
         assert len(self.windows) == self.num_layers
         assert self.mixture is None or len(self.mixture.sparse) == self.num_layers
+        assert len(self.recurrent) in (0, self.num_layers)
         assert self.layer_ropes is None or len(self.layer_ropes) == self.num_layers
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
@@ -193,6 +201,10 @@ class Fields:
                 f"{self.where}{name}={_short(self.values[name])} is not supported, only {shown};"
                 " take another checkpoint of this model, or add the case to its family in jaxllm/models"
             )
+
+    def ignore(self, *names: str) -> None:
+        """Fields that have no influence in this family, whatever they say."""
+        self.left.difference_update(names)
 
     def finish(self) -> None:
         """Every field must have been read by now."""

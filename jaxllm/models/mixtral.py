@@ -10,7 +10,7 @@ from jaxllm.models.llama import Attention, LlamaBlock, LlamaForCausalLM
 
 
 class MoEBlock(LlamaBlock):
-    """A Llama block with a mixture of experts for its MLP, in the layers that config.mixture names."""
+    """A Llama block with a mixture of experts for its MLP, in the layers that config.mixture names, if any."""
 
     def __init__(
         self,
@@ -21,8 +21,7 @@ class MoEBlock(LlamaBlock):
         mlp_class: type[GatedMLP] | type[MLP],
     ):
         super().__init__(config, layer, dtype, attention_class, mlp_class)
-        assert config.mixture is not None
-        if config.mixture.sparse[layer]:
+        if config.mixture is not None and config.mixture.sparse[layer]:
             self.mlp = MoE(
                 config.mixture, config.hidden_size, config.activation, dtype,
                 std=config.initializer_range, out_std=config.out_std,

@@ -8,6 +8,7 @@ from jaxllm.config import Task
 from jaxllm.errors import ConfigError, UnknownModelError
 from jaxllm.layers.parameter import Dtype
 from jaxllm.models.baichuan import BaichuanForCausalLM
+from jaxllm.models.bamba import BambaForCausalLM
 from jaxllm.models.bart import (
     BartForConditionalGeneration,
     MarianMTModel,
@@ -59,9 +60,11 @@ from jaxllm.models.gpt_oss import GptOssForCausalLM
 from jaxllm.models.gptj import GPTJForCausalLM
 from jaxllm.models.granite import GraniteForCausalLM
 from jaxllm.models.granitemoe import GraniteMoeForCausalLM
+from jaxllm.models.granitemoehybrid import GraniteMoeHybridForCausalLM
 from jaxllm.models.hunyuan import HunYuanDenseV1ForCausalLM, HunYuanMoEV1ForCausalLM
 from jaxllm.models.hyperclovax import HyperCLOVAXForCausalLM
 from jaxllm.models.internlm2 import InternLM2ForCausalLM
+from jaxllm.models.jamba import JambaForCausalLM
 from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.models.llama_kin import (
     ArceeForCausalLM,
@@ -74,6 +77,8 @@ from jaxllm.models.llama_kin import (
     OrionForCausalLM,
     SeedOssForCausalLM,
 )
+from jaxllm.models.mamba import FalconMambaForCausalLM, MambaForCausalLM
+from jaxllm.models.mamba2 import Mamba2ForCausalLM
 from jaxllm.models.minicpm3 import MiniCPM3ForCausalLM
 from jaxllm.models.minimax_m2 import MiniMaxM2ForCausalLM
 from jaxllm.models.ministral3 import Ministral3ForCausalLM
@@ -195,6 +200,12 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "Jais2ForCausalLM": ("jais2", Jais2ForCausalLM),
     "GPTNeoXJapaneseForCausalLM": ("gpt_neox_japanese", GPTNeoXJapaneseForCausalLM),
     "MiniCPM3ForCausalLM": ("minicpm3", MiniCPM3ForCausalLM),
+    "MambaForCausalLM": ("mamba", MambaForCausalLM),
+    "FalconMambaForCausalLM": ("falcon_mamba", FalconMambaForCausalLM),
+    "Mamba2ForCausalLM": ("mamba2", Mamba2ForCausalLM),
+    "JambaForCausalLM": ("jamba", JambaForCausalLM),
+    "BambaForCausalLM": ("bamba", BambaForCausalLM),
+    "GraniteMoeHybridForCausalLM": ("granitemoehybrid", GraniteMoeHybridForCausalLM),
 }
 """Architecture, as `architectures` in config.json names it -> its `model_type` and its class."""
 

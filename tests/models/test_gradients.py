@@ -18,7 +18,15 @@ REFERENCE = Path(__file__).parent / "reference"
 
 @pytest.mark.parametrize(
     "name",
-    ["gemma2-caps-and-windows", "cohere2-windows", "olmo-clipped", "ministral3-growing-queries", "deepseek-v2-groups"],
+    [
+        "gemma2-caps-and-windows",
+        "cohere2-windows",
+        "olmo-clipped",
+        "ministral3-growing-queries",
+        "deepseek-v2-groups",
+        "mamba-tied",
+        "bamba-groups",
+    ],
 )
 def test_every_parameter_has_a_finite_gradient(name):
     folder = REFERENCE / name

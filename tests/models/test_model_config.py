@@ -240,8 +240,8 @@ def test_end_of_text_ids():
 def test_an_unknown_architecture_names_the_nearest():
     with pytest.raises(UnknownModelError, match=r"'Qwen4ForCausalLM' is not in the registry; the nearest is 'Qwen3F"):
         registry.resolve(LLAMA | {"architectures": ["Qwen4ForCausalLM"]})
-    with pytest.raises(UnknownModelError, match="'mamba' is not in the registry"):
-        registry.resolve({"model_type": "mamba"})
+    with pytest.raises(UnknownModelError, match="'rwkv' is not in the registry"):
+        registry.resolve({"model_type": "rwkv"})
     with pytest.raises(ConfigError, match="neither architectures nor model_type"):
         registry.resolve({"vocab_size": 3})
 
