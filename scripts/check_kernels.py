@@ -42,6 +42,7 @@ OPERATIONS = {
     "qk_norm_rope_kv_write": ("triton", "reference"),
     "rms_norm": ("reference",),
     "rms_norm_residual": ("triton", "reference"),
+    "softmax_top_k": ("triton", "reference"),
     "moe": ("triton", "reference"),
     "causal_conv": ("reference",),
     "selective_scan": ("reference",),

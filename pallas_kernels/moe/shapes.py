@@ -92,6 +92,7 @@ CASES = (
     MoECase("all-padding", 0, 4, 2, padding=3),
     MoECase("dropped", 20, 6, 4, dropped=0.3),
     MoECase("odd", 33, 5, 4, embed=72, inner=36),
+    MoECase("many", 290, 6, 4, embed=24, inner=20, padding=9, dropped=0.1),
     MoECase("gelu", 6, 4, 2, activation="gelu"),
     MoECase("gelu-tanh", 6, 4, 2, activation="gelu_tanh"),
     MoECase("relu", 6, 4, 2, activation="relu"),

@@ -28,6 +28,7 @@ from pallas_kernels.paged_attention import paged_attention
 from pallas_kernels.qk_norm_rope_kv_write import qk_norm_rope_kv_write
 from pallas_kernels.ragged_attention import ragged_attention
 from pallas_kernels.rms_norm_residual import rms_norm_residual
+from pallas_kernels.softmax_top_k import softmax_top_k
 
 _PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
 _TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32"}
@@ -108,10 +109,13 @@ def _calls() -> list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]
     for heads in (16, 128):
         operands = (zeros(8, heads, 576), zeros(5, 64, 576), ints(8, 9), ints(9), ints(8))
         calls.append((mla_attention, operands, {"rank": 512, "scale": 0.1, "decode": True}))
-    for tokens, activation in ((4, "silu"), (512, "clamped_swiglu")):
+    for tokens, activation in ((1, "silu"), (512, "clamped_swiglu"), (1024, "silu")):
         chosen, weights = ints(tokens, 2), zeros(tokens, 2, dtype=jnp.float32)
         operands = (zeros(tokens, 1024), zeros(8, 1024, 1024), zeros(8, 512, 1024), chosen, weights)
         calls.append((moe, operands, {"activation": activation}))
+    real = zeros(9, dtype=jnp.bool_)
+    for experts, options in ((128, {"top_k": 8}), (256, {"top_k": 8, "norm": None})):
+        calls.append((softmax_top_k, (zeros(9, experts, dtype=jnp.float32), real), options))
     new, pool, angles = zeros(8, 4, 128), zeros(5, 64, 4, 128), zeros(8, 64, dtype=jnp.float32)
     norms = {"q_weight": zeros(128), "k_weight": zeros(128)}
     for options in ({}, norms, {"interleaved": True}):

@@ -24,6 +24,7 @@ OPERATIONS = {
     "qk_norm_rope_kv_write": ("reference", "triton"),
     "rms_norm": ("reference",),
     "rms_norm_residual": ("reference", "triton"),
+    "softmax_top_k": ("reference", "triton"),
     "moe": ("reference", "triton"),
     "causal_conv": ("reference",),
     "selective_scan": ("reference",),
@@ -60,7 +61,7 @@ def test_agrees_with_numpy(operation: str, backend: str, dtype: str, case: Any, 
     assert len(results) == len(expected)
     for got, want in zip(results, expected, strict=True):
         assert got.shape == want.shape
-        assert got.dtype == ("float32" if want.dtype == np.float32 else dtype)
+        assert got.dtype == (dtype if want.dtype == np.float64 else want.dtype)
         told = ~np.isnan(want)
         np.testing.assert_allclose(
             np.asarray(got, np.float64)[told],
