@@ -1,7 +1,7 @@
 """Mixtures of experts: routing, which chooses each token's experts and weighs them, and the experts themselves.
 
-A routing is called with the router's scores, logits [T, X] float32, and the learned correction [X] float32 or None,
-which SparseMixer has no use for.
+A routing is called with the router's scores, logits [T, X] float32, the learned correction [X] float32 or None, which
+SparseMixer has no use for, and real [T] bool or None: tokens that are padding go to no expert, which is expert -1.
 
 Sources: Shazeer et al. 2017; Mixtral, Jiang et al. 2024; DeepSeek-V3, DeepSeek-AI 2024; SparseMixer, Liu et al. 2024.
 """
@@ -16,6 +16,7 @@ from jaxllm.layers.linear import Linear
 from jaxllm.layers.mlp import GatedMLP
 from jaxllm.layers.parameter import Constant, Dtype, Normal, Parameter, broadcast
 from pallas_kernels.moe import moe
+from pallas_kernels.softmax_top_k import softmax_top_k
 
 Routed = tuple[jax.Array, jax.Array]
 """Expert ids [T, K] int32, weights [T, K] float32."""
@@ -38,19 +39,19 @@ class SoftmaxTopK:
     top_groups: int = 1
     least: float = 0.0
 
-    def __call__(self, logits: jax.Array, correction: jax.Array | None) -> Routed:
+    def __call__(self, logits: jax.Array, correction: jax.Array | None, real: jax.Array | None) -> Routed:
+        if self.groups == 1 and correction is None:
+            return softmax_top_k(logits, real, top_k=self.top_k, norm=self.norm, least=self.least, scale=self.scale)
         shares = jax.nn.softmax(logits, axis=-1)
         if self.groups > 1:
             shares = jnp.where(_in_best_groups(shares, self.groups, self.top_groups, judged_by=1), shares, 0.0)
-        if correction is None:
-            weights, ids = jax.lax.top_k(shares, self.top_k)
-        else:
-            _, ids = jax.lax.top_k(shares + broadcast(correction, shares), self.top_k)
-            weights = jnp.take_along_axis(shares, ids, axis=-1)
+        choice = shares if correction is None else shares + broadcast(correction, shares)
+        _, ids = jax.lax.top_k(choice, self.top_k)
+        weights = jnp.take_along_axis(shares, ids, axis=-1)
         if self.norm is not None:
             size = jnp.linalg.norm(weights, ord=self.norm, axis=-1, keepdims=True)
             weights = weights / jnp.maximum(size, self.least)
-        return ids, weights * self.scale
+        return _of_real(real, ids), weights * self.scale
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class SigmoidTopK:
     normalised: bool = True
     scale: float = 1.0
 
-    def __call__(self, logits: jax.Array, correction: jax.Array | None) -> Routed:
+    def __call__(self, logits: jax.Array, correction: jax.Array | None, real: jax.Array | None) -> Routed:
         scores = jax.nn.sigmoid(logits)
         choice = scores if correction is None else scores + broadcast(correction, scores)
         if self.groups > 1:
@@ -76,7 +77,12 @@ class SigmoidTopK:
         weights = jnp.take_along_axis(scores, ids, axis=-1)
         if self.normalised:
             weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20)
-        return ids, weights * self.scale
+        return _of_real(real, ids), weights * self.scale
+
+
+def _of_real(real: jax.Array | None, ids: jax.Array) -> jax.Array:
+    """ids [T, K], -1 for tokens that are padding."""
+    return ids if real is None else jnp.where(real[:, None], ids, -1)
 
 
 def _in_best_groups(scores: jax.Array, groups: int, top_groups: int, *, judged_by: int) -> jax.Array:
@@ -98,7 +104,7 @@ class SparseMixer:
     jitter: float
     top_k: int = 2
 
-    def __call__(self, logits: jax.Array, correction: jax.Array | None) -> Routed:
+    def __call__(self, logits: jax.Array, correction: jax.Array | None, real: jax.Array | None) -> Routed:
         left, ids, weights = logits, [], []
         for _ in range(self.top_k):
             top, best = left.max(axis=-1, keepdims=True), left.argmax(axis=-1)
@@ -107,7 +113,7 @@ class SparseMixer:
             ids.append(best.astype(jnp.int32))
             weights.append(jnp.take_along_axis(shares, best[:, None], axis=-1)[:, 0])
             left = jnp.where(jax.nn.one_hot(best, logits.shape[1], dtype=jnp.bool_), -jnp.inf, left)
-        return jnp.stack(ids, axis=-1), jnp.stack(weights, axis=-1)
+        return _of_real(real, jnp.stack(ids, axis=-1)), jnp.stack(weights, axis=-1)
 
 
 Routing = SoftmaxTopK | SigmoidTopK | SparseMixer
@@ -200,10 +206,10 @@ class MoE(nnx.Module):
         self.shared = shared if mixture.shared_size else None
         self.shared_gate = Linear(size, 1, dtype, axes=("embed", "gate"), std=std) if mixture.shared_gate else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x [T, E] -> [T, E]."""
+    def __call__(self, x: jax.Array, real: jax.Array | None = None) -> jax.Array:
+        """x [T, E] -> [T, E], zeros but for the shared expert where real [T] says padding; None: no token is."""
         correction = None if self.correction is None else self.correction[...]
-        out = self.experts(x, *self.routing(self.router(x, jnp.float32), correction))
+        out = self.experts(x, *self.routing(self.router(x, jnp.float32), correction, real))
         if self.shared is None:
             return out
         shared = self.shared(x)

@@ -29,6 +29,13 @@ class Step:
     kv_len: jax.Array
     decode: bool = field(default=False, metadata={"static": True})
 
+    @property
+    def real(self) -> jax.Array:
+        """[T] bool: the tokens that are no padding."""
+        if self.decode:
+            return self.kv_len > 0
+        return jnp.arange(self.tokens.shape[0], dtype=jnp.int32) < self.query_start[-1]
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -41,6 +48,11 @@ class DenseStep:
     tokens: jax.Array
     positions: jax.Array
     batch: int = field(metadata={"static": True})
+
+    @property
+    def real(self) -> None:
+        """No token is padding."""
+        return None
 
     @classmethod
     def of(cls, tokens: jax.Array) -> "DenseStep":
@@ -69,6 +81,11 @@ class EncodeStep:
     positions: jax.Array
     query_start: jax.Array
     token_types: jax.Array | None = None
+
+    @property
+    def real(self) -> jax.Array:
+        """[T] bool: the tokens that are no padding."""
+        return jnp.arange(self.tokens.shape[0], dtype=jnp.int32) < self.query_start[-1]
 
     @classmethod
     def of(cls, tokens: jax.Array, count: jax.Array, token_types: jax.Array | None = None) -> "EncodeStep":

@@ -41,7 +41,7 @@ class SandwichBlock(LlamaBlock):
         """x [T, E] -> [T, E], cache."""
         mixed, cache = self.attention(self.attention_norm(x), rotation, step, cache)
         x = x + scaled(self.attention_out_norm(mixed), self.residual_scale)
-        return x + scaled(self.mlp_out_norm(self.mlp(self.mlp_norm(x))), self.residual_scale), cache
+        return x + scaled(self.mlp_out_norm(self.feed(self.mlp_norm(x), step)), self.residual_scale), cache
 
 
 class GemmaBlock(LlamaBlock):

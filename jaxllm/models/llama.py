@@ -110,7 +110,11 @@ class LlamaBlock(nnx.Module):
         """x [T, E] -> [T, E], cache."""
         mixed, cache = self.attention(self.attention_norm(x), rotation, step, cache)
         x = x + scaled(mixed, self.residual_scale)
-        return x + scaled(self.mlp(self.mlp_norm(x)), self.residual_scale), cache
+        return x + scaled(self.feed(self.mlp_norm(x), step), self.residual_scale), cache
+
+    def feed(self, x: jax.Array, step: Step | DenseStep) -> jax.Array:
+        """x [T, E] through the MLP -> [T, E]."""
+        return self.mlp(x)
 
 
 class LlamaForCausalLM(CausalLM):

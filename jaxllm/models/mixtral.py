@@ -2,9 +2,12 @@
 
 from typing import ClassVar
 
+import jax
+
 from jaxllm.layers.mlp import MLP, GatedMLP
 from jaxllm.layers.moe import Mixture, MoE, SoftmaxTopK
 from jaxllm.layers.parameter import Dtype, Source
+from jaxllm.layers.step import DenseStep, Step
 from jaxllm.models.config import Fields, ModelConfig, decoder_config
 from jaxllm.models.llama import Attention, LlamaBlock, LlamaForCausalLM
 
@@ -26,6 +29,10 @@ class MoEBlock(LlamaBlock):
                 config.mixture, config.hidden_size, config.activation, dtype,
                 std=config.initializer_range, out_std=config.out_std,
             )  # fmt: skip
+
+    def feed(self, x: jax.Array, step: Step | DenseStep) -> jax.Array:
+        """x [T, E] through the mixture, which passes over padding, or the MLP -> [T, E]."""
+        return self.mlp(x, step.real) if isinstance(self.mlp, MoE) else self.mlp(x)
 
 
 def expert_names(module: str, gate: str, up: str, down: str) -> dict[str, Source]:

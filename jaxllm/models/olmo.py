@@ -37,7 +37,7 @@ class PostNormBlock(LlamaBlock):
         """x [T, E] -> [T, E], cache."""
         mixed, cache = self.attention(x, rotation, step, cache)
         x = x + self.attention_norm(mixed)
-        return x + self.mlp_norm(self.mlp(x)), cache
+        return x + self.mlp_norm(self.feed(x, step)), cache
 
 
 class Olmo2Attention(LlamaAttention):

@@ -40,4 +40,4 @@ class ParallelBlock(LlamaBlock):
             return super().__call__(x, rotation, step, cache)
         normed = self.attention_norm(x)
         mixed, cache = self.attention(normed, rotation, step, cache)
-        return x + mixed + self.mlp(normed if self.norms == 1 else self.mlp_norm(x)), cache
+        return x + mixed + self.feed(normed if self.norms == 1 else self.mlp_norm(x), step), cache

@@ -105,13 +105,13 @@ def moe(
 class Plan(NamedTuple):
     """Blocks of assignments to one expert, as schedule.Schedule has them.
 
-    order: [X * T] int32, a list of T places for each expert's assignments; expert, start, count: [B] int32.
+    order: [X * T] int32, a list of T places for each expert's assignments; expert, start, filled: [B] int32.
     """
 
     order: jax.Array
     expert: jax.Array
     start: jax.Array
-    count: jax.Array
+    filled: jax.Array
 
 
 def _plan(expert_ids: jax.Array, num_experts: int, size: int) -> Plan:
