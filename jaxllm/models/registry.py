@@ -48,6 +48,7 @@ from jaxllm.models.encoder_decoder import EncoderDecoder
 from jaxllm.models.ernie4_5_moe import Ernie45MoeForCausalLM
 from jaxllm.models.exaone import Exaone4ForCausalLM, ExaoneForCausalLM
 from jaxllm.models.falcon import FalconForCausalLM
+from jaxllm.models.falcon_h1 import FalconH1ForCausalLM
 from jaxllm.models.gemma import Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM, VaultGemmaForCausalLM
 from jaxllm.models.glm import Glm4ForCausalLM, GlmForCausalLM
 from jaxllm.models.glm4_moe import Glm4MoeForCausalLM
@@ -65,6 +66,7 @@ from jaxllm.models.hunyuan import HunYuanDenseV1ForCausalLM, HunYuanMoEV1ForCaus
 from jaxllm.models.hyperclovax import HyperCLOVAXForCausalLM
 from jaxllm.models.internlm2 import InternLM2ForCausalLM
 from jaxllm.models.jamba import JambaForCausalLM
+from jaxllm.models.lfm2 import Lfm2ForCausalLM, Lfm2MoeForCausalLM
 from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.models.llama_kin import (
     ArceeForCausalLM,
@@ -205,6 +207,9 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "Mamba2ForCausalLM": ("mamba2", Mamba2ForCausalLM),
     "JambaForCausalLM": ("jamba", JambaForCausalLM),
     "BambaForCausalLM": ("bamba", BambaForCausalLM),
+    "FalconH1ForCausalLM": ("falcon_h1", FalconH1ForCausalLM),
+    "Lfm2ForCausalLM": ("lfm2", Lfm2ForCausalLM),
+    "Lfm2MoeForCausalLM": ("lfm2_moe", Lfm2MoeForCausalLM),
     "GraniteMoeHybridForCausalLM": ("granitemoehybrid", GraniteMoeHybridForCausalLM),
 }
 """Architecture, as `architectures` in config.json names it -> its `model_type` and its class."""
