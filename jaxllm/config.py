@@ -165,6 +165,13 @@ class ServerConfig:
     http_port: int = flag(8000, "Port of the OpenAI HTTP front; 0 takes a free one, -1 starts none.")
     drain_seconds: float = flag(30.0, "After SIGTERM, how long running requests may take to end.")
     chat_template: str | None = flag(None, "A Jinja file to use instead of the checkpoint's chat template.")
+    tool_call_parser: str = flag(
+        "auto", "How the model writes tool calls: a parser's name, auto (as its chat template tells) or none."
+    )
+    reasoning_parser: str = flag(
+        "auto", "How the model writes its reasoning: a parser's name, auto (as its chat template tells) or none."
+    )
+    enable_auto_tool_choice: bool = flag(True, "Take tools with the choice left to the model (tool_choice auto).")
 
     def __post_init__(self) -> None:
         if not 0 <= self.grpc_port < 65536:

@@ -172,13 +172,22 @@ class LLM:
         use_tqdm: bool = True,
         add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation (a list of {"role", "content"}) or several, as `generate` does.
 
         continue_final_message: go on with the last message instead of answering it.
+        tools: what the template is to offer the model, as OpenAI has them; the text shows the calls it makes.
+        documents: what the template is to lay before it, each with a title and a text.
         chat_template_kwargs: extra variables of the chat template.
         """
+        variables = dict(chat_template_kwargs or {})
+        if tools is not None:
+            variables["tools"] = list(tools)
+        if documents is not None:
+            variables["documents"] = list(documents)
         many = bool(messages) and not isinstance(messages[0], Mapping)
         conversations: Any = messages if many else [messages]
         prompts = [
@@ -186,7 +195,7 @@ class LLM:
                 conversation,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
-                **(chat_template_kwargs or {}),
+                **variables,
             )
             for conversation in conversations
         ]

@@ -31,9 +31,9 @@ from jaxllm.errors import ConfigError, EngineDeadError
 from jaxllm.progress import progress
 from jaxllm.server.front import Front
 from jaxllm.server.grpc import service
-from jaxllm.server.grpc.session import Requests
+from jaxllm.server.grpc.session import ChatOptions, Requests
 from jaxllm.server.metrics import EngineMetrics
-from jaxllm.server.text import Tokenizer
+from jaxllm.server.text import AnswerFormat, Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -117,14 +117,16 @@ class _Server:
 
     async def _load(self) -> None:
         """Load the model in a thread, while this one answers that it loads."""
-        engine, tokenizer = await self.threads.run(
-            lambda: _load(self._engine_config, self._config.chat_template, self._model_class)
+        engine, tokenizer, chats = await self.threads.run(
+            lambda: _load(self._engine_config, self._config, self._model_class)
         )
         self._client = client = EngineClient(engine)
         runner: Any = engine.runner  # the engine's view of it is narrower
         metrics = EngineMetrics(client, runner.table)
         self._backend.config = _plain(engine.config, self._config)
-        self._backend.engine = service.Engine(Requests(client, tokenizer), runner.memory_plan.device, metrics.render)
+        self._backend.engine = service.Engine(
+            Requests(client, tokenizer, chats), runner.memory_plan.device, metrics.render
+        )
 
     async def _death(self) -> None:
         """Raises EngineDeadError when the engine has died and its clients have been told."""
@@ -207,16 +209,27 @@ class _Threads:
         return await asyncio.wrap_future(future)
 
 
-def _load(config: EngineConfig, chat_template: str | None, model_class: type | None) -> tuple[Engine, Tokenizer | None]:
+def _load(
+    config: EngineConfig, server: ServerConfig, model_class: type | None
+) -> tuple[Engine, Tokenizer | None, ChatOptions]:
     """The engine and its tokenizer; that one first where it can be, for it fails in a second."""
     directory = config.tokenizer or config.model
     early = Path(directory).is_dir()
-    tokenizer = _tokenizer(config, directory, chat_template) if early else None
+    tokenizer = _tokenizer(config, directory, server.chat_template) if early else None
+    chats = _chat_options(server, tokenizer)
     with progress() as report:
         engine = Engine.start(config, model_class=model_class, progress=report)
     if not early:
-        tokenizer = _tokenizer(config, config.tokenizer or engine.info.path, chat_template)
-    return engine, tokenizer
+        tokenizer = _tokenizer(config, config.tokenizer or engine.info.path, server.chat_template)
+        chats = _chat_options(server, tokenizer)
+    return engine, tokenizer, chats
+
+
+def _chat_options(config: ServerConfig, tokenizer: Tokenizer | None) -> ChatOptions:
+    template = tokenizer.chat_template if tokenizer else ""
+    form = AnswerFormat.choose(template, config.tool_call_parser, config.reasoning_parser)
+    log.info("chats: tool_call_parser=%s reasoning_parser=%s", form.tools or "none", form.reasoning or "none")
+    return ChatOptions(form, config.enable_auto_tool_choice)
 
 
 def _tokenizer(config: EngineConfig, directory: str, chat_template: str | None) -> Tokenizer | None:

@@ -1,6 +1,7 @@
 """Between the wire's messages and the engine's plain data: requests come in, chunks and statuses go out."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ from jaxllm.core import Delta, FinishReason, Load, Logprobs, SamplingParams
 from jaxllm.errors import EngineDeadError, QueueFullError, RequestError
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.text import Tokenizer
+from jaxllm.server.text.chat import text_of
+from jaxllm.server.text.reading import Parsed
+from jaxllm.server.tool_choice import calls_schema, check_tools
 
 FINISH_REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
@@ -96,21 +100,89 @@ def shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def chat_messages(chat: pb.Chat) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Messages and keywords as `Tokenizer.apply_chat` takes them."""
-    messages: list[dict[str, Any]] = []
-    for message in chat.messages:
-        messages.append({"role": message.role, "content": message.content})
-        if message.name:
-            messages[-1]["name"] = message.name
-    keywords: dict[str, Any] = MessageToDict(chat.template_kwargs)
-    if "messages" in keywords:
-        raise RequestError(
-            "template_kwargs must not hold 'messages': they have a field of their own", "template_kwargs"
-        )
-    if chat.continue_final_message:
-        keywords["continue_final_message"] = True
-    return messages, keywords
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+    """A chat as the text room takes it.
+
+    Attributes:
+        keywords: of `Tokenizer.render_chat`, the tools included.
+        tools: what the answer may call.
+        schema: what the answer has to fit, when it has to call a tool.
+    """
+
+    messages: list[dict[str, Any]]
+    keywords: dict[str, Any]
+    tools: list[dict[str, Any]]
+    schema: dict[str, Any] | None
+    parallel: bool
+
+    @classmethod
+    def read(cls, chat: pb.Chat) -> "Conversation":
+        """Raises RequestError."""
+        keywords: dict[str, Any] = MessageToDict(chat.template_kwargs)
+        for name in ("messages", "tools", "documents"):
+            if name in keywords:
+                raise RequestError(
+                    f"template_kwargs must not hold {name!r}: they have a field of their own", "template_kwargs"
+                )
+        if chat.continue_final_message:
+            keywords["continue_final_message"] = True
+        if chat.documents:
+            keywords["documents"] = _objects(chat.documents, "documents")
+        tools = _objects(chat.tools, "tools")
+        check_tools(tools)
+        choice, parallel = chat.tool_choice, chat.parallel_tool_calls or not chat.HasField("parallel_tool_calls")
+        schema = None
+        if choice.WhichOneof("choice") == "function" or choice.mode == pb.ToolChoice.MODE_REQUIRED:
+            schema = calls_schema(tools, choice.function or None, parallel)
+        elif choice.mode == pb.ToolChoice.MODE_NONE:
+            tools = []
+        if tools:
+            keywords["tools"] = tools
+        return cls([_message(message) for message in chat.messages], keywords, tools, schema, parallel)
+
+    @property
+    def size(self) -> int:
+        """Characters of its messages and tools, about."""
+        return len(str(self.messages)) + len(str(self.tools))
+
+    @property
+    def continued(self) -> str | None:
+        """The beginning of the answer, if the messages end with one."""
+        if not self.keywords.get("continue_final_message"):
+            return None
+        return text_of(self.messages[-1]["content"])
+
+
+def _message(wire: pb.ChatMessage) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": wire.role, "content": wire.content}
+    if wire.parts:
+        message["content"] = [{"type": "text", "text": part.text} for part in wire.parts]
+    if wire.name:
+        message["name"] = wire.name
+    if wire.reasoning:
+        message["reasoning_content"] = wire.reasoning
+    if wire.tool_calls:
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in wire.tool_calls
+        ]
+    if wire.tool_call_id:
+        message["tool_call_id"] = wire.tool_call_id
+    return message
+
+
+def _objects(texts: Sequence[str], field: str) -> list[dict[str, Any]]:
+    objects = []
+    for i, text in enumerate(texts):
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"{field}[{i}]: no JSON ({error})", field) from error
+        if not isinstance(value, dict):
+            raise RequestError(f"{field}[{i}]: must be a JSON object", field)
+        objects.append(value)
+    return objects
 
 
 def write_logprobs(
@@ -149,6 +221,19 @@ def part(logprobs: Logprobs, start: int, stop: int) -> Logprobs:
     )
 
 
+def write_parsed(target: pb.GenerateChunk, parsed: Parsed) -> None:
+    """Append what a piece of a chat's answer says."""
+    if parsed.content:
+        target.text += parsed.content
+    if parsed.reasoning:
+        target.reasoning += parsed.reasoning
+    for call in parsed.calls:
+        if target.tool_calls and target.tool_calls[-1].index == call.index:
+            target.tool_calls[-1].arguments += call.arguments
+        else:
+            target.tool_calls.add(index=call.index, id=call.id, name=call.name, arguments=call.arguments)
+
+
 def write_timings(target: pb.Timings, delta: Delta, now: float) -> None:
     """What is known of a request's course at its end; stages that it did not reach stay 0."""
     finished = delta.finished if delta.finished is not None else now
@@ -164,6 +249,10 @@ def write_timings(target: pb.Timings, delta: Delta, now: float) -> None:
 def response_of(chunks: Sequence[pb.GenerateChunk]) -> pb.GenerateResponse:
     """All chunks of a finished request as one answer."""
     last = chunks[-1]
+    calls: dict[int, pb.ToolCall] = {}
+    for delta in (delta for chunk in chunks for delta in chunk.tool_calls):
+        call = calls.setdefault(delta.index, pb.ToolCall(id=delta.id, name=delta.name))
+        call.arguments += delta.arguments
     return pb.GenerateResponse(
         request_id=last.request_id,
         text="".join(chunk.text for chunk in chunks),
@@ -174,6 +263,8 @@ def response_of(chunks: Sequence[pb.GenerateChunk]) -> pb.GenerateResponse:
         finish=last.finish,
         timings=last.timings,
         prompt_token_ids=[token for chunk in chunks for token in chunk.prompt_token_ids],
+        reasoning="".join(chunk.reasoning for chunk in chunks),
+        tool_calls=calls.values(),
     )
 
 

@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection
 import jaxllm
 from jaxllm.errors import ConfigError, RequestError
 from jaxllm.server.grpc import conversions
-from jaxllm.server.grpc.conversions import CallError
+from jaxllm.server.grpc.conversions import CallError, Conversation
 from jaxllm.server.grpc.session import Call, Requests
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.grpc.stubs import jaxllm_pb2_grpc as pb_grpc
@@ -130,7 +130,7 @@ class InferenceService(pb_grpc.InferenceServicer):
                     special = not request.HasField("add_special_tokens") or request.add_special_tokens
                     token_ids = await requests.encode(request.text, special)
                 case "chat":
-                    token_ids = await requests.encode_chat(request.chat)
+                    _, token_ids = await requests.encode_chat(Conversation.read(request.chat))
                 case _:
                     raise RequestError("nothing to tokenize: set text or chat", "prompt")
             return pb.TokenizeResponse(

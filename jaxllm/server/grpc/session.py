@@ -15,6 +15,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import grpc
@@ -22,9 +23,9 @@ import grpc
 from jaxllm.core import Delta, FinishReason, Logprobs, Request
 from jaxllm.errors import RequestError
 from jaxllm.server.grpc import conversions
-from jaxllm.server.grpc.conversions import CallError
+from jaxllm.server.grpc.conversions import CallError, Conversation
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
-from jaxllm.server.text import TextStream, Tokenizer
+from jaxllm.server.text import AnswerFormat, AnswerReader, TextStream, Tokenizer
 
 if TYPE_CHECKING:  # what it imports at run time is a device's
     from jaxllm.engine import EngineClient
@@ -105,10 +106,22 @@ class Generation:
         self.submitted = False
         self.ended = False
 
-    def prepare(self, request: Request, tokenizer: Tokenizer | None, call_deadline: bool) -> None:
-        """Without a tokenizer it yields token ids alone. call_deadline: the deadline is the call's own and ends it."""
+    def prepare(
+        self,
+        request: Request,
+        tokenizer: Tokenizer | None,
+        call_deadline: bool,
+        reader: AnswerReader | None = None,
+    ) -> None:
+        """Without a tokenizer it yields token ids alone. call_deadline: the deadline is the call's own and ends it.
+
+        reader: tells a chat's answer into its parts.
+        """
         self._prompt = request.prompt
-        self._text = TextStream(tokenizer, request.params) if tokenizer and request.params.detokenize else None
+        self._text = None
+        if tokenizer and request.params.detokenize:
+            self._text = TextStream(tokenizer, request.params, reader.special_tokens if reader else frozenset())
+        self._reader = reader
         self._tokenizer = tokenizer
         self._call_deadline = call_deadline
         self._begun = False
@@ -138,7 +151,10 @@ class Generation:
         if delta.logprobs is not None:
             weight *= 2 + delta.logprobs.top.shape[1]
         chunk = self._chunk(weight)
-        if text:
+        if self._reader is not None:
+            ended = stop is not None or delta.finish is not None
+            conversions.write_parsed(chunk, self._reader.feed(text, ended))
+        elif text:
             chunk.text += text
         chunk.token_ids.extend(token_ids)
         if delta.logprobs is not None:
@@ -185,6 +201,34 @@ class Generation:
             self._prompt_logprobs += len(token_ids)
 
 
+@dataclass(frozen=True)
+class ChatOptions:
+    """How chats are answered. form: how the model writes. auto_tool_choice: it may be left to it whether to call."""
+
+    form: AnswerFormat
+    auto_tool_choice: bool
+
+    def check(self, chat: Conversation) -> None:
+        """RequestError for tools where none can be called."""
+        if chat.schema is not None:
+            raise RequestError(
+                "tool_choice 'required', or a named function, needs decoding constrained by a grammar, which this "
+                "server does not have: use 'auto' or 'none'",
+                "tool_choice",
+            )
+        if chat.tools and self.form.tools is None:
+            raise RequestError(
+                "tools: the server knows no format of calls for this model: start it with --tool-call-parser NAME, "
+                "or send tool_choice='none'",
+                "tools",
+            )
+        if chat.tools and not self.auto_tool_choice:
+            raise RequestError(
+                "tool_choice 'auto' is turned off here (--no-enable-auto-tool-choice): send 'none'",
+                "tool_choice",
+            )
+
+
 class Requests:
     """Every request in flight, between the event loop and the engine's thread.
 
@@ -193,10 +237,14 @@ class Requests:
         refusal: why no request is taken any more, or None.
     """
 
-    def __init__(self, client: "EngineClient", tokenizer: Tokenizer | None):
-        """On the event loop that serves the calls. tokenizer: None serves token ids alone."""
+    def __init__(self, client: "EngineClient", tokenizer: Tokenizer | None, chats: ChatOptions | None = None):
+        """On the event loop that serves the calls. tokenizer: None serves token ids alone.
+
+        chats: how answers to chats are read; as plain text where it is None.
+        """
         self.client = client
         self._tokenizer = tokenizer
+        self._chats = chats or ChatOptions(AnswerFormat(), True)
         self.refusal: str | None = None
         self._loop = asyncio.get_running_loop()
         self._running: dict[str, Generation] = {}
@@ -262,7 +310,7 @@ class Requests:
                         f"timeout_seconds={wire.timeout_seconds}: must be a positive number", "timeout_seconds"
                     )
                 deadline = min(arrival + wire.timeout_seconds, math.inf if call_deadline is None else call_deadline)
-            prompt = await self._prompt(wire)
+            prompt, reader = await self._prompt(wire)
             if generation.ended:
                 return
             request = self.client.make_request(
@@ -275,7 +323,8 @@ class Requests:
             )
             if params.stop:
                 self.tokenizer  # noqa: B018 (raises when there is none)
-            generation.prepare(request, self._tokenizer, call_deadline is not None and deadline == call_deadline)
+            call_ends = call_deadline is not None and deadline == call_deadline
+            generation.prepare(request, self._tokenizer, call_ends, reader)
             generation.submitted = True
             self.client.submit(request, functools.partial(self._put, generation))
         except Exception as error:
@@ -330,11 +379,15 @@ class Requests:
         tokenizer = self.tokenizer
         return await _run(len(text), lambda: tokenizer.encode(text, add_special_tokens))
 
-    async def encode_chat(self, chat: pb.Chat) -> list[int]:
+    async def encode_chat(self, chat: Conversation) -> tuple[str, list[int]]:
+        """The prompt of a conversation: its text and its token ids."""
         tokenizer = self.tokenizer
-        messages, keywords = conversions.chat_messages(chat)
-        size = sum(len(message["content"]) for message in messages)
-        return await _run(size, lambda: tokenizer.apply_chat(messages, **keywords))
+
+        def encode() -> tuple[str, list[int]]:
+            text = tokenizer.render_chat(chat.messages, **chat.keywords)
+            return text, tokenizer.encode(text, add_special_tokens=False)
+
+        return await _run(chat.size, encode)
 
     async def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
         tokenizer = self.tokenizer
@@ -344,14 +397,21 @@ class Requests:
         tokenizer = self.tokenizer
         return await _run(len(token_ids), lambda: [tokenizer.token_text(token) for token in token_ids])
 
-    async def _prompt(self, wire: pb.GenerateRequest) -> list[int]:
+    async def _prompt(self, wire: pb.GenerateRequest) -> tuple[list[int], AnswerReader | None]:
+        """Its token ids, and what reads the answer of a chat."""
         match wire.WhichOneof("prompt"):
             case "token_ids":
-                return list(wire.token_ids.ids)
+                return list(wire.token_ids.ids), None
             case "chat":
-                return await self.encode_chat(wire.chat)
+                chat = Conversation.read(wire.chat)
+                self._chats.check(chat)
+                text, token_ids = await self.encode_chat(chat)
+                form = self._chats.form
+                reader = AnswerReader(form, chat.tools, parallel=chat.parallel, prompt=text, continued=chat.continued)
+                return token_ids, reader
             case "text" if wire.text:
-                return await self.encode(wire.text, not wire.HasField("add_special_tokens") or wire.add_special_tokens)
+                special = not wire.HasField("add_special_tokens") or wire.add_special_tokens
+                return await self.encode(wire.text, special), None
         raise RequestError("the prompt is empty: set text, token_ids or chat", "prompt")
 
     def _put(self, generation: Generation, delta: Delta) -> None:

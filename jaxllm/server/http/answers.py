@@ -27,6 +27,9 @@ class Choice:
     def __init__(self, index: int):
         self.index = index
         self.texts: list[str] = []
+        self.reasoning: list[str] = []
+        self.tool_calls: list[pb.ToolCallDelta] = []
+        self.calls_tools = False
         self.token_ids: list[int] = []
         self.logprobs: list[pb.TokenLogprob] = []
         self.prompt_token_ids: list[int] = []
@@ -41,6 +44,11 @@ class Choice:
         if chunk.HasField("error"):
             raise from_number(chunk.error.code, chunk.error.message, chunk.error.param)
         self.texts.append(chunk.text)
+        if chunk.reasoning:
+            self.reasoning.append(chunk.reasoning)
+        if chunk.tool_calls:
+            self.tool_calls.extend(chunk.tool_calls)
+            self.calls_tools = True
         self.token_ids.extend(chunk.token_ids)
         self.logprobs.extend(chunk.logprobs)
         self.prompt_token_ids.extend(chunk.prompt_token_ids)
@@ -55,10 +63,18 @@ class Choice:
     def clear(self) -> None:
         """Forget what an event has carried."""
         self.texts, self.token_ids, self.logprobs, self.prompt_token_ids = [], [], [], []
+        self.reasoning, self.tool_calls = [], []
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
 
     @property
     def finish_reason(self) -> str | None:
-        return _REASONS[self.finish.reason] if self.finish else None
+        if self.finish is None:
+            return None
+        reason = _REASONS[self.finish.reason]
+        return "tool_calls" if reason == "stop" and self.calls_tools else reason
 
     @property
     def stop_reason(self) -> str | int | None:
@@ -78,15 +94,12 @@ def _ended(reason: int) -> ApiError:
 class Answer[R: (CompletionRequest, ChatRequest)]:
     """The answer to one HTTP request. Feed it chunks with `add`; read `body` at the end, or `events` all along.
 
-    Class attributes: the id's prefix, the `object` of whole answers and of events, and the JSON that comes before
-    and after the text in an event's choice.
+    Class attributes: the id's prefix, and the `object` of whole answers and of events.
     """
 
     prefix: str
     object: str
     event_object: str
-    before_text: bytes
-    after_text: bytes
 
     def __init__(self, request: R, model: str):
         self.request: R = request
@@ -133,14 +146,13 @@ class Answer[R: (CompletionRequest, ChatRequest)]:
             if not choice.started:
                 choice.started = True
                 events.extend(self._opening(choice))
-            text = "".join(choice.texts)
             if choice.logprobs or choice.finish or self.request.return_token_ids:
-                events.append(self._full_event(choice, text))
-            elif text or choice.token_ids:  # tokens whose text is still to come are told of when they come
+                events.append(self._full_event(choice))
+            elif choice.token_ids or any(choice.texts):  # tokens whose text is still to come are told of, too
                 events.append(
                     b"".join((
-                        self._event_head, b'{"index":%d,' % choice.index, self.before_text, to_json(text),
-                        self.after_text, b',"logprobs":null,"finish_reason":null}]', self._usage_part(), b"}\n\n",
+                        self._event_head, b'{"index":%d,' % choice.index, self._new(choice),
+                        b',"logprobs":null,"finish_reason":null}]', self._usage_part(), b"}\n\n",
                     ))
                 )  # fmt: skip
             choice.clear()
@@ -158,7 +170,7 @@ class Answer[R: (CompletionRequest, ChatRequest)]:
             return b',"usage":' + to_json(self._usage())
         return b',"usage":null' if self._usage_at_end else b""
 
-    def _full_event(self, choice: Choice, text: str) -> bytes:
+    def _full_event(self, choice: Choice) -> bytes:
         rest: dict[str, Any] = {
             "logprobs": self._logprobs(choice) if choice.logprobs else None,
             "finish_reason": choice.finish_reason,
@@ -169,14 +181,14 @@ class Answer[R: (CompletionRequest, ChatRequest)]:
             if choice.prompt_token_ids:
                 rest["prompt_token_ids"] = choice.prompt_token_ids
         return b"".join((
-            self._event_head, b'{"index":%d,' % choice.index, self.before_text, to_json(text), self.after_text,
-            b",", to_json(rest)[1:], b"]", self._usage_part(), b"}\n\n",
+            self._event_head, b'{"index":%d,' % choice.index, self._new(choice), b",", to_json(rest)[1:], b"]",
+            self._usage_part(), b"}\n\n",
         ))  # fmt: skip
 
     def _choice(self, choice: Choice) -> dict[str, Any]:
         answer: dict[str, Any] = {
             "index": choice.index,
-            **self._text("".join(choice.texts)),
+            **self._whole(choice),
             "logprobs": None if self.request.num_logprobs is None else self._logprobs(choice),
             "finish_reason": choice.finish_reason,
             "stop_reason": choice.stop_reason,
@@ -204,8 +216,12 @@ class Answer[R: (CompletionRequest, ChatRequest)]:
         """Events before the first text of a choice."""
         return []
 
-    def _text(self, text: str) -> dict[str, Any]:
-        """The part of a whole choice that holds the text."""
+    def _whole(self, choice: Choice) -> dict[str, Any]:
+        """The part of a whole choice that holds what was generated."""
+        raise NotImplementedError
+
+    def _new(self, choice: Choice) -> bytes:
+        """The same for an event and what is new, as the JSON of an object's inside."""
         raise NotImplementedError
 
     def _logprobs(self, choice: Choice) -> dict[str, Any]:
@@ -223,11 +239,12 @@ class CompletionAnswer(Answer[CompletionRequest]):
     prefix = "cmpl"
     object = "text_completion"
     event_object = "text_completion"
-    before_text = b'"text":'
-    after_text = b""
 
-    def _text(self, text: str) -> dict[str, Any]:
-        return {"text": text}
+    def _whole(self, choice: Choice) -> dict[str, Any]:
+        return {"text": choice.text}
+
+    def _new(self, choice: Choice) -> bytes:
+        return b'"text":' + to_json(choice.text)
 
     def _choice(self, choice: Choice) -> dict[str, Any]:
         answer = super()._choice(choice)
@@ -257,15 +274,39 @@ class ChatAnswer(Answer[ChatRequest]):
     prefix = "chatcmpl"
     object = "chat.completion"
     event_object = "chat.completion.chunk"
-    before_text = b'"delta":{"content":'
-    after_text = b"}"
 
     def _opening(self, choice: Choice) -> list[bytes]:
         opening = b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]'
         return [self._event_head + opening % choice.index + self._usage_part() + b"}\n\n"]
 
-    def _text(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+    def _whole(self, choice: Choice) -> dict[str, Any]:
+        parts = self._reasoning(choice)
+        if choice.tool_calls:
+            calls: dict[int, dict[str, Any]] = {}
+            for delta in choice.tool_calls:
+                call = calls.setdefault(delta.index, _tool_call(delta) | {"function": {"name": "", "arguments": ""}})
+                call["function"]["name"] += delta.name
+                call["function"]["arguments"] += delta.arguments
+            parts["tool_calls"] = list(calls.values())
+        content = choice.text or (None if choice.reasoning or choice.tool_calls else "")
+        return {"message": {"role": "assistant", "content": content, "refusal": None, **parts}}
+
+    def _new(self, choice: Choice) -> bytes:
+        if not (choice.reasoning or choice.tool_calls):
+            return b'"delta":{"content":' + to_json(choice.text) + b"}"
+        delta: dict[str, Any] = self._reasoning(choice)
+        if choice.text:
+            delta["content"] = choice.text
+        if choice.tool_calls:
+            delta["tool_calls"] = [{"index": call.index, **_tool_call(call)} for call in choice.tool_calls]
+        return b'"delta":' + to_json(delta)
+
+    def _reasoning(self, choice: Choice) -> dict[str, Any]:
+        """Under both of its names: vLLM's older one, which most clients know, and its newer one."""
+        if not (choice.reasoning and self.request.include_reasoning):
+            return {}
+        text = "".join(choice.reasoning)
+        return {"reasoning_content": text, "reasoning": text}
 
     def _extras(self) -> dict[str, Any]:
         extras: dict[str, Any] = {}
@@ -279,6 +320,17 @@ class ChatAnswer(Answer[ChatRequest]):
     def _logprobs(self, choice: Choice) -> dict[str, Any]:
         content = [{**_token(entry), "top_logprobs": [_token(top) for top in entry.top]} for entry in choice.logprobs]
         return {"content": content, "refusal": None}
+
+
+def _tool_call(delta: pb.ToolCallDelta) -> dict[str, Any]:
+    """What a delta says of its call; all but the arguments in the first one alone."""
+    if not delta.name:
+        return {"function": {"arguments": delta.arguments}}
+    return {
+        "id": delta.id,
+        "type": "function",
+        "function": {"name": delta.name, "arguments": delta.arguments},
+    }
 
 
 def _token(entry: pb.TokenLogprob | pb.TopLogprob) -> dict[str, Any]:

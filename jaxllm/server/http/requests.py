@@ -8,6 +8,7 @@ the wire: the engine then takes the checkpoint's generation defaults.
 
 import dataclasses
 import difflib
+import json
 from typing import Annotated, Any, Literal, Self
 
 from google.protobuf import json_format
@@ -24,6 +25,7 @@ from pydantic import (
 from jaxllm.core import SamplingParams
 from jaxllm.errors import RequestError
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
+from jaxllm.server.tool_choice import check_tools
 
 MAX_UINT32 = 2**32 - 1
 SAMPLING_FIELDS = tuple(field.name for field in dataclasses.fields(SamplingParams))
@@ -83,8 +85,8 @@ def _prompts(value: Any) -> list[str] | list[list[int]]:
     )
 
 
-def _content(value: Any) -> str:
-    """A message's text; the parts of a multi-part message are joined by newlines, as vLLM does."""
+def _content(value: Any) -> str | list[str]:
+    """A message's text, or that of each of its parts."""
     if value is None or isinstance(value, str):
         return value or ""
     if not isinstance(value, list):
@@ -97,16 +99,59 @@ def _content(value: Any) -> str:
         if set(part) != {"type", "text"} or not isinstance(part["text"], str):
             raise RequestError("content part: must be {'type': 'text', 'text': a string}", "messages")
         texts.append(part["text"])
-    return "\n".join(texts)
+    return texts
 
 
 def _role(value: Any) -> str:
-    if value in ("tool", "function"):
-        raise RequestError(f"role {value!r} is not supported by this server: it calls no tools", "messages")
-    roles = ("developer", "system", "user", "assistant")
+    if value == "function":
+        raise RequestError(
+            "role 'function' is of an older kind of calls: send role 'tool', with tool_call_id", "messages"
+        )
+    roles = ("developer", "system", "user", "assistant", "tool")
     if value not in roles:
         raise RequestError(f"role {value!r}: must be one of {', '.join(roles)}", "messages")
     return "system" if value == "developer" else value  # OpenAI's newer name; chat templates know the older one
+
+
+def _tools(value: Any) -> list[dict[str, Any]]:
+    """As they were sent: templates write out every key, in its order."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise RequestError("tools: must be a list", "tools")
+    check_tools(value)
+    # `strict` asks the server for calls that fit the schema; the model is not told of it.
+    return [
+        {**tool, "function": {name: field for name, field in tool["function"].items() if name != "strict"}}
+        for tool in value
+    ]
+
+
+def _documents(value: Any) -> list[dict[str, Any]]:
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(document, dict) for document in value):
+        raise RequestError("documents: must be a list of objects, each with a text", "documents")
+    return value
+
+
+def _tool_choice(value: Any) -> pb.ToolChoice | None:
+    match value:
+        case None:
+            return None
+        case "auto":
+            return pb.ToolChoice(mode=pb.ToolChoice.MODE_AUTO)
+        case "none":
+            return pb.ToolChoice(mode=pb.ToolChoice.MODE_NONE)
+        case "required":
+            return pb.ToolChoice(mode=pb.ToolChoice.MODE_REQUIRED)
+        case {"type": "function", "function": {"name": str(name)}} if name:
+            return pb.ToolChoice(function=name)
+    raise RequestError(
+        f"tool_choice={value!r}: must be 'auto', 'none', 'required' or "
+        "{'type': 'function', 'function': {'name': ...}}",
+        "tool_choice",
+    )
 
 
 Unsupported = Annotated[Any, AfterValidator(_refuse)]
@@ -122,8 +167,16 @@ Stop = Annotated[
     list[str] | None,
     BeforeValidator(lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=str | list[str]),
 ]
-Content = Annotated[str, PlainValidator(_content, json_schema_input_type=str | list[dict[str, str]] | None)]
-Role = Annotated[str, PlainValidator(_role, json_schema_input_type=Literal["developer", "system", "user", "assistant"])]
+Content = Annotated[str | list[str], PlainValidator(_content, json_schema_input_type=str | list[dict[str, str]] | None)]
+Role = Annotated[
+    str, PlainValidator(_role, json_schema_input_type=Literal["developer", "system", "user", "assistant", "tool"])
+]
+Objects = list[dict[str, Any]]
+Tools = Annotated[Objects, PlainValidator(_tools, json_schema_input_type=Objects | None)]
+Documents = Annotated[Objects, PlainValidator(_documents, json_schema_input_type=Objects | None)]
+ToolChoice = Annotated[
+    pb.ToolChoice | None, PlainValidator(_tool_choice, json_schema_input_type=str | dict[str, Any] | None)
+]
 
 
 class StreamOptions(Strict):
@@ -255,24 +308,52 @@ class CompletionRequest(GenerationRequest):
         ]
 
 
+class FunctionCall(Strict):
+    name: str
+    arguments: str
+
+
+class MessageToolCall(Strict):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+    index: Ignored = None  # of a stream's deltas, which some clients send back as they came
+
+
 class Message(Strict):
     """What a client may send back of an answer (refusal, audio, ...) is accepted where it is empty."""
 
     role: Role
     content: Content = ""
     name: str | None = None
+    tool_calls: list[MessageToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None  # vLLM's newer name of the same
     refusal: Unsupported = None
     annotations: Unsupported = None
     audio: Unsupported = None
-    tool_calls: Unsupported = None
-    tool_call_id: Unsupported = None
     function_call: Unsupported = None
+
+    def write(self, wire: pb.ChatMessage) -> None:
+        wire.role = self.role
+        wire.name = self.name or ""
+        wire.reasoning = self.reasoning_content or self.reasoning or ""
+        wire.tool_call_id = self.tool_call_id or ""
+        if isinstance(self.content, str):
+            wire.content = self.content
+        else:
+            wire.parts.extend(pb.ContentPart(text=text) for text in self.content)
+        for call in self.tool_calls or ():
+            wire.tool_calls.add(id=call.id, name=call.function.name, arguments=call.function.arguments)
 
 
 class ChatFields(Strict):
     """A conversation and how its template is rendered."""
 
     messages: list[Message]
+    tools: Tools = []
+    documents: Documents = []
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -286,7 +367,9 @@ class ChatFields(Strict):
     def chat(self) -> pb.Chat:
         chat = pb.Chat(continue_final_message=bool(self.continue_final_message))
         for message in self.messages:
-            chat.messages.add(role=message.role, content=message.content, name=message.name or "")
+            message.write(chat.messages.add())
+        chat.tools.extend(json.dumps(tool) for tool in self.tools)
+        chat.documents.extend(json.dumps(document) for document in self.documents)
         variables = dict(self.chat_template_kwargs or {})
         if self.add_generation_prompt is not None:
             variables["add_generation_prompt"] = self.add_generation_prompt
@@ -301,19 +384,19 @@ class ChatRequest(GenerationRequest, ChatFields):
     logprobs: bool | None = None
     top_logprobs: int | None = None
 
-    tools: Unsupported = None
-    tool_choice: Unsupported = None
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool | None = None
+    include_reasoning: bool = True  # vLLM's: false leaves the reasoning out of the answer
+    reasoning_effort: str | None = None
     functions: Unsupported = None
     function_call: Unsupported = None
     audio: Unsupported = None
     prediction: Unsupported = None
-    reasoning_effort: Unsupported = None
     verbosity: Unsupported = None
     web_search_options: Unsupported = None
     moderation: Unsupported = None
     modalities: list[Literal["text"]] | None = None
 
-    parallel_tool_calls: Ignored = None  # says nothing without tools
     service_tier: Ignored = None
     safety_identifier: Ignored = None
     prompt_cache_key: Ignored = None
@@ -337,7 +420,14 @@ class ChatRequest(GenerationRequest, ChatFields):
         return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
 
     def prompts(self) -> list[pb.GenerateRequest]:
-        return [pb.GenerateRequest(chat=self.chat())]
+        chat = self.chat()
+        if self.tool_choice is not None:
+            chat.tool_choice.CopyFrom(self.tool_choice)
+        if self.parallel_tool_calls is not None:
+            chat.parallel_tool_calls = self.parallel_tool_calls
+        if self.reasoning_effort is not None:
+            chat.template_kwargs["reasoning_effort"] = self.reasoning_effort
+        return [pb.GenerateRequest(chat=chat)]
 
 
 class TokenizeRequest(ChatFields):

@@ -4,9 +4,12 @@ tokenizer     Tokenizer: encode, decode, chat prompts, and the bytes each token 
 detokenizer   TextStream: the text of one request, token by token, with its stop strings
 chat          chat templates: messages to a prompt
 stop_strings  StopStrings: finding strings in text that comes in pieces
+answer        AnswerReader: what of a chat's answer is content, reasoning and tool calls
+reasoning/, tools/, harmony  its parsers, one per format, on reading's Reader
 """
 
+from jaxllm.server.text.answer import AnswerFormat, AnswerReader
 from jaxllm.server.text.detokenizer import TextStream
 from jaxllm.server.text.tokenizer import Tokenizer
 
-__all__ = ["TextStream", "Tokenizer"]
+__all__ = ["AnswerFormat", "AnswerReader", "TextStream", "Tokenizer"]

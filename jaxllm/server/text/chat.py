@@ -1,13 +1,25 @@
 """Chat templates: messages become the prompt that the model was trained to answer."""
 
+import contextlib
+import functools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxllm.errors import ConfigError, RequestError
 
 Message = Mapping[str, Any]
-"""{"role": "user", "content": "..."} and whatever more the template reads (name, tool_calls, ...)."""
+"""{"role": "user", "content": "..."} and whatever more the template reads (name, tool_calls, ...). The content may be a
+list of {"type": "text", "text": "..."}, too."""
+
+RESERVED = frozenset((
+    "chat_template", "conversation", "max_length", "padding", "return_assistant_tokens_mask", "return_dict",
+    "return_tensors", "sanitize_control_tokens", "tokenize", "tokenizer_kwargs", "truncation",
+))  # fmt: skip
+"""Keywords of transformers' own that no request may reach: a template of the client's is a program of the client's."""
+
+_PROBE = "Xq7 probe"
 
 
 def read_template(path: str) -> str:
@@ -31,7 +43,7 @@ def render(
     tokenizer: a transformers tokenizer with its chat template; it renders in a sandbox.
     continue_final_message: the last message is the beginning of the answer, left open for the model to go on.
     add_generation_prompt: open the assistant's turn; by default unless continue_final_message.
-    variables: extra variables of the template (tools, documents, enable_thinking, ...).
+    variables: extra variables of the template (tools, documents, enable_thinking, reasoning_effort, ...).
 
     Raises RequestError when there is no template or it refuses the messages.
     """
@@ -45,6 +57,8 @@ def render(
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise RequestError(f"messages[{i}] needs a 'role' (system, user, assistant, ...)", "messages")
+    if reserved := RESERVED.intersection(variables):
+        raise RequestError(f"{min(reserved)!r} is no variable of a chat template", "chat_template_kwargs")
     if add_generation_prompt is None:
         add_generation_prompt = not continue_final_message
     if add_generation_prompt and continue_final_message:
@@ -52,17 +66,92 @@ def render(
             "add_generation_prompt and continue_final_message exclude each other: an answer is begun or gone on with",
             "continue_final_message",
         )
-    if continue_final_message and not isinstance(messages[-1].get("content"), str):
+    if continue_final_message and not text_of(messages[-1].get("content")):
         raise RequestError("continue_final_message: the last message has no text to go on from", "messages")
     try:
+        template = tokenizer.get_chat_template(tools=variables.get("tools"))
         return tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
+            [_prepared(message, template, tokenizer) for message in messages],
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
-            **variables,
+            **_effort(variables, template),
         )
+    except RequestError:
+        raise
     # A template is code of the checkpoint's: what it raises on messages it does not understand is anything
     # (its own raise_exception, a None added to a string, an absent key).
     except Exception as error:
         raise RequestError(f"the chat template refuses these messages: {error}", "messages") from error
+
+
+def text_of(content: Any) -> str:
+    """A message's text; of several parts, joined by line breaks."""
+    if isinstance(content, list):
+        return "\n".join(part["text"] for part in content if isinstance(part.get("text"), str))
+    return content if isinstance(content, str) else ""
+
+
+def _prepared(message: Message, template: str, tokenizer: Any) -> dict[str, Any]:
+    """A message as templates expect it.
+
+    Arguments of calls come as JSON text from OpenAI's clients, and templates take them as dictionaries. Reasoning has
+    several names. Content in parts goes to templates that know such, else as one text; some know nothing but parts.
+    """
+    message = dict(message)
+    content = message.get("content")
+    if isinstance(content, (str, list)):
+        form = _content_form(tokenizer, template)
+        if isinstance(content, list) and form == "text":
+            message["content"] = text_of(content)
+        elif isinstance(content, str) and form == "parts":
+            message["content"] = [{"type": "text", "text": content}]
+    if calls := message.get("tool_calls"):
+        message["tool_calls"] = [_with_arguments(call) for call in calls]
+    if (thought := message.get("reasoning_content") or message.get("reasoning")) is not None:
+        names = ("reasoning_content", "reasoning", "thinking")
+        message |= {name: thought for name in names if f".{name}" in template or f"'{name}'" in template}
+    return message
+
+
+def _with_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if isinstance(function, Mapping) and isinstance(arguments := function.get("arguments"), str):
+        with contextlib.suppress(ValueError, RecursionError):
+            return {**call, "function": {**function, "arguments": json.loads(arguments)}}
+    return dict(call)
+
+
+def _effort(variables: dict[str, Any], template: str) -> dict[str, Any]:
+    """reasoning_effort "none" turns thinking off where a template has that switch alone; others are the template's."""
+    effort = variables.get("reasoning_effort")
+    if effort is None or "reasoning_effort" in template:
+        return variables
+    if effort == "none" and "enable_thinking" in template:
+        rest = {name: value for name, value in variables.items() if name != "reasoning_effort"}
+        return {"enable_thinking": False} | rest
+    raise RequestError(
+        f"reasoning_effort={effort!r}: this model's chat template has no such setting; leave it out", "reasoning_effort"
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _content_form(tokenizer: Any, template: str) -> Literal["either", "text", "parts"]:
+    """What content the template takes, found by trying: text alone, parts alone, or either."""
+
+    def shows(content: str | list[dict[str, str]]) -> bool:
+        try:
+            text = tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}],
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except Exception:
+            return False
+        # A list that is printed as it is shows more than its text.
+        return _PROBE in text and f"'{_PROBE}'" not in text and f'"{_PROBE}"' not in text
+
+    if not shows([{"type": "text", "text": _PROBE}]):
+        return "text"
+    return "either" if shows(_PROBE) else "parts"

@@ -28,8 +28,9 @@ class TextStream:
         stop: the stop string met, or None. Once there is one, further tokens are ignored.
     """
 
-    def __init__(self, tokenizer: Tokenizer, params: SamplingParams):
-        self._pieces = tokenizer.pieces(params.skip_special_tokens)
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, keep: frozenset[str] = frozenset()):
+        """keep: special tokens that stay in the text whatever the parameters say."""
+        self._pieces = tokenizer.pieces(params.skip_special_tokens, keep)
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._min_tokens = params.min_tokens
         self._keep_stop = params.include_stop_str_in_output

@@ -31,10 +31,10 @@ class Tokenizer:
         """tokenizer: transformers' PreTrainedTokenizerFast."""
         self._hf = tokenizer
         self._backend = tokenizer.backend_tokenizer
-        specials = {i for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
-        piece = _piece_function(self._backend)
-        self._pieces = _Pieces(piece)
-        self._pieces_without_specials = _Pieces(lambda token_id: b"" if token_id in specials else piece(token_id))
+        added = self._backend.get_added_tokens_decoder().items()
+        self._specials = {i: token.content for i, token in added if token.special}
+        self._pieces = _Pieces(_piece_function(self._backend))
+        self._pieces_without_specials: dict[frozenset[str], _Pieces] = {}
         self.vocab_size = len(tokenizer)
         """How many tokens there are, added ones included; a model's own vocabulary may be padded beyond it."""
 
@@ -88,6 +88,12 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return bool(self._hf.chat_template)
 
+    @property
+    def chat_template(self) -> str:
+        """The Jinja text, "" without one. Of several the one for tools, as that is where they tell of their format."""
+        template = self._hf.chat_template or ""
+        return template if isinstance(template, str) else template.get("tool_use") or template.get("default", "")
+
     def render_chat(self, messages: Sequence[chat.Message], **kwargs: Any) -> str:
         """The prompt's text for a conversation; keywords as in `chat.render`."""
         return chat.render(self._hf, messages, **kwargs)
@@ -135,9 +141,17 @@ class Tokenizer:
         """token_bytes as text; bytes that are no UTF-8 by themselves become U+FFFD."""
         return self._pieces[token_id].decode("utf-8", "replace")
 
-    def pieces(self, skip_special_tokens: bool = False) -> Mapping[int, bytes]:
-        """The bytes of every token id, worked out when first asked for."""
-        return self._pieces_without_specials if skip_special_tokens else self._pieces
+    def pieces(self, skip_special_tokens: bool = False, keep: frozenset[str] = frozenset()) -> Mapping[int, bytes]:
+        """The bytes of every token id, worked out when first asked for.
+
+        keep: special tokens that are not to be skipped with the others.
+        """
+        if not skip_special_tokens:
+            return self._pieces
+        if keep not in self._pieces_without_specials:
+            skipped = {i for i, text in self._specials.items() if text not in keep}
+            self._pieces_without_specials[keep] = _Pieces(lambda i: b"" if i in skipped else self._pieces[i])
+        return self._pieces_without_specials[keep]
 
 
 class _Pieces(dict[int, bytes]):

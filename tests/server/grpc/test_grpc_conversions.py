@@ -1,8 +1,10 @@
 """Wire messages to plain data and back."""
 
+import json
 import math
 
 import grpc
+import jsonschema
 import numpy as np
 import pytest
 from hypothesis import given
@@ -86,16 +88,97 @@ def test_chat_messages() -> None:
         continue_final_message=True,
     )
     chat.template_kwargs.update({"thinking": False, "budget": 3, "words": ["x"]})
-    messages, keywords = conversions.chat_messages(chat)
-    assert messages == [{"role": "user", "content": "a", "name": "n"}, {"role": "assistant", "content": "b"}]
-    assert keywords == {"thinking": False, "budget": 3, "words": ["x"], "continue_final_message": True}
+    read = conversions.Conversation.read(chat)
+    assert read.messages == [{"role": "user", "content": "a", "name": "n"}, {"role": "assistant", "content": "b"}]
+    assert read.keywords == {"thinking": False, "budget": 3, "words": ["x"], "continue_final_message": True}
+    assert (read.continued, read.tools, read.schema, read.parallel) == ("b", [], None, True)
 
 
-def test_template_kwargs_cannot_replace_the_messages() -> None:
+@pytest.mark.parametrize("name", ["messages", "tools", "documents"])
+def test_template_kwargs_cannot_replace_a_field(name: str) -> None:
     chat = pb.Chat()
-    chat.template_kwargs.update({"messages": []})
-    with pytest.raises(RequestError, match="must not hold 'messages'"):
-        conversions.chat_messages(chat)
+    chat.template_kwargs.update({name: []})
+    with pytest.raises(RequestError, match=f"must not hold '{name}'"):
+        conversions.Conversation.read(chat)
+
+
+def function(name: str, **more: object) -> str:
+    return json.dumps({"type": "function", "function": {"name": name, **more}})
+
+
+def test_tools_documents_and_messages_of_every_kind() -> None:
+    call = pb.ToolCall(id="c1", name="f", arguments='{"b": 1, "a": 2}')
+    chat = pb.Chat(
+        messages=[
+            pb.ChatMessage(role="user", parts=[{"text": "x"}, {"text": "y"}]),
+            pb.ChatMessage(role="assistant", reasoning="hm", tool_calls=[call]),
+            pb.ChatMessage(role="tool", content="3", tool_call_id="c1"),
+        ],
+        tools=[function("f", parameters={"type": "object", "properties": {"z": {}, "a": {}}})],
+        documents=['{"title": "t", "text": "d"}'],
+        parallel_tool_calls=False,
+    )
+    read = conversions.Conversation.read(chat)
+    assert read.messages == [
+        {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "text", "text": "y"}]},
+        {
+            "role": "assistant",
+            "content": "",
+            "reasoning_content": "hm",
+            "tool_calls": [
+                {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"b": 1, "a": 2}'}}
+            ],
+        },
+        {"role": "tool", "content": "3", "tool_call_id": "c1"},
+    ]
+    assert read.keywords["documents"] == [{"title": "t", "text": "d"}]
+    assert read.keywords["tools"] is read.tools
+    assert list(read.tools[0]["function"]["parameters"]["properties"]) == ["z", "a"]
+    assert not read.parallel
+
+
+@pytest.mark.parametrize(
+    ("choice", "offered", "schema_of"),
+    [
+        (pb.ToolChoice(), ["f", "g"], None),
+        (pb.ToolChoice(mode=pb.ToolChoice.MODE_NONE), [], None),
+        (pb.ToolChoice(mode=pb.ToolChoice.MODE_REQUIRED), ["f", "g"], ["f", "g"]),
+        (pb.ToolChoice(function="g"), ["f", "g"], ["g"]),
+    ],
+)
+def test_tool_choice(choice: pb.ToolChoice, offered: list[str], schema_of: list[str] | None) -> None:
+    chat = pb.Chat(tools=[function("f"), function("g")], tool_choice=choice)
+    read = conversions.Conversation.read(chat)
+    assert [tool["function"]["name"] for tool in read.tools] == offered
+    assert ("tools" in read.keywords) == bool(offered)
+    assert (read.schema is None) == (schema_of is None)
+    if read.schema is not None and schema_of is not None:
+        for name in ("f", "g"):
+            valid = not list(
+                jsonschema.Draft202012Validator(read.schema).iter_errors([{"name": name, "parameters": {}}])
+            )
+            assert valid == (name in schema_of)
+        assert ("maxItems" in read.schema) == (schema_of == ["g"])
+
+
+@pytest.mark.parametrize(
+    ("tools", "choice", "why"),
+    [
+        (["no"], {}, r"tools\[0\]: no JSON"),
+        (["[]"], {}, r"tools\[0\]: must be a JSON object"),
+        (['{"type": "custom"}'], {}, r"tools\[0\]: must be .*function"),
+        (['{"type": "function", "function": {}}'], {}, r"tools\[0\].function.name=None"),
+        (['{"type": "function", "function": {"name": "\\ud800"}}'], {}, r"tools\[0\].function.name="),
+        ([function("f"), function("f")], {}, "two functions of the name 'f'"),
+        ([function("f", parameters=3)], {}, "must be a JSON schema"),
+        ([function("f")], {"function": "g"}, "'g', which is none of the tools"),
+        ([], {"mode": pb.ToolChoice.MODE_REQUIRED}, "tool_choice without tools"),
+    ],
+)
+def test_tools_that_are_none(tools: list[str], choice: dict, why: str) -> None:
+    with pytest.raises(RequestError, match=why) as raised:
+        conversions.Conversation.read(pb.Chat(tools=tools, tool_choice=choice))
+    assert raised.value.param in ("tools", "tool_choice")
 
 
 @pytest.mark.parametrize(

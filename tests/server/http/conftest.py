@@ -38,12 +38,26 @@ def logprob(index: int, top: int) -> pb.TokenLogprob:
     return entry
 
 
+CALLING = [
+    pb.GenerateChunk(reasoning="They want "),
+    pb.GenerateChunk(reasoning="the weather."),
+    pb.GenerateChunk(text="I look."),
+    pb.GenerateChunk(tool_calls=[pb.ToolCallDelta(index=0, id="call_1", name="look")]),
+    pb.GenerateChunk(tool_calls=[pb.ToolCallDelta(index=0, arguments='{"city": "Pa')]),
+    pb.GenerateChunk(tool_calls=[
+        pb.ToolCallDelta(index=0, arguments='ris"}'),
+        pb.ToolCallDelta(index=1, id="call_2", name="wait", arguments="{"),
+    ]),
+    pb.GenerateChunk(tool_calls=[pb.ToolCallDelta(index=1, arguments="}")]),
+]  # fmt: skip
+
+
 class ScriptedEngine(pb_grpc.InferenceServicer, pb_grpc.ControlServicer, health_pb2_grpc.HealthServicer):
     """Answers a prompt with WORDS, one a chunk, as many as max_tokens says. Prompts that begin otherwise:
 
     "fail CODE [after N]": an Error with that code after N tokens. "end REASON": that finish after one token.
     "slow": a token every 20 ms (so do "fail" and "mute"). "mute": token ids without text. "hang": nothing.
-    "stop": ends at the stop string "was".
+    "stop": ends at the stop string "was". "call": CALLING, as far as max_tokens allows.
     """
 
     def __init__(self) -> None:
@@ -94,7 +108,16 @@ class ScriptedEngine(pb_grpc.InferenceServicer, pb_grpc.ControlServicer, health_
         if verb == "fail" and len(rest) == 1:
             yield pb.GenerateChunk(error=pb.Error(code=int(rest[0]), message="as scripted", param="prompt"))
             return
-        for index in range(limit):
+        for index, scripted in enumerate(CALLING[:limit] if verb == "call" else ()):
+            chunk = pb.GenerateChunk(token_ids=[index])
+            chunk.MergeFrom(scripted)
+            chunk.counts.prompt, chunk.counts.completion = len(prompt), index + 1
+            if index == min(limit, len(CALLING)) - 1:
+                reason = pb.FINISH_REASON_STOP if index == len(CALLING) - 1 else pb.FINISH_REASON_LENGTH
+                chunk.finish.reason = reason
+            yield chunk
+            await asyncio.sleep(0.02)
+        for index in range(limit if verb != "call" else 0):
             chunk = pb.GenerateChunk(text="" if verb == "mute" else token(index), token_ids=[index])
             chunk.counts.prompt, chunk.counts.completion, chunk.counts.cached = len(prompt), index + 1, len(prompt) // 2
             if index == 0:

@@ -1,6 +1,10 @@
 """What the front makes of the engine's chunks: OpenAI's JSON and events, and what it asks the engine for."""
 
+import json
+
 import pytest
+
+from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 
 MESSAGES = [{"role": "user", "content": "say something"}]
 COMPLETIONS = "/v1/completions"
@@ -216,10 +220,109 @@ def test_messages_reach_the_engine(shared_front):
     assert answer.status_code == 200, answer.text
     chat = last_request(shared_front).chat
     assert [(message.role, message.content, message.name) for message in chat.messages] == [
-        ("system", "be brief", ""), ("user", "two\nparts", "ann"), ("assistant", "Sure", ""),
+        ("system", "be brief", ""), ("user", "", "ann"), ("assistant", "Sure", ""),
     ]  # fmt: skip
+    assert [part.text for part in chat.messages[1].parts] == ["two", "parts"]
     assert chat.continue_final_message
     assert dict(chat.template_kwargs) == {"enable_thinking": False, "add_generation_prompt": False}
+
+
+def test_tools_reach_the_engine(shared_front):
+    function = {"name": "look", "description": "d", "parameters": {"type": "object", "properties": {"z": {}, "a": {}}}}
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"z": 1}'}}
+    messages = [
+        *MESSAGES,
+        {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "hm"},
+        {"role": "tool", "content": "3", "tool_call_id": "c1"},
+    ]
+    fields = {
+        "tools": [{"type": "function", "function": {**function, "strict": True}}],
+        "documents": [{"title": "t", "text": "d"}],
+        "parallel_tool_calls": False,
+        "reasoning_effort": "low",
+    }
+    assert shared_front.post(CHAT, messages=messages, **fields).status_code == 200
+    chat = last_request(shared_front).chat
+    assert [(call.id, call.name, call.arguments) for call in chat.messages[1].tool_calls] == [
+        ("c1", "look", '{"z": 1}')
+    ]
+    assert (chat.messages[1].reasoning, chat.messages[2].tool_call_id) == ("hm", "c1")
+    assert list(chat.tools) == [json.dumps({"type": "function", "function": function})]
+    assert list(chat.documents) == [json.dumps({"title": "t", "text": "d"})]
+    assert chat.HasField("parallel_tool_calls")
+    assert not chat.parallel_tool_calls
+    assert dict(chat.template_kwargs) == {"reasoning_effort": "low"}
+    assert not chat.HasField("tool_choice")
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ("auto", pb.ToolChoice(mode=pb.ToolChoice.MODE_AUTO)),
+        ("none", pb.ToolChoice(mode=pb.ToolChoice.MODE_NONE)),
+        ("required", pb.ToolChoice(mode=pb.ToolChoice.MODE_REQUIRED)),
+        ({"type": "function", "function": {"name": "look"}}, pb.ToolChoice(function="look")),
+    ],
+)
+def test_tool_choice_reaches_the_engine(given, sent, shared_front):
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    assert shared_front.post(CHAT, messages=MESSAGES, tools=tools, tool_choice=given).status_code == 200
+    assert last_request(shared_front).chat.tool_choice == sent
+
+
+CALLS = [
+    {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"city": "Paris"}'}},
+    {"id": "call_2", "type": "function", "function": {"name": "wait", "arguments": "{}"}},
+]
+
+
+def test_an_answer_with_reasoning_and_calls(shared_front):
+    answer = shared_front.post(CHAT, messages=[{"role": "user", "content": "call"}]).json()
+    (choice,) = answer["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"] == {
+        "role": "assistant", "content": "I look.", "refusal": None, "tool_calls": CALLS,
+        "reasoning_content": "They want the weather.", "reasoning": "They want the weather.",
+    }  # fmt: skip
+
+
+def test_content_is_null_where_an_answer_has_other_parts_alone(shared_front):
+    answer = shared_front.post(CHAT, messages=[{"role": "user", "content": "call"}], max_tokens=1).json()
+    (choice,) = answer["choices"]
+    assert choice["message"]["content"] is None
+    assert choice["message"]["reasoning_content"] == "They want "
+    assert choice["finish_reason"] == "length"
+
+
+def test_a_call_that_is_cut_off_ends_with_length(shared_front):
+    answer = shared_front.post(CHAT, messages=[{"role": "user", "content": "call"}], max_tokens=5).json()
+    (choice,) = answer["choices"]
+    assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"city": "Pa'
+    assert choice["finish_reason"] == "length"
+
+
+def test_events_with_reasoning_and_calls(shared_front):
+    events = shared_front.events(CHAT, messages=[{"role": "user", "content": "call"}])
+    deltas = [choice["delta"] for event in events for choice in event["choices"]]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "They want the weather."
+    assert "".join(delta.get("reasoning", "") for delta in deltas) == "They want the weather."
+    assert content_of(events) == "I look."
+    calls: dict[int, dict] = {}
+    for delta in [call for each in deltas for call in each.get("tool_calls", ())]:
+        if delta["index"] not in calls:
+            calls[delta["index"]] = {"id": delta["id"], "type": delta["type"], "function": delta["function"]}
+        else:
+            assert delta.keys() == {"index", "function"}
+            calls[delta["index"]]["function"]["arguments"] += delta["function"]["arguments"]
+    assert list(calls.values()) == CALLS
+    assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    assert all(event["choices"][0]["finish_reason"] is None for event in events[:-1])
+
+
+def test_reasoning_is_left_out_where_it_is_not_wanted(shared_front):
+    body = {"messages": [{"role": "user", "content": "call"}], "include_reasoning": False}
+    assert "reasoning" not in json.dumps(shared_front.post(CHAT, **body).json())
+    assert "reasoning" not in json.dumps(shared_front.events(CHAT, **body))
 
 
 def test_neutral_values_and_ignored_fields_are_accepted(shared_front):

@@ -41,6 +41,15 @@ def test_chats(shared_front, openapi, fields):
                 openapi.check("CreateChatCompletionStreamResponse", event)
 
 
+def test_calls_and_reasoning(shared_front, openapi):
+    messages = [{"role": "user", "content": "call"}]
+    for fields in ({}, {"max_tokens": 5}, {"return_token_ids": True}):
+        answer = shared_front.post("/v1/chat/completions", messages=messages, **fields)
+        openapi.check("CreateChatCompletionResponse", answer.json())
+        for event in shared_front.events("/v1/chat/completions", messages=messages, **fields):
+            openapi.check("CreateChatCompletionStreamResponse", event)
+
+
 def test_models_and_errors(shared_front, openapi):
     openapi.check("ListModelsResponse", shared_front.get("/v1/models").json())
     openapi.check("Model", shared_front.get("/v1/models/scripted").json())

@@ -1,0 +1,26 @@
+"""Qwen 3 Coder, Qwen 3.5, Nemotron 3: <tool_call><function=NAME>, then <parameter=KEY>, a line break, the value, a line
+break and </parameter> for each argument, and </function></tool_call>.
+"""
+
+from jaxllm.server.text.reading import Course
+from jaxllm.server.text.tools.typed import TypedParser
+from jaxllm.server.tool_choice import MAX_NAME
+
+
+class Qwen3Coder(TypedParser):
+    special_tokens = ("<tool_call>", "</tool_call>")
+    openers = ("<tool_call>", "<function=")  # the models leave the first out now and then
+    closers = ("</tool_call>",)
+
+    def section(self, opener: str) -> Course[None]:
+        if opener != "<function=":
+            yield from self.expect("<function=")
+        name, _ = yield from self.text_until(">", limit=MAX_NAME)
+        self.begin_typed(name.strip())
+        while (yield from self.skip("<parameter=")):
+            key, _ = yield from self.text_until(">", limit=MAX_NAME)
+            if (yield from self.follows("\n")):
+                self.take()
+            yield from self.argument(key.strip(), "\n</parameter>", "</parameter>")
+        yield from self.expect("</function>")
+        self.end_typed()
