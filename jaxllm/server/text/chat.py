@@ -68,19 +68,31 @@ def render(
         )
     if continue_final_message and not text_of(messages[-1].get("content")):
         raise RequestError("continue_final_message: the last message has no text to go on from", "messages")
-    try:
-        template = tokenizer.get_chat_template(tools=variables.get("tools"))
+
+    def apply(messages: list[dict[str, Any]]) -> str:
         return tokenizer.apply_chat_template(
-            [_prepared(message, template, tokenizer) for message in messages],
+            messages,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
-            **_effort(variables, template),
+            **variables,
         )
-    except RequestError:
-        raise
+
     # A template is code of the checkpoint's: what it raises on messages it does not understand is anything
     # (its own raise_exception, a None added to a string, an absent key).
+    try:
+        template = tokenizer.get_chat_template(tools=variables.get("tools"))
+        variables = _effort(variables, template)
+        prepared = [_prepared(message, template, tokenizer) for message in messages]
+        parsed = [_with_parsed_arguments(message) for message in prepared]
+        try:
+            return apply(parsed)
+        except Exception:
+            if parsed == prepared:
+                raise
+            return apply(prepared)  # some write arguments out as the text they came as
+    except RequestError:
+        raise
     except Exception as error:
         raise RequestError(f"the chat template refuses these messages: {error}", "messages") from error
 
@@ -95,8 +107,8 @@ def text_of(content: Any) -> str:
 def _prepared(message: Message, template: str, tokenizer: Any) -> dict[str, Any]:
     """A message as templates expect it.
 
-    Arguments of calls come as JSON text from OpenAI's clients, and templates take them as dictionaries. Reasoning has
-    several names. Content in parts goes to templates that know such, else as one text; some know nothing but parts.
+    Content in parts goes to templates that know such, else as one text; some know nothing but parts. Reasoning has
+    several names.
     """
     message = dict(message)
     content = message.get("content")
@@ -106,20 +118,25 @@ def _prepared(message: Message, template: str, tokenizer: Any) -> dict[str, Any]
             message["content"] = text_of(content)
         elif isinstance(content, str) and form == "parts":
             message["content"] = [{"type": "text", "text": content}]
-    if calls := message.get("tool_calls"):
-        message["tool_calls"] = [_with_arguments(call) for call in calls]
     if (thought := message.get("reasoning_content") or message.get("reasoning")) is not None:
         names = ("reasoning_content", "reasoning", "thinking")
         message |= {name: thought for name in names if f".{name}" in template or f"'{name}'" in template}
     return message
 
 
-def _with_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
-    function = call.get("function")
-    if isinstance(function, Mapping) and isinstance(arguments := function.get("arguments"), str):
-        with contextlib.suppress(ValueError, RecursionError):
-            return {**call, "function": {**function, "arguments": json.loads(arguments)}}
-    return dict(call)
+def _with_parsed_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    """Most templates take the arguments of calls as dictionaries; OpenAI's clients send them as JSON text."""
+
+    def parsed(call: Any) -> Any:
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if isinstance(function, Mapping) and isinstance(arguments := function.get("arguments"), str):
+            with contextlib.suppress(ValueError, RecursionError):
+                return {**call, "function": {**function, "arguments": json.loads(arguments)}}
+        return call
+
+    if not message.get("tool_calls"):
+        return message
+    return message | {"tool_calls": [parsed(call) for call in message["tool_calls"]]}
 
 
 def _effort(variables: dict[str, Any], template: str) -> dict[str, Any]:

@@ -51,16 +51,14 @@ class Harmony(ToolParser):
                 try:
                     mark = yield from self._message(mark)
                 except BrokenError:
-                    if not self._open:
-                        self.content("".join(self._raw))
+                    self.give_up()
                     mark = ""
-                self._open = False
             else:
                 mark = yield from self.until(self.content, _START, _CHANNEL, *_ENDS)
                 if not mark:
                     break
         if not self._behind_call:
-            self.out.content += self._space
+            self.out.content.append(self._space)
 
     def _message(self, mark: str) -> Course[str]:
         """A message behind the mark that begins its header; the mark behind it."""
@@ -82,6 +80,6 @@ class Harmony(ToolParser):
         return (yield from self.until(self.content, _START, *_ENDS))
 
     def _reason(self, text: str) -> None:
-        self.out.reasoning += ("\n" if self._line_due else "") + text
+        self.out.reasoning.append(("\n" if self._line_due else "") + text)
         self._line_due = False
         self._reasoned = True

@@ -34,16 +34,27 @@ class Parsed:
     reasoning: str = ""
     calls: list[CallDelta] = field(default_factory=list)
 
-    def __bool__(self) -> bool:
-        return bool(self.content or self.reasoning or self.calls)
 
-    def add_call(self, delta: CallDelta) -> None:
-        """Append it, or join it to what there is of its call."""
-        last = self.calls[-1] if self.calls else None
-        if last is not None and last.index == delta.index:
-            last.arguments += delta.arguments
-        else:
-            self.calls.append(delta)
+class _Output:
+    """A Parsed in the making: strings are joined once, whatever the number of their pieces."""
+
+    def __init__(self) -> None:
+        self.content: list[str] = []
+        self.reasoning: list[str] = []
+        self.calls: list[tuple[CallDelta, list[str]]] = []
+
+    def begin_call(self, index: int, call_id: str, name: str) -> None:
+        self.calls.append((CallDelta(index, call_id, name), []))
+
+    def add_arguments(self, index: int, text: str) -> None:
+        if not (self.calls and self.calls[-1][0].index == index):
+            self.calls.append((CallDelta(index), []))
+        self.calls[-1][1].append(text)
+
+    def parsed(self) -> Parsed:
+        for delta, arguments in self.calls:
+            delta.arguments = "".join(arguments)
+        return Parsed("".join(self.content), "".join(self.reasoning), [delta for delta, _ in self.calls])
 
 
 class BrokenError(Exception):
@@ -60,7 +71,7 @@ class Reader:
     special_tokens: Sequence[str] = ()
 
     def __init__(self) -> None:
-        self.out = Parsed()
+        self.out = _Output()
         self._text = ""
         self._at = 0
         self._final = False
@@ -72,8 +83,8 @@ class Reader:
         self._at = 0
         self._final = final
         next(self._course, None)
-        out, self.out = self.out, Parsed()
-        return out
+        out, self.out = self.out, _Output()
+        return out.parsed()
 
     def read(self) -> Course[None]:
         """The whole answer, to its end."""
@@ -148,7 +159,7 @@ class Reader:
         """Take the text before the first of these marks, and the mark. BrokenError at the end, or behind the limit."""
         text = ""
         while True:
-            found, end = self._find(marks)
+            found, end = self._find(marks, None if limit is None else limit - len(text) + 1)
             if limit is not None and len(text) + end - self._at > limit:
                 self.take(limit - len(text))
                 raise BrokenError(f"none of {marks} within {limit} characters")
@@ -159,10 +170,14 @@ class Reader:
                 raise BrokenError(f"none of {marks}")
             yield
 
-    def _find(self, marks: tuple[str, ...]) -> tuple[str, int]:
-        """The first mark in what has come, and where it begins; else "" and the end of what cannot begin one."""
+    def _find(self, marks: tuple[str, ...], span: int | None = None) -> tuple[str, int]:
+        """The first mark in what has come, and where it begins; else "" and the end of what cannot begin one.
+
+        span: how many characters further a mark may begin to be of use.
+        """
         pattern, beginnings = _search(marks)
-        if found := pattern.search(self._text, self._at):
+        last = len(self._text) if span is None else self._at + span + max(map(len, marks))
+        if found := pattern.search(self._text, self._at, last):
             return found.group(), found.start()
         end = len(self._text)
         if not self._final:

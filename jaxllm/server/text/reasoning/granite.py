@@ -19,4 +19,4 @@ class Granite(ReasoningParser):
         yield from super().content()
 
     def _content(self, text: str) -> None:
-        self.out.content += text
+        self.out.content.append(text)

@@ -39,7 +39,7 @@ class ReasoningParser(Reader):
             yield from self.skip_space()
             mark = yield from self.until(self._reasoning, *self.ends, *self.enders)
             if mark in self.enders:
-                self.out.content += mark
+                self.out.content.append(mark)
             else:
                 yield from self.skip_space()
         yield from self.content()
@@ -47,7 +47,7 @@ class ReasoningParser(Reader):
     def content(self) -> Course[None]:
         """All that follows."""
         while (yield from self.peek()):
-            self.out.content += self.take(len(self._text) - self._at)
+            self.out.content.append(self.take(len(self._text) - self._at))
 
     def _start(self) -> Course[bool]:
         """Take the first tag, with white space before it; nothing where there is none."""
@@ -59,13 +59,13 @@ class ReasoningParser(Reader):
                 self.take(len(tag))
                 return True
         if not (self._opened or self.implied):
-            self.out.content += space
+            self.out.content.append(space)
         return False
 
     def _reasoning(self, text: str) -> None:
         """White space at the end says nothing; elsewhere it waits for the text behind it."""
         if stripped := text.rstrip():
-            self.out.reasoning += self._space + stripped
+            self.out.reasoning.append(self._space + stripped)
             self._space = text[len(stripped) :]
         else:
             self._space += text
@@ -80,6 +80,8 @@ class ThinkTags(ReasoningParser):
 class DeepSeekR1(ThinkTags):
     """<think>...</think>, the first of which may be missing."""
 
+    special_tokens = ("<think>", "</think>", "<｜tool▁calls▁begin｜>")
+    enders = ("<｜tool▁calls▁begin｜>",)
     implied = True
 
 

@@ -17,7 +17,7 @@ from jaxllm.server.text.tools.mistral import Mistral
 from jaxllm.server.text.tools.parser import ToolParser
 from jaxllm.server.text.tools.phi4_mini import Phi4Mini
 from jaxllm.server.text.tools.pythonic import Llama4Pythonic, Pythonic
-from jaxllm.server.text.tools.qwen3_coder import Qwen3Coder
+from jaxllm.server.text.tools.qwen3_coder import Qwen3Coder, SeedOss
 
 PARSERS: dict[str, type[ToolParser]] = {
     "deepseek_v3": DeepSeekV3,
@@ -36,10 +36,12 @@ PARSERS: dict[str, type[ToolParser]] = {
     "phi4_mini_json": Phi4Mini,
     "pythonic": Pythonic,
     "qwen3_coder": Qwen3Coder,
+    "seed_oss": SeedOss,
 }
 
 _SIGNS = (
     ("<|tool_calls_section_begin|>", "kimi_k2"),
+    ("<seed:tool_call>", "seed_oss"),
     ("<parameter=", "qwen3_coder"),
     ("<arg_key>", "glm45"),
     ("[TOOL_CALLS]", "mistral"),

@@ -127,12 +127,10 @@ class LiteralReader(Reader):
         if not (word.isascii() and len(word) <= 512 and _NUMBER.fullmatch(word)):
             raise BrokenError(word)
         try:
-            return json.dumps(int(word))
-        except ValueError:
-            value = float(word)
-        if value in (float("inf"), float("-inf")):
-            raise BrokenError(word)
-        return json.dumps(value)
+            whole = word.lstrip("+-").replace("_", "").isdigit()
+            return json.dumps(int(word) if whole else float(word), allow_nan=False)
+        except ValueError as error:  # 1_, or 1e999
+            raise BrokenError(word) from error
 
 
 def python_to_json(text: str) -> str | None:

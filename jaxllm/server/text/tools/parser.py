@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxllm.server.text.reading import BrokenError, CallDelta, Course, Reader
+from jaxllm.server.text.reading import BrokenError, Course, Reader
 from jaxllm.server.tool_choice import is_name
 
 _NAME_RUN = re.compile(r"[\w.\-]+")
@@ -38,7 +38,7 @@ class ToolParser(Reader):
         self.functions: dict[str, Mapping[str, Any]] = {tool["function"]["name"]: tool["function"] for tool in tools}
         self.num_calls = 0
         self._open = False
-        self._raw: list[str] = []  # taken since the opener or the last call
+        self._raw: list[str] = []  # taken, and made nothing of yet
         self._space = ""  # white space that is content if text follows
         self._space_taken = False
         self._any_content = False
@@ -54,19 +54,22 @@ class ToolParser(Reader):
             try:
                 yield from self.section(mark)
             except BrokenError:
-                if not self._open:
-                    self.content("".join(self._raw))
-            self._open = False
+                self.give_up()
         if not self._behind_call:
-            self.out.content += self._space
+            self.out.content.append(self._space)
 
     def section(self, opener: str) -> Course[None]:
         """One or more calls, behind their opener. BrokenError where the text is no such thing."""
         raise NotImplementedError
 
     def took(self, text: str) -> None:
-        if not self._open:
-            self._raw.append(text)
+        self._raw.append(text)
+
+    def give_up(self) -> None:
+        """What was made nothing of is content; but not the beginning of more of a call with which the answer ends."""
+        if not (self._open and self._final and self._at == len(self._text)):
+            self.content("".join(self._raw))
+        self._open = False
 
     # --- giving out ---
 
@@ -78,7 +81,7 @@ class ToolParser(Reader):
                 self._space += text[: len(text) - len(bare)]
             text = bare
         if stripped := text.rstrip():
-            self.out.content += self._space + stripped
+            self.out.content.append(self._space + stripped)
             self._space = text[len(stripped) :]
             self._any_content = True
             self._behind_call = False
@@ -92,12 +95,13 @@ class ToolParser(Reader):
         if not self._any_content:
             self._space = ""
         self._space_taken = bool(self._space)
-        self.out.add_call(CallDelta(self.num_calls, call_id or self.new_id(), name))
+        self.out.begin_call(self.num_calls, call_id or self.new_id(), name)
         self.num_calls += 1
 
     def arguments(self, text: str) -> None:
         """The next part of the arguments' JSON."""
-        self.out.add_call(CallDelta(self.num_calls - 1, arguments=text))
+        self._raw.clear()
+        self.out.add_arguments(self.num_calls - 1, text)
 
     def end(self) -> None:
         """The arguments are whole; so is all of the call that was read."""
@@ -188,7 +192,8 @@ class ToolParser(Reader):
         else:
             text = list[str]()
             yield from self.json_value(text.append)
-            sink("{}" if text == ["null"] else "".join(text))
+            value = "".join(text)
+            sink("{}" if "null".startswith(value) else value)
 
     def json_value(self, sink: Callable[[str], None]) -> Course[None]:
         """Stream a JSON value, as it is written. Only brackets are checked; line breaks in strings become escapes."""

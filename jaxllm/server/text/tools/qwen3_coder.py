@@ -1,6 +1,8 @@
 """Qwen 3 Coder, Qwen 3.5, Nemotron 3: <tool_call><function=NAME>, then <parameter=KEY>, a line break, the value, a line
-break and </parameter> for each argument, and </function></tool_call>.
+break and </parameter> for each argument, and </function></tool_call>. Seed-OSS has tags of its own around the function.
 """
+
+from collections.abc import Sequence
 
 from jaxllm.server.text.reading import Course
 from jaxllm.server.text.tools.typed import TypedParser
@@ -8,7 +10,7 @@ from jaxllm.server.tool_choice import MAX_NAME
 
 
 class Qwen3Coder(TypedParser):
-    special_tokens = ("<tool_call>", "</tool_call>")
+    special_tokens: Sequence[str] = ("<tool_call>", "</tool_call>")
     openers = ("<tool_call>", "<function=")  # the models leave the first out now and then
     closers = ("</tool_call>",)
 
@@ -24,3 +26,9 @@ class Qwen3Coder(TypedParser):
             yield from self.argument(key.strip(), "\n</parameter>", "</parameter>")
         yield from self.expect("</function>")
         self.end_typed()
+
+
+class SeedOss(Qwen3Coder):
+    special_tokens = ("<seed:tool_call>", "</seed:tool_call>")
+    openers = ("<seed:tool_call>", "<function=")
+    closers = ("</seed:tool_call>",)

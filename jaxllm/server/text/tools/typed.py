@@ -34,7 +34,12 @@ class TypedParser(ToolParser):
                 raise BrokenError("the end")
             self.arguments('"')
         else:
-            text, _ = yield from self.text_until(*ends)
+            pieces = list[str]()
+            ended = yield from self.until(pieces.append, *ends)
+            text = "".join(pieces)
+            if not ended:
+                self.arguments(_quoted(text)[:-1])
+                raise BrokenError("the end")
             self.arguments(_as_json(text, types))
 
     def end_typed(self) -> None:
