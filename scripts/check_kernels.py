@@ -2,8 +2,8 @@
 
 Every implementation of every operation runs over the operation's cases in bfloat16 and float32, on fresh random
 operands, against numpy in float64; device memory is filled with NaN beforehand, so that an element nobody wrote
-shows. --bench times attention; --sweep times its configurations, and --write enters the best in
-pallas_kernels/paged_attention/tuning, which check and bench then use.
+shows. --bench times attention and mixtures; --sweep times their configurations, and --write enters the best in
+the operations' tuning tables, which check and bench then use.
 """
 
 import argparse
@@ -29,8 +29,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import choose, tuning
+from pallas_kernels.moe import moe
 from pallas_kernels.paged_attention import paged_attention
 from pallas_kernels.ragged_attention import ragged_attention
+from pallas_kernels.softmax_top_k import softmax_top_k
 
 OPERATIONS = {
     "paged_attention": ("mosaic", "triton", "reference"),
@@ -282,6 +284,40 @@ class Ragged(Timing):
         )
 
 
+@dataclass(frozen=True)
+class Mixture(Timing):
+    """A mixture of experts with its router, of Qwen3-30B-A3B's shape; tokens choose almost evenly."""
+
+    tokens: int
+
+    experts, top_k, size, inner = 128, 8, 2048, 768
+
+    @property
+    def bytes(self) -> int:
+        """The weights of the experts that even choices reach on average, the router's, the tokens and the result."""
+        reached = self.experts * (1 - (1 - self.top_k / self.experts) ** self.tokens)
+        weights = round(reached * 3 * self.size * self.inner) + self.size * self.experts
+        return 2 * (weights + 2 * self.tokens * self.size)
+
+    @property
+    def flops(self) -> int:
+        """The multiply-adds of the router and of every token's experts."""
+        return 2 * self.tokens * self.size * (self.experts + 3 * self.top_k * self.inner)
+
+    @functools.cached_property
+    def arguments(self) -> list[jax.Array]:
+        """Matrices keep to the tokens' magnitude, so that a chain does."""
+        matrices = [(self.size, self.experts), (self.experts, self.size, 2 * self.inner)]
+        matrices.append((self.experts, self.inner, self.size))
+        return [*_normal([(self.tokens, self.size)]), *_normal(matrices, scale=1 / 64)]
+
+    def call(self, *operands: jax.Array) -> jax.Array:
+        """As a layer has it, with the residual."""
+        x, router, gate_up, down = operands
+        logits = jnp.dot(x, router, preferred_element_type=jnp.float32)
+        return x + moe(x, gate_up, down, *softmax_top_k(logits, top_k=self.top_k)) * jnp.bfloat16(2**-6)
+
+
 def _starts(lengths: Iterable[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(list(lengths))]).astype(np.int32)
 
@@ -311,6 +347,12 @@ RAGGED = (
     Ragged("ragged 8x8192, 12 heads of 64, window 64", 10, (8192,) * 8, 12, 12, window=65),
     Ragged("ragged 8x2048, 32 heads of 80", 5, (2048,) * 8, 32, 32, 80),
     Ragged("ragged 64x512, 16 heads of 64, bias 128", 10, (512,) * 64, bias=128),
+)
+
+
+MIXTURES = tuple(
+    Mixture(f"moe 128 experts, top 8, {tokens} tokens", repeats, tokens)
+    for tokens, repeats in ((1, 100), (8, 50), (64, 20), (256, 20), (8192, 5))
 )
 
 
@@ -370,6 +412,32 @@ _RAGGED_CONFIGURATIONS = _configurations(
     (128, 64, 8, 3),
     (128, 128, 8, 2),
 )
+_MIXTURE = "rows inner size depth warps stages"
+_PREFILL_MIXTURES = _configurations(
+    _MIXTURE,
+    (128, 128, 128, 64, 8, 3),
+    (128, 128, 256, 64, 8, 3),
+    (128, 64, 128, 64, 8, 4),
+    (128, 64, 128, 64, 4, 3),
+    (64, 128, 128, 64, 4, 3),
+    (64, 64, 128, 64, 4, 4),
+)
+
+
+def _decode_mixtures(rows: int) -> list[dict[str, int]]:
+    return _configurations(
+        _MIXTURE,
+        (rows, 32, 32, 128, 4, 4),
+        (rows, 32, 64, 128, 4, 3),
+        (rows, 32, 64, 256, 4, 3),
+        (rows, 64, 64, 64, 4, 3),
+        (rows, 64, 64, 64, 4, 5),
+        (rows, 64, 64, 128, 4, 3),
+        (rows, 64, 128, 64, 4, 4),
+        (rows, 128, 128, 64, 8, 3),
+    )
+
+
 SWEEPS = (
     Sweep(
         "paged_attention",
@@ -404,6 +472,15 @@ SWEEPS = (
     ),
     Sweep("ragged_attention", "ragged", {"head_dim": 64, "bytes": 2}, RAGGED[:3], _RAGGED_CONFIGURATIONS),
     Sweep("ragged_attention", "ragged", {"head_dim": 128, "bytes": 2}, RAGGED[3:4], _RAGGED_CONFIGURATIONS),
+    *(
+        Sweep("moe", "grouped", {"rows": rows, "bytes": 2}, timings, configurations)
+        for rows, timings, configurations in (
+            (1, MIXTURES[:2], _decode_mixtures(16)),
+            (4, MIXTURES[2:3], _decode_mixtures(16)),
+            (16, MIXTURES[3:4], [*_decode_mixtures(16), *_decode_mixtures(32)]),
+            (512, MIXTURES[4:], _PREFILL_MIXTURES),
+        )
+    ),
 )
 
 
@@ -412,7 +489,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--only", default="", help="run the cases whose operation-name contains this")
     parser.add_argument("--no-check", action="store_true", help="time without checking")
-    parser.add_argument("--bench", action="store_true", help="time attention (needs a GPU)")
+    parser.add_argument("--bench", action="store_true", help="time attention and mixtures (needs a GPU)")
     parser.add_argument("--sweep", action="store_true", help="time the kernels' configurations first (needs a GPU)")
     parser.add_argument("--write", action="store_true", help="with --sweep: keep the best in the tuning table")
     arguments = parser.parse_args()
@@ -423,7 +500,7 @@ def main() -> int:
     good = arguments.no_check or check(arguments.only)
     if arguments.bench:
         print()
-        for timing in (*DECODES, *EXTENDS, *RAGGED):
+        for timing in (*DECODES, *EXTENDS, *RAGGED, *MIXTURES):
             print(timing.report(), flush=True)
     print("\nall cases agree" if good else "\nSOME CASES FAILED")
     return 0 if good else 1

@@ -44,7 +44,7 @@ class HybridBlock(MoEBlock):
         else:
             mixed, cache = self.attention(mixed, rotation, step, cache)
         x = x + scaled(mixed, self.residual_scale)
-        return x + scaled(self.mlp(self.mlp_norm(x)), self.residual_scale), cache
+        return x + scaled(self.feed(self.mlp_norm(x), step), self.residual_scale), cache
 
 
 class HybridForCausalLM(LlamaForCausalLM):
