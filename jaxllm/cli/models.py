@@ -1,5 +1,6 @@
 """`jaxllm models`: what the registry can build."""
 
+import dataclasses
 import json
 from typing import Annotated
 
@@ -12,24 +13,25 @@ from jaxllm.cli.command import app, command
 def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """List the architectures that can be served, as config.json's `architectures` names them."""
-    from jaxllm.models.registry import MODELS
+    """List the architectures that can be served, as config.json's `architectures` names them, and what they are.
 
-    rows = [
-        {
-            "architecture": architecture,
-            "model_type": model_type,
-            "class": f"{model_class.__module__}.{model_class.__qualname__}",
-        }
-        for architecture, (model_type, model_class) in sorted(MODELS.items())
-    ]
+    Blocks are the classes of the layers; caches, what layers keep of a sequence; features, what some model of the
+    family has.
+    """
+    from jaxllm.models.describe import describe_all
+
+    rows = [dataclasses.asdict(row) for row in describe_all()]
     if as_json:
         print(json.dumps(rows, indent=2))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("architecture", "model_type", "class")
+    table = Table(Column("architecture", no_wrap=True), "family", "task", "blocks", "caches", "features")
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*(_shown(row[str(column.header)]) for column in table.columns))
     Console().print(table)
+
+
+def _shown(value: str | tuple[str, ...]) -> str:
+    return value if isinstance(value, str) else ", ".join(value)

@@ -197,9 +197,11 @@ def test_version():
 
 
 def test_models_lists_the_registry():
-    from jaxllm.models.registry import MODELS
+    from jaxllm.models.registry import ENCODER_DECODERS, MODELS, POOLING_MODELS
 
-    result = jaxllm("models", "--json")
-    assert {row["architecture"] for row in json.loads(result.stdout)} == set(MODELS)
+    rows = {row["architecture"]: row for row in json.loads(jaxllm("models", "--json").stdout)}
+    assert rows.keys() == MODELS.keys() | ENCODER_DECODERS.keys() | POOLING_MODELS.keys()
+    fields = {"architecture", "model_type", "family", "task", "blocks", "caches", "features"}
+    assert all(row.keys() == fields for row in rows.values())
     table = jaxllm("models").stdout
-    assert all(name in table for name in MODELS)
+    assert all(name in table for name in rows)
