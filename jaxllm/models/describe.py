@@ -39,8 +39,12 @@ _OPTIONS = {
     "max_window_layers": 2,
     "alibi": True,
     "use_qk_norm": True,
+    "attn_layer_indices": [1],
+    "full_attn_idxs": [1],
 }
-_OWN = {
+_OWN: dict[str, dict[str, Any]] = {
+    "GraniteMoeHybridForCausalLM": {"layer_types": ["mamba", "attention"] * 3},
+    "Mamba2ForCausalLM": {"head_dim": 32, "n_groups": 2},
     "Ministral3ForCausalLM": {
         "rope_parameters": {
             "rope_type": "yarn",
@@ -48,7 +52,7 @@ _OWN = {
             "original_max_position_embeddings": 64,
             "llama_4_scaling_beta": 0.1,
         }
-    }
+    },
 }
 """Fields that a family cannot do without and no other has."""
 
