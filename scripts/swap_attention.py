@@ -34,11 +34,11 @@ class SharpenedAttention(LlamaAttention):
     ) -> tuple[jax.Array, PagedCache | None]:
         """x [T, E] -> [T, E], cache."""
         q, k, v = (part.reshape(x.shape[0], -1, self.head_dim) for part in self.qkv.split(x))
-        q, k = self.place(q, k, rotation)
+        q, k, placement = self.place(q, k, rotation)
         scale = self.head_dim**-0.5
-        mixed, cache = attend(q, k, v, step, cache, scale=scale, window=self.window)
+        mixed, cache = attend(q, k, v, step, cache, scale=scale, placement=placement, window=self.window)
         # A query of zeros scores every key alike. The keys and values are written once more, the same ones.
-        flat, cache = attend(jnp.zeros_like(q), k, v, step, cache, scale=scale, window=self.window)
+        flat, cache = attend(jnp.zeros_like(q), k, v, step, cache, scale=scale, placement=placement, window=self.window)
         mixed = (1 + self.strength) * mixed - self.strength * flat
         return self.out(mixed.reshape(x.shape[0], -1)), cache
 

@@ -1,15 +1,57 @@
 """The seam between a model's heads and whatever computes attention."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 
 from jaxllm.layers.cache import PagedCache
-from jaxllm.layers.step import AnyStep, DenseStep, EncodeStep
+from jaxllm.layers.norm import RMSNorm
+from jaxllm.layers.rope import Rotation, rotate
+from jaxllm.layers.step import AnyStep, DenseStep, EncodeStep, Step
 from pallas_kernels.kv_write import kv_write
 from pallas_kernels.paged_attention import paged_attention
+from pallas_kernels.qk_norm_rope_kv_write import qk_norm_rope_kv_write
 from pallas_kernels.ragged_attention import ragged_attention
+from pallas_kernels.rms_norm import rms_norm
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What is still to be done to queries and keys before they meet: an RMS norm of each head, then a rotation.
+
+    Attention does it while it writes the cache, in one kernel where there is one.
+
+    Attributes:
+        rotation: None turns nothing.
+        interleaved: each number turns with its neighbour, not half with half.
+        q_weight, k_weight: [D] of the norms; None leaves queries or keys as they are.
+        eps: of the norms.
+    """
+
+    rotation: Rotation = None
+    interleaved: bool = False
+    q_weight: jax.Array | None = None
+    k_weight: jax.Array | None = None
+    eps: float = 1e-6
+
+    def normed(self, q_norm: RMSNorm, k_norm: RMSNorm) -> "Placement":
+        """With norms of queries and keys."""
+        return replace(self, q_weight=q_norm.scale, k_weight=k_norm.scale, eps=q_norm.eps)
+
+    def __call__(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """q [T, H, D], k [T, KH, D] as they meet."""
+        if self.q_weight is not None:
+            q = rms_norm(q, self.q_weight, self.eps)
+        if self.k_weight is not None:
+            k = rms_norm(k, self.k_weight, self.eps)
+        if self.rotation is not None:
+            q, k = (rotate(x, *self.rotation, interleaved=self.interleaved) for x in (q, k))
+        return q, k
+
+
+AS_THEY_ARE = Placement()
+"""Nothing is to be done: the positions are elsewhere, or queries and keys have been placed already."""
 
 
 def attend(
@@ -20,6 +62,7 @@ def attend(
     cache: PagedCache | None,
     *,
     scale: float,
+    placement: Placement = AS_THEY_ARE,
     window: int | None = None,
     soft_cap: float | None = None,
     alibi_slopes: jax.Array | None = None,
@@ -29,6 +72,7 @@ def attend(
     """Causal attention of the step's tokens, over the pages with a Step and over themselves with the other kinds.
 
     q: [T, H, D]; k, v: [T, KH, D]; cache: the layer's keys and values with a Step, None with the others.
+    placement: what is done to q and k first.
     window: positions a token sees, itself included; None is all.
     soft_cap: scaled scores become soft_cap * tanh(scores / soft_cap); None leaves them.
     alibi_slopes: [H] float32; scores then lose slope * how far the key stands behind the query.
@@ -36,6 +80,8 @@ def attend(
     position_bias: [H, W + 1] float32; scores then gain the number at how far the key stands behind, W at most.
     Returns [T, H, D] in q.dtype and the cache with this step's keys and values written.
     """
+    if not isinstance(step, Step):
+        q, k = placement(q, k)
     if isinstance(step, DenseStep):
         assert cache is None
         return attend_dense(q, k, v, step.batch, scale, window, soft_cap, alibi_slopes, sinks, position_bias), None
@@ -51,7 +97,16 @@ def attend(
         ), None  # fmt: skip
     assert cache is not None
     k_pages, v_pages = cache.pools
-    k_pages, v_pages = kv_write(k_pages, v_pages, k, v, cache.write_index)
+    if placement is AS_THEY_ARE:
+        k_pages, v_pages = kv_write(k_pages, v_pages, k, v, cache.write_index)
+    else:
+        qkv = jnp.concatenate([q, k, v], axis=1)  # what a matmul made together XLA does not take apart for this
+        cos, sin = placement.rotation or (None, None)
+        q, k_pages, v_pages = qk_norm_rope_kv_write(
+            qkv, cos, sin, k_pages, v_pages, cache.write_index,
+            q_weight=placement.q_weight, k_weight=placement.k_weight, eps=placement.eps,
+            interleaved=placement.interleaved,
+        )  # fmt: skip
     out = paged_attention(
         q, k_pages, v_pages, cache.page_table, step.query_start, step.kv_len,
         scale=scale, window=window, soft_cap=soft_cap, alibi_slopes=alibi_slopes, sinks=sinks,

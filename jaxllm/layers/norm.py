@@ -8,6 +8,7 @@ from flax import nnx
 
 from jaxllm.layers.parameter import Constant, Dtype, Parameter, broadcast
 from pallas_kernels.rms_norm import rms_norm
+from pallas_kernels.rms_norm_residual import rms_norm_residual
 
 
 class RMSNorm(nnx.Module):
@@ -17,9 +18,18 @@ class RMSNorm(nnx.Module):
         self.eps = eps
         self.weight = Parameter((size,), dtype, axes=("norm",), init=Constant(1.0))
 
+    @property
+    def scale(self) -> jax.Array:
+        """[E], what the normalised numbers are multiplied by."""
+        return self.weight[...]
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., E] -> [..., E]."""
-        return rms_norm(x, self.weight[...], self.eps)
+        return rms_norm(x, self.scale, self.eps)
+
+    def add(self, x: jax.Array, residual: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns (self(residual + x), residual + x), all [..., E], in one kernel where there is one."""
+        return rms_norm_residual(x, residual, self.scale, self.eps)
 
 
 class UnitOffsetRMSNorm(RMSNorm):
@@ -29,9 +39,10 @@ class UnitOffsetRMSNorm(RMSNorm):
         super().__init__(size, eps, dtype)
         self.weight = Parameter((size,), dtype, axes=("norm",), init=Constant(0.0))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x [..., E] -> [..., E]."""
-        return rms_norm(x, 1.0 + self.weight[...].astype(jnp.float32), self.eps)
+    @property
+    def scale(self) -> jax.Array:
+        """[E] float32."""
+        return 1.0 + self.weight[...].astype(jnp.float32)
 
 
 class WeightlessRMSNorm(RMSNorm):
@@ -82,6 +93,11 @@ class LayerNorm(nnx.Module):
         if self.bias is not None:
             out = out + broadcast(self.bias[...].astype(jnp.float32), x)
         return out.astype(x.dtype)
+
+    def add(self, x: jax.Array, residual: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns (self(residual + x), residual + x), all [..., E]."""
+        total = residual + x
+        return self(total), total
 
 
 class BiaslessLayerNorm(LayerNorm):

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import jax
 
+from jaxllm.layers.attention import Placement
 from jaxllm.layers.moe import Mixture, SigmoidTopK
 from jaxllm.layers.norm import RMSNorm
 from jaxllm.layers.parameter import Dtype, Source
@@ -21,10 +22,11 @@ class Glm4MoeAttention(LlamaAttention):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps, dtype) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps, dtype) if config.qk_norm else None
 
-    def place(self, q: jax.Array, k: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array]:
+    def place(self, q: jax.Array, k: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array, Placement]:
+        q, k, placement = super().place(q, k, rotation)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        return super().place(q, k, rotation)
+            placement = placement.normed(self.q_norm, self.k_norm)
+        return q, k, placement
 
 
 class Glm4MoeForCausalLM(LlamaForCausalLM):

@@ -33,9 +33,11 @@ class GptOssAttention(LlamaAttention):
     ) -> tuple[jax.Array, PagedCache | None]:
         """x [T, E] -> [T, E], cache."""
         q, k, v = self.heads(x)
-        q, k = self.place(q, k, rotation)
+        q, k, placement = self.place(q, k, rotation)
         sinks = self.sinks[...].astype(jnp.float32)
-        mixed, cache = attend(q, k, v, step, cache, scale=self.scale, window=self.window, sinks=sinks)
+        mixed, cache = attend(
+            q, k, v, step, cache, scale=self.scale, placement=placement, window=self.window, sinks=sinks
+        )
         return self.out(mixed.reshape(x.shape[0], -1)), cache
 
 

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import jax
 
 from jaxllm.errors import ConfigError
+from jaxllm.layers.attention import Placement
 from jaxllm.layers.moe import Mixture, SoftmaxTopK
 from jaxllm.layers.parameter import Source
 from jaxllm.layers.rope import Rotation
@@ -21,9 +22,10 @@ _WITHOUT_USE = (
 
 
 class HunYuanAttention(Qwen3Attention):
-    def place(self, q: jax.Array, k: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array]:
-        q, k = LlamaAttention.place(self, q, k, rotation)
-        return self.q_norm(q), self.k_norm(k)
+    def place(self, q: jax.Array, k: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array, Placement]:
+        _, _, turned = LlamaAttention.place(self, q, k, rotation)
+        q, k = turned(q, k)
+        return super().place(q, k, None)
 
 
 class HunYuanDenseV1ForCausalLM(LlamaForCausalLM):

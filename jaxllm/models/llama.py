@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxllm.layers.attention import attend
+from jaxllm.layers.attention import AS_THEY_ARE, Placement, attend
 from jaxllm.layers.cache import PagedCache
 from jaxllm.layers.linear import Linear
 from jaxllm.layers.mlp import MLP, GatedMLP
 from jaxllm.layers.norm import LayerNorm, RMSNorm
 from jaxllm.layers.parameter import Dtype, Source
-from jaxllm.layers.rope import Rotation, rotate
+from jaxllm.layers.rope import Rotation
 from jaxllm.layers.step import DenseStep, Step
 from jaxllm.models.causal_lm import Cache, CausalLM, scaled
 from jaxllm.models.config import Fields, ModelConfig, decoder_config
@@ -60,26 +60,24 @@ class LlamaAttention(nnx.Module):
     ) -> tuple[jax.Array, PagedCache | None]:
         """x [T, E] -> [T, E], cache."""
         q, k, v = self.heads(x)
-        q, k = self.place(q, k, rotation)
+        q, k, placement = self.place(q, k, rotation)
         mixed, cache = attend(
-            q, k, v, step, cache, scale=self.scale, window=self.window, soft_cap=self.soft_cap,
+            q, k, v, step, cache, scale=self.scale, placement=placement, window=self.window, soft_cap=self.soft_cap,
             alibi_slopes=None if self.alibi is None else jnp.asarray(self.alibi, jnp.float32),
         )  # fmt: skip
         return self.out(mixed.reshape(x.shape[0], -1)), cache
 
     def heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [T, E] -> q [T, H, D], k and v [T, KH, D]."""
-        parts = self.qkv.split(x)
+        heads = self.qkv(x).reshape(x.shape[0], -1, self.head_dim)
         if self.clip_qkv is not None:
-            parts = [jnp.clip(part, -self.clip_qkv, self.clip_qkv) for part in parts]
-        q, k, v = (part.reshape(x.shape[0], -1, self.head_dim) for part in parts)
+            heads = jnp.clip(heads, -self.clip_qkv, self.clip_qkv)
+        q, k, v = jnp.split(heads, [border // self.head_dim for border in self.qkv.borders], axis=1)
         return q, k, v
 
-    def place(self, q: jax.Array, k: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array]:
-        """q [T, H, D], k [T, KH, D] turned by their positions; as they are without a rotation."""
-        if rotation is None:
-            return q, k
-        return rotate(q, *rotation, interleaved=self.interleaved), rotate(k, *rotation, interleaved=self.interleaved)
+    def place(self, q: jax.Array, k: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array, Placement]:
+        """q [T, H, D], k [T, KH, D] as they are, and what attention is to do to them: turn them by their positions."""
+        return q, k, AS_THEY_ARE if rotation is None else Placement(rotation, self.interleaved)
 
 
 class LlamaBlock(nnx.Module):
@@ -109,8 +107,8 @@ class LlamaBlock(nnx.Module):
     ) -> tuple[jax.Array, PagedCache | None]:
         """x [T, E] -> [T, E], cache."""
         mixed, cache = self.attention(self.attention_norm(x), rotation, step, cache)
-        x = x + scaled(mixed, self.residual_scale)
-        return x + scaled(self.feed(self.mlp_norm(x), step), self.residual_scale), cache
+        normed, x = self.mlp_norm.add(scaled(mixed, self.residual_scale), x)
+        return x + scaled(self.feed(normed, step), self.residual_scale), cache
 
     def feed(self, x: jax.Array, step: Step | DenseStep) -> jax.Array:
         """x [T, E] through the MLP -> [T, E]."""

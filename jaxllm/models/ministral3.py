@@ -37,11 +37,11 @@ class Ministral3Attention(LlamaAttention):
     ) -> tuple[jax.Array, PagedCache | None]:
         """x [T, E] -> [T, E], cache."""
         q, k, v = self.heads(x)
-        q, k = self.place(q, k, rotation)
         contexts = (step.positions // self.query_context).astype(jnp.float32)
         size = 1.0 + self.query_growth * jnp.log1p(contexts)
         q = (q.astype(jnp.float32) * size[:, None, None]).astype(q.dtype)
-        mixed, cache = attend(q, k, v, step, cache, scale=self.scale, window=self.window)
+        q, k, placement = self.place(q, k, rotation)
+        mixed, cache = attend(q, k, v, step, cache, scale=self.scale, placement=placement, window=self.window)
         return self.out(mixed.reshape(x.shape[0], -1)), cache
 
 

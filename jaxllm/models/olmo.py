@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import jax
 
+from jaxllm.layers.attention import Placement
 from jaxllm.layers.cache import PagedCache
 from jaxllm.layers.norm import LayerNorm, RMSNorm
 from jaxllm.layers.parameter import Dtype, Source
@@ -46,7 +47,7 @@ class Olmo2Attention(LlamaAttention):
         self.q_norm = RMSNorm(config.num_heads * config.head_dim, config.norm_eps, dtype)
         self.k_norm = RMSNorm(config.num_kv_heads * config.head_dim, config.norm_eps, dtype)
 
-    def place(self, q: jax.Array, k: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array]:
+    def place(self, q: jax.Array, k: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array, Placement]:
         tokens = q.shape[0]
         q = self.q_norm(q.reshape(tokens, -1)).reshape(q.shape)
         k = self.k_norm(k.reshape(tokens, -1)).reshape(k.shape)

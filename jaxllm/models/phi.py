@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import jax
 
+from jaxllm.layers.attention import Placement
 from jaxllm.layers.mlp import MLP
 from jaxllm.layers.norm import LayerNorm
 from jaxllm.layers.parameter import Dtype, Source, linear_rows, norm_rows
@@ -22,7 +23,7 @@ class PhiAttention(LlamaAttention):
         self.q_norm = LayerNorm(config.head_dim, config.norm_eps, dtype) if config.qk_norm else None
         self.k_norm = LayerNorm(config.head_dim, config.norm_eps, dtype) if config.qk_norm else None
 
-    def place(self, q: jax.Array, k: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array]:
+    def place(self, q: jax.Array, k: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array, Placement]:
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return super().place(q, k, rotation)

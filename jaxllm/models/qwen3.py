@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import jax
 
+from jaxllm.layers.attention import Placement
 from jaxllm.layers.norm import RMSNorm
 from jaxllm.layers.parameter import Dtype, Source
 from jaxllm.layers.rope import Rotation
@@ -19,8 +20,9 @@ class Qwen3Attention(LlamaAttention):
         self.q_norm = self.norm_class(config.head_dim, config.norm_eps, dtype)
         self.k_norm = self.norm_class(config.head_dim, config.norm_eps, dtype)
 
-    def place(self, q: jax.Array, k: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array]:
-        return super().place(self.q_norm(q), self.k_norm(k), rotation)
+    def place(self, q: jax.Array, k: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array, Placement]:
+        q, k, placement = super().place(q, k, rotation)
+        return q, k, placement.normed(self.q_norm, self.k_norm)
 
 
 class Qwen3ForCausalLM(LlamaForCausalLM):

@@ -6,6 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from jaxllm.layers.attention import Placement
 from jaxllm.layers.norm import LayerNorm
 from jaxllm.layers.parameter import Constant, Dtype, Parameter, Source, norm_rows
 from jaxllm.layers.rope import Rotation
@@ -35,7 +36,7 @@ class StableLmAttention(LlamaAttention):
             for heads in (config.num_heads, config.num_kv_heads)
         )
 
-    def place(self, q: jax.Array, k: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array]:
+    def place(self, q: jax.Array, k: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array, Placement]:
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return super().place(q, k, rotation)

@@ -9,9 +9,7 @@ from pallas_kernels.rope.reference import rope
 
 
 def qk_norm_rope_kv_write(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    qkv: jax.Array,
     cos: jax.Array | None,
     sin: jax.Array | None,
     k_pages: jax.Array,
@@ -24,6 +22,8 @@ def qk_norm_rope_kv_write(
     interleaved: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """See pallas_kernels.qk_norm_rope_kv_write."""
+    heads, kv_heads = qkv.shape[1], k_pages.shape[2]
+    q, k, v = jnp.split(qkv, [heads - 2 * kv_heads, heads - kv_heads], axis=1)
     if q_weight is not None:
         q = rms_norm(q, q_weight, eps)
     if k_weight is not None:

@@ -41,11 +41,12 @@ class NormRopeWriteCase:
         options: dict[str, Any] = {"eps": self.eps, "interleaved": self.interleaved}
         if self.norm:
             options |= {name: rng.normal(size=dim).astype(dtype) for name in ("q_weight", "k_weight")}
-        return [q, k, v, *angles, k_pages, v_pages, index], options
+        return [np.concatenate([q, k, v], axis=1), *angles, k_pages, v_pages, index], options
 
     def expected(self, operands: Sequence[np.ndarray], options: dict[str, Any]) -> list[np.ndarray]:
         """Norm, rotation and write one after the other."""
-        q, k, v, cos, sin, k_pages, v_pages, index = operands
+        qkv, cos, sin, k_pages, v_pages, index = operands
+        q, k, v = np.split(qkv, [self.heads, self.heads + self.write.kv_heads], axis=1)
         q, k = (self._place(x, options.get(name), cos, sin) for x, name in ((q, "q_weight"), (k, "k_weight")))
         return [q, *self.write.expected([k_pages, v_pages, k, v, index], options)]
 

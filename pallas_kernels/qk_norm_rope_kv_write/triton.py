@@ -10,9 +10,7 @@ _HEADS_AT_ONCE = 32
 
 
 def qk_norm_rope_kv_write(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    qkv: jax.Array,
     cos: jax.Array | None,
     sin: jax.Array | None,
     k_pages: jax.Array,
@@ -25,23 +23,22 @@ def qk_norm_rope_kv_write(
     interleaved: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """See pallas_kernels.qk_norm_rope_kv_write."""
-    tokens, heads, dim = q.shape
-    kv_heads = k.shape[1]
+    tokens, heads, dim = qkv.shape
+    kv_heads = k_pages.shape[2]
+    heads -= 2 * kv_heads
     # A head is three parts: what turns, what it turns with, and the rest.
     half = 0 if cos is None else cos.shape[1]
     k_ref, v_ref = jax.new_ref(k_pages), jax.new_ref(v_pages)
     block = min(_HEADS_AT_ONCE, triton.next_power_of_2(heads))
     out = jax_triton.triton_call(
-        q,
-        k,
-        v,
+        qkv,
         # Always operands: what is not given is not read.
-        *(q if x is None else x for x in (cos, sin, q_weight, k_weight)),
+        *(qkv if x is None else x for x in (cos, sin, q_weight, k_weight)),
         index,
         k_ref,
         v_ref,
         kernel=_kernel,
-        out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        out_type=jax.ShapeDtypeStruct((tokens, heads, dim), qkv.dtype),
         grid=(tokens, -(-heads // block) + 1),
         name="qk_norm_rope_kv_write",
         num_warps=4,
@@ -53,8 +50,8 @@ def qk_norm_rope_kv_write(
         HALF_PAD=triton.next_power_of_2(max(1, half)),
         REST=dim - 2 * half,
         REST_PAD=triton.next_power_of_2(max(1, dim - 2 * half)),
-        V_SIZE=kv_heads * v.shape[2],
-        V_PAD=triton.next_power_of_2(kv_heads * v.shape[2]),
+        V_SIZE=kv_heads * dim,
+        V_PAD=triton.next_power_of_2(kv_heads * dim),
         Q_NORM=q_weight is not None,
         K_NORM=k_weight is not None,
         EPS=eps,
@@ -65,9 +62,7 @@ def qk_norm_rope_kv_write(
 
 @triton.jit
 def _kernel(
-    q_ptr,
-    k_ptr,
-    v_ptr,
+    qkv_ptr,
     cos_ptr,
     sin_ptr,
     q_weight_ptr,
@@ -93,21 +88,21 @@ def _kernel(
 ):
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
+    dim: tl.constexpr = 2 * HALF + REST
+    qkv_ptr += token * ((HEADS + 2 * KV_HEADS) * dim)
     if part > 0:
-        place = token * (HEADS * (2 * HALF + REST))
         _heads(
-            q_ptr + place, out_ptr + place, q_weight_ptr, cos_ptr, sin_ptr, token, (part - 1) * BLOCK,
+            qkv_ptr, out_ptr + token * (HEADS * dim), q_weight_ptr, cos_ptr, sin_ptr, token, (part - 1) * BLOCK,
             HEADS, BLOCK, HALF, HALF_PAD, REST, REST_PAD, Q_NORM, EPS, INTERLEAVED,
         )  # fmt: skip
     else:
         slot = tl.load(index_ptr + token).to(tl.int64)
-        size: tl.constexpr = KV_HEADS * (2 * HALF + REST)
         _heads(
-            k_ptr + token * size, k_pages_ptr + slot * size, k_weight_ptr, cos_ptr, sin_ptr, token, 0,
+            qkv_ptr + HEADS * dim, k_pages_ptr + slot * V_SIZE, k_weight_ptr, cos_ptr, sin_ptr, token, 0,
             KV_HEADS, KV_PAD, HALF, HALF_PAD, REST, REST_PAD, K_NORM, EPS, INTERLEAVED,
         )  # fmt: skip
         inner = tl.arange(0, V_PAD)
-        v = tl.load(v_ptr + token * V_SIZE + inner, mask=inner < V_SIZE)
+        v = tl.load(qkv_ptr + (HEADS + KV_HEADS) * dim + inner, mask=inner < V_SIZE)
         tl.store(v_pages_ptr + slot * V_SIZE + inner, v.to(v_pages_ptr.dtype.element_ty), mask=inner < V_SIZE)
 
 

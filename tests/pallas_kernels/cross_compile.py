@@ -119,7 +119,7 @@ def _calls() -> list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]
     new, pool, angles = zeros(8, 4, 128), zeros(5, 64, 4, 128), zeros(8, 64, dtype=jnp.float32)
     norms = {"q_weight": zeros(128), "k_weight": zeros(128)}
     for options in ({}, norms, {"interleaved": True}):
-        operands = (zeros(8, 16, 128), new, new, angles, angles, pool, pool, ints(8))
+        operands = (zeros(8, 24, 128), angles, angles, pool, pool, ints(8))
         calls.append((qk_norm_rope_kv_write, operands, options))
     calls.append((kv_write, (pool, pool, new, new, ints(8)), {}))
     calls.append((latent_write, (zeros(5, 64, 576), zeros(8, 576), ints(8)), {}))

@@ -87,7 +87,7 @@ def _pools_and_operands(operation: str) -> tuple[tuple[int, ...], list[jax.Shape
         case "latent_write":
             return (0,), [floats(64, 16, 72), floats(16, 72), index]
         case "qk_norm_rope_kv_write":
-            return (5, 6), [new, new, new, angles, angles, pool, pool, index]
+            return (3, 4), [floats(16, 6, 64), angles, angles, pool, pool, index]
         case "causal_conv":
             return (1,), [floats(20, 64), floats(64, 64, 3), floats(64, 4), floats(64), *rows]
         case "selective_scan":
