@@ -43,8 +43,8 @@ class HybridBlock(MoEBlock):
             mixed, cache = self.mamba(mixed, step, cache)
         else:
             mixed, cache = self.attention(mixed, rotation, step, cache)
-        x = x + scaled(mixed, self.residual_scale)
-        return x + scaled(self.feed(self.mlp_norm(x), step), self.residual_scale), cache
+        normed, x = self.mlp_norm.add(scaled(mixed, self.residual_scale), x)
+        return x + scaled(self.feed(normed, step), self.residual_scale), cache
 
 
 class HybridForCausalLM(LlamaForCausalLM):
