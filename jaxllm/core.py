@@ -285,20 +285,25 @@ class PoolingParams:
             None is what the model was made for.
         dimensions: of an embedding, that many of its first numbers (Kusupati et al. 2022, Matryoshka).
         use_activation: normalise embeddings, make probabilities of scores; None is as the checkpoint says.
+        truncate_prompt_tokens: keep that many of the first tokens, special ones where text is given; -1 as many as
+            the model takes; None refuses what is longer.
     """
 
     task: PoolingTask | None = None
     dimensions: int | None = None
     use_activation: bool | None = None
+    truncate_prompt_tokens: int | None = None
 
     def __post_init__(self) -> None:
         tasks = PoolingTask.__args__  # type: ignore[attr-defined]
         if self.task is not None and self.task not in tasks:
             raise RequestError(f"task={self.task!r}: must be one of {', '.join(tasks)}", "task")
-        if self.dimensions is not None and (
-            isinstance(self.dimensions, bool) or not isinstance(self.dimensions, int) or self.dimensions < 1
-        ):
-            raise RequestError(f"dimensions={self.dimensions!r}: must be a positive integer or None", "dimensions")
+        for name, also in (("dimensions", ()), ("truncate_prompt_tokens", (-1,))):
+            value = getattr(self, name)
+            if value is None or value in also:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise RequestError(f"{name}={value!r}: must be a positive integer{', -1' * bool(also)} or None", name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ def plan(
 ) -> None:
     """Print how the device's memory would be divided: weights, programs, KV cache, and what fits in it."""
     config = engine_config(engine, weights_needed=False)
-    from jaxllm.runner.plan import plan_memory
+    from jaxllm.runner import plan_memory
 
     with progress() as report:
         memory = plan_memory(config, programs=programs, progress=report)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol
 
-from jaxllm.core import Delta, FinishReason, Load, ModelInfo, Request
+from jaxllm.core import Delta, FinishReason, Load, ModelInfo, PoolingRequest, Request
 from jaxllm.engine.engine import Engine
 from jaxllm.errors import EngineDeadError, JaxllmError, QueueFullError, RequestError
 
@@ -21,14 +21,14 @@ OnDelta = Callable[[Delta], None]
 class Observer(Protocol):
     """Watches an engine, for metrics. Called on the engine's thread: it must be quick and must not block."""
 
-    def observe_request(self, request: Request) -> None:
+    def observe_request(self, request: Request | PoolingRequest) -> None:
         """A request was queued."""
 
     def observe_delta(self, delta: Delta, previous_time: float | None) -> None:
         """A request got tokens or ended. previous_time: time.monotonic() of its delta before, None for the first."""
 
     def observe_step(self, kind: str, num_tokens: int, seconds: float) -> None:
-        """A step ended. kind: extend or decode. num_tokens: computed (extend) or drawn (decode)."""
+        """A step ended. kind: extend, decode or encode. num_tokens: drawn (decode) or computed (the others)."""
 
 
 class EngineClient:
@@ -40,7 +40,7 @@ class EngineClient:
 
     Attributes:
         info: the model.
-        make_request: `Engine.make_request`.
+        make_request, make_pooling_request: those of Engine.
         capacity: requests that can run and wait together.
     """
 
@@ -48,6 +48,7 @@ class EngineClient:
         self.info: ModelInfo = engine.info
         self.engine = engine
         self.make_request = engine.make_request
+        self.make_pooling_request = engine.make_pooling_request
         self.capacity = engine.runner.scheduler_config.max_num_seqs + engine.config.max_queued
         self._observers: list[Observer] = []
         self._streams: dict[str, _Stream] = {}
@@ -68,7 +69,7 @@ class EngineClient:
     def add_observer(self, observer: Observer) -> None:
         self._observers = [*self._observers, observer]
 
-    def submit(self, request: Request, on_delta: OnDelta) -> None:
+    def submit(self, request: Request | PoolingRequest, on_delta: OnDelta) -> None:
         """Queue a request. Raises QueueFullError, RequestError (its id is in use) or EngineDeadError."""
         with self._changed:
             self._check_open()
@@ -157,7 +158,7 @@ class EngineClient:
         while self._inbox:
             self._inbox.popleft()()  # one that fails leaves the others where `_end_all` finds them
 
-    def _add(self, request: Request) -> None:
+    def _add(self, request: Request | PoolingRequest) -> None:
         try:
             self.engine.add(request)
         except Exception as error:  # it was checked before, but the engine may have died meanwhile

@@ -3,20 +3,32 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 
 from jaxllm.config import EngineConfig, SchedulerConfig
-from jaxllm.core import Delta, FinishReason, Load, ModelInfo, Request, SamplingParams, StepOutput, StepPlan
+from jaxllm.core import (
+    Delta,
+    EncodePlan,
+    FinishReason,
+    Load,
+    ModelInfo,
+    PoolingParams,
+    PoolingRequest,
+    Request,
+    SamplingParams,
+    StepPlan,
+)
+from jaxllm.engine.encode import EncodeScheduler
 from jaxllm.engine.intake import Intake
-from jaxllm.engine.scheduler import Scheduler, delta_of
-from jaxllm.errors import EngineDeadError
+from jaxllm.engine.scheduler import Scheduler
+from jaxllm.errors import EngineDeadError, RequestError
 from jaxllm.progress import Report
 
 
-class StepRunner(Protocol):
-    """What the loop asks of `jaxllm.runner.Runner`."""
+class AnyRunner(Protocol):
+    """What the loop asks of a runner: plans and outputs are those of the model's scheduler."""
 
     @property
     def config(self) -> EngineConfig: ...
@@ -24,8 +36,13 @@ class StepRunner(Protocol):
     def info(self) -> ModelInfo: ...
     @property
     def scheduler_config(self) -> SchedulerConfig: ...
-    def submit(self, plan: StepPlan) -> Any: ...
-    def collect(self, handle: Any) -> StepOutput: ...
+    def submit(self, plan: Any) -> Any: ...
+    def collect(self, handle: Any) -> Any: ...
+
+
+class StepRunner(AnyRunner, Protocol):
+    """What it asks of `jaxllm.runner.Runner`, for a model that generates."""
+
     def step_seconds(self, num_rows: int) -> float: ...
     def check(self, request: Request) -> None: ...
     def prompt_logits(self, token_ids: list[int]) -> np.ndarray: ...
@@ -33,18 +50,19 @@ class StepRunner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """A step that was committed. num_tokens: computed in an extend step, drawn in a decode step."""
+    """A step that was committed. num_tokens: drawn in a decode step, computed in the others."""
 
-    kind: Literal["extend", "decode"]
+    kind: Literal["extend", "decode", "encode"]
     num_rows: int
     num_tokens: int
     seconds: float
 
 
 class Engine:
-    """Continues requests, many at once. One thread drives it by calling `step` while it `has_work`.
+    """Continues requests, many at once, or makes vectors of them, as the model does. One thread drives it by calling
+    `step` while it `has_work`.
 
-    Only `make_request`, `load` and the attributes may be used from other threads.
+    Only `make_request`, `make_pooling_request`, `load` and the attributes may be used from other threads.
 
     Attributes:
         info: the model.
@@ -54,16 +72,16 @@ class Engine:
         death: why the engine can do no more, or None.
     """
 
-    def __init__(self, runner: StepRunner):
+    def __init__(self, runner: AnyRunner):
         self.runner = runner
         self.info = runner.info
         self.config = runner.config
         self.last_step: StepRecord | None = None
         self.death: str | None = None
-        self._scheduler = Scheduler(runner.scheduler_config, runner.step_seconds)
+        self._scheduler: Any = self._make_scheduler()
         self._intake = Intake(runner.info, runner.scheduler_config, runner.config.seed)
-        self._submitted: tuple[StepPlan, Any] | None = None
-        self._requests: dict[str, Request] = {}
+        self._submitted: tuple[StepPlan | EncodePlan, Any] | None = None
+        self._requests: dict[str, Request | PoolingRequest] = {}
         self._ended: list[Delta] = []
 
     @classmethod
@@ -72,9 +90,23 @@ class Engine:
 
         model_class: a module class to build in place of the architecture's own.
         """
-        from jaxllm.runner import Runner  # brings JAX, which nothing else here needs
+        from jaxllm.runner import load  # brings JAX, which nothing else here needs
 
-        return cls(Runner.load(config, model_class=model_class, progress=progress))
+        return cls(load(config, model_class=model_class, progress=progress))
+
+    def _make_scheduler(self) -> "Scheduler | EncodeScheduler":
+        config, pooling = self.runner.scheduler_config, self.info.pooling
+        return Scheduler(config, self._generator.step_seconds) if pooling is None else EncodeScheduler(config, pooling)
+
+    @property
+    def _generator(self) -> StepRunner:
+        """The runner of a model that generates. Raises RequestError where this one does not."""
+        if (pooling := self.info.pooling) is not None:
+            raise RequestError(
+                f"{self.info.name} ({self.info.architecture}) generates nothing: it is here to {pooling.task}; ask for "
+                "that, or start the engine with task='generate' if the checkpoint has a head for it"
+            )
+        return cast(StepRunner, self.runner)
 
     def make_request(
         self,
@@ -88,6 +120,7 @@ class Engine:
         sample_index: int = 0,
     ) -> Request:
         """A request as `add` takes it. deadline: a time.monotonic() value. Raises RequestError."""
+        runner = self._generator
         request = self._intake.request(
             prompt,
             params,
@@ -97,10 +130,25 @@ class Engine:
             cache_salt=cache_salt,
             sample_index=sample_index,
         )
-        self.runner.check(request)
+        runner.check(request)
         return request
 
-    def add(self, request: Request) -> None:
+    def make_pooling_request(
+        self,
+        prompt: Sequence[int],
+        params: PoolingParams,
+        *,
+        token_types: Sequence[int] | None = None,
+        request_id: str | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> PoolingRequest:
+        """A request of a model that generates nothing. token_types: the segment of each token. Raises RequestError."""
+        return self._intake.pooling_request(
+            prompt, params, token_types=token_types, request_id=request_id, priority=priority, deadline=deadline
+        )
+
+    def add(self, request: Request | PoolingRequest) -> None:
         """Queue a request. Raises QueueFullError, RequestError (its id is in use) or EngineDeadError."""
         if self.death is not None:
             raise EngineDeadError(self.death)
@@ -154,17 +202,19 @@ class Engine:
         return deltas
 
     def load(self) -> Load:
-        return self._scheduler.load()
+        load: Load = self._scheduler.load()
+        return load
 
     def flush_prefix_cache(self) -> int:
         """Forget every cached prefix; returns the pages that it frees. Running requests go on."""
-        return self._scheduler.flush_prefix_cache()
+        freed: int = self._scheduler.flush_prefix_cache()
+        return freed
 
     def prompt_logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """[T, V] float32: the logits behind each token of one sequence. For research; compiles on first use."""
-        return self.runner.prompt_logits(self._intake.token_ids(token_ids, new_tokens=0))
+        return self._generator.prompt_logits(self._intake.token_ids(token_ids, new_tokens=0))
 
-    def _commit(self, plan: StepPlan, handle: Any) -> None:
+    def _commit(self, plan: StepPlan | EncodePlan, handle: Any) -> None:
         output = self.runner.collect(handle)
         deltas = self._scheduler.commit(plan, output)
         for delta in deltas:
@@ -175,8 +225,8 @@ class Engine:
         num_tokens = sum([len(row.tokens) for row in output.rows]) if drawn else plan.num_tokens
         self.last_step = StepRecord(plan.kind, len(plan.rows), num_tokens, output.device_seconds)
 
-    def _tell_end(self, request: Request, now: float, error: str | None = None) -> None:
-        delta = delta_of(request, now)
+    def _tell_end(self, request: Request | PoolingRequest, now: float, error: str | None = None) -> None:
+        delta: Delta = self._scheduler.delta(request, now)
         delta.error = error
         self._ended.append(delta)
         del self._requests[request.request_id]

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Sequence
 
 from jaxllm.config import SchedulerConfig
-from jaxllm.core import MAX_STOP_TOKENS, ModelInfo, Request, SamplingParams
+from jaxllm.core import MAX_STOP_TOKENS, ModelInfo, PoolingParams, PoolingRequest, Request, SamplingParams
 from jaxllm.errors import ConfigError, RequestError
 
 
@@ -58,6 +58,69 @@ class Intake:
             deadline=deadline,
             cache_salt=cache_salt,
         )
+
+    def pooling_request(
+        self,
+        prompt: Sequence[int],
+        params: PoolingParams,
+        *,
+        token_types: Sequence[int] | None = None,
+        request_id: str | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> PoolingRequest:
+        """deadline: a time.monotonic() value. request_id: a fresh one if None. Raises RequestError."""
+        keep = params.truncate_prompt_tokens
+        if keep is not None:
+            keep = self._info.max_model_len if keep == -1 else keep
+            prompt, token_types = prompt[:keep], None if token_types is None else token_types[:keep]
+        token_ids = self.token_ids(prompt, new_tokens=0)
+        return PoolingRequest(
+            request_id=uuid.uuid4().hex if request_id is None else request_id,
+            prompt=token_ids,
+            params=params,
+            per_token=self._is_per_token(params),
+            token_types=None if token_types is None else self._check_types(token_types, len(token_ids)),
+            priority=priority,
+            arrival=time.monotonic(),
+            deadline=deadline,
+        )
+
+    def _is_per_token(self, params: PoolingParams) -> bool:
+        """Whether the request asks for numbers of each token. RequestError for what the model does not do."""
+        pooling = self._info.pooling
+        name = f"{self._info.name} ({self._info.architecture})"
+        if pooling is None:
+            raise RequestError(
+                f"{name} generates text: start the engine with task='embed' to have its hidden states pooled", "task"
+            )
+        embeds = pooling.task == "embed"
+        able = [kind for kind, made in (("embed", embeds), ("classify", not embeds)) if made and pooling.sequence]
+        able += ["token_embed" if embeds else "token_classify"] * pooling.per_token
+        task = params.task or pooling.task
+        if task not in able:
+            raise RequestError(f"task={task!r}: {name} is made for {' and '.join(able)}; take another model", "task")
+        if params.dimensions is not None:
+            if not embeds:
+                raise RequestError(f"dimensions={params.dimensions}: {name} yields no embeddings to cut", "dimensions")
+            if params.dimensions > pooling.size or params.dimensions not in (
+                pooling.dimensions or (params.dimensions,)
+            ):
+                sizes = ", ".join(map(str, pooling.dimensions)) or f"at most {pooling.size}"
+                raise RequestError(
+                    f"dimensions={params.dimensions}: embeddings of {name} can have {sizes}", "dimensions"
+                )
+        return task in ("token_embed", "token_classify")
+
+    def _check_types(self, token_types: Sequence[int], length: int) -> list[int]:
+        kinds = max(1, self._info.token_types)
+        types = list(map(operator.index, token_types))
+        if len(types) != length or min(types) < 0 or max(types) >= kinds:
+            raise RequestError(
+                f"token_types must hold a segment from 0 to {kinds - 1} for each of the prompt's {length} tokens",
+                "token_types",
+            )
+        return types
 
     def token_ids(self, prompt: Sequence[int], new_tokens: int = 1) -> list[int]:
         """The prompt as plain integers, each of them a token, no more than leave room for `new_tokens`."""

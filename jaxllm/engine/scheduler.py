@@ -402,6 +402,10 @@ class Scheduler:
             deltas.append(delta)
         return deltas
 
+    def delta(self, request: Request, now: float) -> Delta:
+        """What the owner of a request that has ended is told."""
+        return delta_of(request, now)
+
     # --- pages and places ---
 
     def _running(self) -> Iterable[Request]:

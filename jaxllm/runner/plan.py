@@ -98,6 +98,23 @@ def plan_memory(
     return prepared.plan
 
 
+def find_architecture(config: EngineConfig, model_class: Any = None) -> registry.Architecture:
+    """What the checkpoint and the task make of it; sentence-transformers' files say how an embedding model pools."""
+    path = weights.resolve_model_path(config.model)
+    values, described = weights.read_config(path), weights.read_sentence_transformer(path)
+    found = registry.resolve(values, model_class, config.task)
+    if described is None:
+        return found
+    if found.config.pooling is None and config.task == "auto":
+        found = registry.resolve(values, model_class, "embed")
+    pooling = found.config.pooling
+    if pooling is None or pooling.task != "embed":
+        return found
+    activation: Any = "normalize" if described.normalize else "none"
+    pooling = dataclasses.replace(pooling, sequence=described.sequence, activation=activation)
+    return dataclasses.replace(found, config=dataclasses.replace(found.config, pooling=pooling))
+
+
 def prepare(config: EngineConfig, *, model_class: Any = None, measure: bool = False) -> Prepared:
     """Reads the model's configuration, resolves the engine's and sizes the pool.
 
@@ -105,15 +122,14 @@ def prepare(config: EngineConfig, *, model_class: Any = None, measure: bool = Fa
     """
     claim_memory(config)
     use_compilation_cache(config.compilation_cache_dir)
-    path = weights.resolve_model_path(config.model)
-    architecture = registry.resolve(weights.read_config(path), model_class)
+    architecture = find_architecture(config, model_class)
     resolved = resolve(config, architecture.config)
     dtype = jnp.dtype(resolved.dtype)
     model = architecture.within(given(resolved.max_model_len)).build(dtype)
     flat = FlatModel.of(model)
     specs = model.cache_specs()
     token_bytes = elements_per_token(specs) * dtype.itemsize
-    weight_bytes = _bytes(flat.leaves)
+    weight_bytes = size_of(flat.leaves)
     budget = device_budget(resolved)
     processors = make_processors(architecture.config.vocab_size, resolved.logits_processors)
     wants_all = config.num_gpu_blocks_override is None and config.kv_cache_memory_bytes is None and budget is not None
@@ -134,7 +150,7 @@ def prepare(config: EngineConfig, *, model_class: Any = None, measure: bool = Fa
             geometry.max_num_seqs, given(resolved.max_num_batched_tokens), given(resolved.decode_steps), gpu=on_gpu()
         )
         table = ProgramTable(Programs(flat, geometry), keys, flat.leaves, dtype)
-        return table, _bytes(jax.eval_shape(geometry.state))
+        return table, size_of(jax.eval_shape(geometry.state))
 
     max_model_len = given(resolved.max_model_len)
     table, state_bytes = build(max_model_len)
@@ -159,9 +175,9 @@ def prepare(config: EngineConfig, *, model_class: Any = None, measure: bool = Fa
         if config.max_model_len is not None or held == 0:
             raise ConfigError(
                 f"the KV cache holds {held} tokens ({pages} pages of {resolved.block_size}, one of them padding), "
-                f"fewer than one request of max_model_len={max_model_len}: weights {_show(weight_bytes)}, state "
-                f"{_show(state_bytes)}, programs {_show(program_bytes)}, a token {_show(token_bytes)}"
-                f"{f', of {_show(budget)}' if budget else ''}. Lower max_model_len or max_num_batched_tokens, or raise "
+                f"fewer than one request of max_model_len={max_model_len}: weights {show(weight_bytes)}, state "
+                f"{show(state_bytes)}, programs {show(program_bytes)}, a token {show(token_bytes)}"
+                f"{f', of {show(budget)}' if budget else ''}. Lower max_model_len or max_num_batched_tokens, or raise "
                 "gpu_memory_utilization, kv_cache_memory_bytes or num_gpu_blocks_override"
             )
         log.warning("max_model_len lowered from %d to %d: the KV cache holds no more", max_model_len, held)
@@ -189,7 +205,7 @@ def prepare(config: EngineConfig, *, model_class: Any = None, measure: bool = Fa
 
 def with_costs(plan: MemoryPlan, table: ProgramTable) -> MemoryPlan:
     """The plan with what the table's compiled programs take."""
-    costs = tuple(_cost(key, compiled) for key, compiled in sorted(table.compiled.items()))
+    costs = tuple(cost(str(key), compiled) for key, compiled in sorted(table.compiled.items()))
     hungriest = max((cost.temp_bytes for cost in costs), default=0)
     return dataclasses.replace(plan, programs=costs, program_bytes=max(plan.program_bytes, hungriest))
 
@@ -204,15 +220,15 @@ def _program_bytes(table: ProgramTable) -> int:
         for kind in ("extend", "decode")
     ]
     pages = table.programs.geometry.max_pages + 1  # any pool does: what a program takes beside it is the same
-    return max(_cost(key, table.compile_one(key, pages)).temp_bytes for key in demanding)
+    return max(cost(str(key), table.compile_one(key, pages)).temp_bytes for key in demanding)
 
 
-def _cost(key: ProgramKey, compiled: jax.stages.Compiled) -> ProgramCost:
+def cost(name: str, compiled: jax.stages.Compiled) -> ProgramCost:
     memory = compiled.memory_analysis()
     assert memory is not None
     new_outputs = max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
     flops = (compiled.cost_analysis() or {}).get("flops", 0.0)
-    return ProgramCost(str(key), memory.temp_size_in_bytes + new_outputs, flops)
+    return ProgramCost(name, memory.temp_size_in_bytes + new_outputs, flops)
 
 
 def _round_pages(pages: int) -> int:
@@ -222,11 +238,11 @@ def _round_pages(pages: int) -> int:
     return pages // unit * unit
 
 
-def _bytes(tree: Any) -> int:
+def size_of(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _show(size: int) -> str:
+def show(size: int) -> str:
     """Bytes for people."""
     amount, unit = float(size), "B"
     for larger in ("KiB", "MiB", "GiB"):

@@ -50,13 +50,7 @@ def device_budget(config: EngineConfig) -> int | None:
 def resolve(config: EngineConfig, model: _Model) -> EngineConfig:
     """The configuration without Nones, but for the pool's size, which the memory plan decides."""
     gpu = on_gpu()
-    longest = model.max_position_embeddings
-    if config.max_model_len is not None and config.max_model_len > longest:
-        raise ConfigError(
-            f"max_model_len={config.max_model_len}: the model is made for {longest} positions; "
-            f"use at most {longest}, or a checkpoint whose rope scaling extends it"
-        )
-    max_model_len = config.max_model_len or (longest if gpu else min(longest, CPU_MAX_MODEL_LEN))
+    max_model_len = _max_model_len(config, model, model.max_position_embeddings, gpu)
     max_num_seqs = config.max_num_seqs or min(256 if gpu else 16, config.max_num_batched_tokens or 256)
     max_num_batched_tokens = config.max_num_batched_tokens or max(8192 if gpu else 512, max_num_seqs)
     if max_num_batched_tokens < max_num_seqs:
@@ -65,15 +59,61 @@ def resolve(config: EngineConfig, model: _Model) -> EngineConfig:
             "give every running request its token; raise the first or lower the second"
         )
     steps = config.decode_steps or tuple(n for n in ((1, 8) if gpu else (1,)) if n <= config.block_size)
-    name = config.served_model_name or os.path.basename(os.path.normpath(config.model))
     return config.replace(
-        dtype=config.dtype if config.dtype != "auto" else (model.dtype if gpu else "float32"),
+        dtype=_dtype(config, model, gpu),
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         decode_steps=steps,
-        served_model_name=name,
+        served_model_name=_name(config),
     )
+
+
+OUTPUT_BYTES = 256 << 20
+"""What the numbers of a step's tokens may take, where each token has many (the logits of a masked language model)."""
+
+
+def resolve_encoder(config: EngineConfig, model: _Model, longest: int, size: int | None) -> EngineConfig:
+    """The same for a model that computes whole sequences without a cache.
+
+    longest: tokens of a text where the user says nothing. size: numbers of each token, if it yields any for them alone.
+    """
+    gpu = on_gpu()
+    max_model_len = _max_model_len(config, model, longest, gpu)
+    max_tokens = 8192 if gpu else 512
+    if size is not None:
+        max_tokens = min(max_tokens, OUTPUT_BYTES // (4 * size))
+    tokens = config.max_num_batched_tokens or max(max_tokens, max_model_len)
+    if tokens < max_model_len:
+        raise ConfigError(
+            f"max_num_batched_tokens={tokens} is below max_model_len={max_model_len}: this model computes whole "
+            "sequences, never parts of one; raise the first or lower the second"
+        )
+    return config.replace(
+        dtype=_dtype(config, model, gpu),
+        max_model_len=max_model_len,
+        max_num_seqs=min(tokens, config.max_num_seqs or (512 if gpu else 64)),
+        max_num_batched_tokens=tokens,
+        served_model_name=_name(config),
+    )
+
+
+def _max_model_len(config: EngineConfig, model: _Model, longest: int, gpu: bool) -> int:
+    made_for = model.max_position_embeddings
+    if config.max_model_len is not None and config.max_model_len > made_for:
+        raise ConfigError(
+            f"max_model_len={config.max_model_len}: the model is made for {made_for} positions; "
+            f"use at most {made_for}, or a checkpoint whose rope scaling extends it"
+        )
+    return config.max_model_len or (longest if gpu else min(longest, CPU_MAX_MODEL_LEN))
+
+
+def _dtype(config: EngineConfig, model: _Model, gpu: bool) -> str:
+    return config.dtype if config.dtype != "auto" else (model.dtype if gpu else "float32")
+
+
+def _name(config: EngineConfig) -> str:
+    return config.served_model_name or os.path.basename(os.path.normpath(config.model))
 
 
 def given[T](value: T | None) -> T:

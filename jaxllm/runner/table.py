@@ -73,6 +73,26 @@ def use_compilation_cache(directory: str | None) -> None:
     compilation_cache.reset_cache()  # JAX looks at the directory once, before it first compiles
 
 
+def compile_all[K](
+    keys: Sequence[K], compile_one: Callable[[K], jax.stages.Compiled], progress: Progress | None = None
+) -> dict[K, jax.stages.Compiled]:
+    """Compiles in parallel, in this order: the largest should come first."""
+    compiled: dict[K, jax.stages.Compiled] = {}
+    lock = threading.Lock()
+
+    def build(key: K) -> None:
+        program = compile_one(key)
+        with lock:
+            compiled[key] = program
+            if progress is not None:
+                progress(len(compiled), len(keys), "compiling")
+
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1), "compile") as pool:
+        for _ in pool.map(build, keys):
+            pass
+    return compiled
+
+
 class ProgramTable:
     """The compiled programs of one engine.
 
@@ -110,18 +130,7 @@ class ProgramTable:
         """Compiles the whole table in parallel, the largest programs first."""
         started = time.perf_counter()
         order = sorted(self.keys, key=lambda key: (key.size, key.steps), reverse=True)
-        lock = threading.Lock()
-
-        def build(key: ProgramKey) -> None:
-            compiled = self.compile_one(key, num_pages)
-            with lock:
-                self.compiled[key] = compiled
-                if progress is not None:
-                    progress(len(self.compiled), len(order), "compiling")
-
-        with ThreadPoolExecutor(min(16, os.cpu_count() or 1), "compile") as pool:
-            for _ in pool.map(build, order):
-                pass
+        self.compiled |= compile_all(order, lambda key: self.compile_one(key, num_pages), progress)
         self.compile_seconds += time.perf_counter() - started
 
     def warm(

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from jaxllm.core import Delta, FinishReason, Request
+from jaxllm.core import Delta, FinishReason, PoolingRequest, Request
 
 if TYPE_CHECKING:  # what it imports at run time is a device's
     from jaxllm.engine import EngineClient
@@ -140,13 +140,14 @@ class EngineMetrics(Collector):
 
     # --- Observer: on the engine's thread ---
 
-    def observe_request(self, request: Request) -> None:
-        self._limits.append(request.max_total - len(request.prompt))
+    def observe_request(self, request: Request | PoolingRequest) -> None:
+        if isinstance(request, Request):
+            self._limits.append(request.max_total - len(request.prompt))
 
     def observe_delta(self, delta: Delta, previous_time: float | None) -> None:
         if previous_time is None or delta.finish is not None:
             # The numbers alone: log probabilities of a long prompt would be held until the next fold.
-            numbers = replace(delta, token_ids=[], logprobs=None, prompt_logprobs=None)
+            numbers = replace(delta, token_ids=[], logprobs=None, prompt_logprobs=None, pooled=None)
             self._turns.append((numbers, previous_time is None))
         if previous_time is not None and delta.token_ids:
             self._gaps.append(time.monotonic() - previous_time)
@@ -216,7 +217,8 @@ class EngineMetrics(Collector):
         programs = CounterMetricFamily(
             "jaxllm:programs_run", "Compiled programs run for steps, by kind.", labels=["model_name", "kind"]
         )
-        for kind, count in (("extend", load.steps_extend), ("decode", load.steps_decode)):
+        steps = (("extend", load.steps_extend), ("decode", load.steps_decode), ("encode", load.steps_encode))
+        for kind, count in steps:
             programs.add_metric([*self._labels, kind], count)
         yield programs
         yield self._gauge("compile_seconds", "Seconds that compiling took at the start.", self._table.compile_seconds)

@@ -1,0 +1,331 @@
+"""The runner of models that generate nothing: whole sequences in, vectors out, nothing kept in between.
+
+A program takes (weights, packed), packed being one int32 array, and yields one float32 array. There is one for each
+bucket of tokens, and a second kind that also yields the numbers of each token, in fewer sizes.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllm import weights
+from jaxllm.config import EngineConfig, SchedulerConfig
+from jaxllm.core import EncodeOutput, EncodePlan, ModelInfo, Pooling, PoolingRequest
+from jaxllm.errors import CompileWhileServingError, ConfigError
+from jaxllm.layers.step import EncodeStep
+from jaxllm.models import registry
+from jaxllm.runner.guard import CompileGuard
+from jaxllm.runner.plan import MARGIN, MemoryPlan, cost, find_architecture, show, size_of
+from jaxllm.runner.programs import FlatModel, Leaves
+from jaxllm.runner.resolve import claim_memory, device_budget, given, on_gpu, resolve_encoder
+from jaxllm.runner.table import Progress, compile_all, token_buckets, use_compilation_cache
+
+
+@dataclass(frozen=True, order=True)
+class EncodeKey:
+    """Names a program. per_token: it also yields the numbers of each token."""
+
+    tokens: int
+    per_token: bool = False
+
+    def __str__(self) -> str:
+        return f"encode of {self.tokens} tokens{', per token' if self.per_token else ''}"
+
+
+@dataclass(frozen=True)
+class EncodeLayout:
+    """A program's packed array: [R] tokens of each row, [T] ids, and [T] segments where the model tells them apart.
+
+    Works on numpy arrays (views) and traced ones alike.
+    """
+
+    rows: int
+    tokens: int
+    typed: bool
+
+    @property
+    def size(self) -> int:
+        return self.rows + self.tokens * (1 + self.typed)
+
+    def split(self, packed: Any) -> tuple[Any, Any, Any]:
+        """count [R], ids [T], types [T] or None."""
+        ids_end = self.rows + self.tokens
+        return packed[: self.rows], packed[self.rows : ids_end], packed[ids_end:] if self.typed else None
+
+    def pack(self, rows: list[PoolingRequest]) -> np.ndarray:
+        packed = np.zeros(self.size, np.int32)
+        count, ids, types = self.split(packed)
+        count[: len(rows)] = [len(request.prompt) for request in rows]
+        num_tokens = int(count.sum())
+        ids[:num_tokens] = np.fromiter(chain.from_iterable(request.prompt for request in rows), np.int32, num_tokens)
+        if self.typed:
+            at = 0
+            for request in rows:
+                if request.token_types is not None:
+                    types[at : at + len(request.prompt)] = request.token_types
+                at += len(request.prompt)
+        return packed
+
+    def step(self, packed: jax.Array) -> EncodeStep:
+        count, ids, types = self.split(packed)
+        return EncodeStep.of(ids, count, types)
+
+
+class EncodePrograms:
+    """Builds the function of each EncodeKey for one model."""
+
+    def __init__(self, model: FlatModel, pooling: Pooling, typed: bool, max_num_seqs: int, max_tokens: int):
+        self.model = model
+        self.pooling = pooling
+        self.typed = typed
+        self.max_num_seqs = max_num_seqs
+        buckets = token_buckets(max_tokens, gpu=on_gpu())
+        self.keys = [EncodeKey(size) for size in buckets] if pooling.sequence is not None else []
+        if pooling.per_token:
+            # Thinned out from the largest down where the other kind serves most requests.
+            self.keys += [EncodeKey(size, per_token=True) for size in buckets[:: -2 if self.keys else -1]]
+        # Programs that differ in their ends only share one trace of the layers.
+        self._encode = jax.jit(lambda leaves, step: model.merge(leaves).encode(step))
+
+    def layout(self, key: EncodeKey) -> EncodeLayout:
+        return EncodeLayout(min(key.tokens, self.max_num_seqs), key.tokens, self.typed)
+
+    def build(self, key: EncodeKey) -> Callable[[Leaves, jax.Array], jax.Array]:
+        """The function of (weights, packed): [R, D] of the rows, if they have any, then [T, D] of the tokens, if asked."""
+
+        def program(leaves: Leaves, packed: jax.Array) -> jax.Array:
+            step = self.layout(key).step(packed)
+            hidden = self._encode(leaves, step)
+            model = self.model.merge(leaves)
+            parts = [model.pooled(hidden, step)] if self.pooling.sequence is not None else []
+            if key.per_token:
+                parts.append(model.outputs(hidden))
+            return jnp.concatenate([part.ravel() for part in parts])
+
+        program.__name__ = program.__qualname__ = f"encode_{key.tokens}{'_per_token' if key.per_token else ''}"
+        return program
+
+    def compile_one(self, key: EncodeKey) -> jax.stages.Compiled:
+        leaves = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.model.leaves)
+        packed = jax.ShapeDtypeStruct((self.layout(key).size,), jnp.int32)
+        return jax.jit(self.build(key)).lower(leaves, packed).compile()
+
+    def read(self, key: EncodeKey, out: np.ndarray, rows: list[PoolingRequest]) -> list[np.ndarray]:
+        """What each of the rows asked for, of a program's output."""
+        size, layout = self.pooling.size, self.layout(key)
+        num_rows = layout.rows if self.pooling.sequence is not None else 0
+        pooled = out[: num_rows * size].reshape(num_rows, size)
+        of_tokens = out[num_rows * size :].reshape(-1, size)
+        values, at = [], 0
+        for i, request in enumerate(rows):
+            own = of_tokens[at : at + len(request.prompt)] if request.per_token else pooled[i]
+            values.append(own.copy())  # which does not keep the whole output alive
+            at += len(request.prompt)
+        return values
+
+
+@dataclass
+class _Prepared:
+    """An engine's programs before its weights."""
+
+    config: EngineConfig
+    architecture: registry.Architecture
+    model: Any
+    programs: EncodePrograms
+    plan: MemoryPlan
+
+
+def plan_memory(
+    config: EngineConfig, *, model_class: Any = None, programs: bool = False, progress: Progress | None = None
+) -> MemoryPlan:
+    """The memory plan of an engine, without loading its weights.
+
+    programs: compile all of them for their costs; otherwise the hungriest alone.
+    """
+    prepared = _prepare(config, model_class)
+    keys = prepared.programs.keys if programs else [max(prepared.programs.keys, key=lambda key: key.tokens)]
+    return _with_costs(prepared.plan, compile_all(_largest_first(keys), prepared.programs.compile_one, progress))
+
+
+def _prepare(config: EngineConfig, model_class: Any) -> _Prepared:
+    claim_memory(config)
+    use_compilation_cache(config.compilation_cache_dir)
+    architecture = find_architecture(config, model_class)
+    described = weights.read_sentence_transformer(weights.resolve_model_path(config.model))
+    pooling = architecture.config.pooling
+    assert pooling is not None
+    longest = architecture.config.max_position_embeddings
+    if described is not None and described.max_seq_length is not None:
+        longest = min(longest, described.max_seq_length)
+    resolved = resolve_encoder(config, architecture.config, longest, pooling.size if pooling.per_token else None)
+    model = architecture.within(given(resolved.max_model_len)).build(jnp.dtype(resolved.dtype))
+    flat = FlatModel.of(model)
+    programs = EncodePrograms(
+        flat, pooling, architecture.config.type_vocab_size > 1,
+        given(resolved.max_num_seqs), given(resolved.max_num_batched_tokens),
+    )  # fmt: skip
+    plan = MemoryPlan(
+        model=str(resolved.served_model_name),
+        device=jax.devices()[0].device_kind,
+        dtype=resolved.dtype,
+        parameters=sum(leaf.size for leaf in flat.leaves),
+        weight_bytes=size_of(flat.leaves),
+        state_bytes=0,
+        program_bytes=0,
+        budget_bytes=device_budget(resolved),
+        kv_bytes_per_token=0,
+        page_size=resolved.block_size,
+        num_pages=1,
+        max_model_len=given(resolved.max_model_len),
+        max_num_seqs=given(resolved.max_num_seqs),
+    )
+    return _Prepared(resolved, architecture, model, programs, plan)
+
+
+def _largest_first(keys: list[EncodeKey]) -> list[EncodeKey]:
+    return sorted(keys, key=lambda key: key.tokens, reverse=True)
+
+
+def _with_costs(plan: MemoryPlan, compiled: dict[EncodeKey, jax.stages.Compiled]) -> MemoryPlan:
+    """The plan with what its programs take. ConfigError where they do not fit beside the weights.
+
+    Two steps are on their way at once, but their temporaries follow each other.
+    """
+    costs = tuple(cost(str(key), program) for key, program in sorted(compiled.items()))
+    hungriest = max(costs, key=lambda one: one.temp_bytes)
+    budget = plan.budget_bytes
+    if budget is not None and plan.weight_bytes + hungriest.temp_bytes > budget - budget // MARGIN:
+        raise ConfigError(
+            f"weights ({show(plan.weight_bytes)}) and the hungriest program, {hungriest.name} "
+            f"({show(hungriest.temp_bytes)}), do not fit into {show(budget)}: lower max_num_batched_tokens or "
+            "max_model_len, or raise gpu_memory_utilization"
+        )
+    return dataclasses.replace(plan, programs=costs, program_bytes=hungriest.temp_bytes)
+
+
+@dataclass(slots=True)
+class EncodeHandle:
+    """A submitted step whose output is on its way."""
+
+    plan: EncodePlan
+    key: EncodeKey
+    out: jax.Array
+    submitted: float
+
+
+class EncodeRunner:
+    """Executes plans of whole sequences on one device. One thread submits and collects.
+
+    Attributes:
+        config: the configuration, with the Nones resolved that mean something without a cache.
+        info: what the rooms above may know of the model.
+        memory_plan, programs, compiled: how memory is divided, and the programs.
+        programs_run: calls since start, warm-up left out.
+        seconds: measured wall time of each program's last warm-up run.
+    """
+
+    @classmethod
+    def load(cls, config: EngineConfig, *, model_class: Any = None, progress: Progress | None = None) -> "EncodeRunner":
+        """Plans memory, loads weights, compiles and warms every program. progress(done, total, what) is told."""
+        prepared = _prepare(config, model_class)
+        model = weights.load(
+            prepared.model,
+            weights.resolve_model_path(config.model),
+            load_format=prepared.config.load_format,
+            seed=prepared.config.seed,
+            progress=progress,
+        )
+        return cls(prepared, model, progress)
+
+    def __init__(self, prepared: _Prepared, model: Any, progress: Progress | None = None):
+        """model: the prepared one with its weights."""
+        self.config = prepared.config
+        self.programs = prepared.programs
+        started = time.perf_counter()
+        keys = _largest_first(self.programs.keys)
+        self.compiled = compile_all(keys, self.programs.compile_one, progress)
+        self.compile_seconds = time.perf_counter() - started
+        self.memory_plan = _with_costs(prepared.plan, self.compiled)
+        self.info = _model_info(prepared)
+        self.programs_run = 0
+        self.seconds: dict[EncodeKey, float] = {}
+        self._weights: Leaves = tuple(FlatModel.of(model).leaves)
+        self._warm(progress)
+        self._guard = CompileGuard()
+
+    @property
+    def scheduler_config(self) -> SchedulerConfig:
+        """The numbers the scheduler works with; pages mean nothing to it."""
+        c = self.config
+        return SchedulerConfig(
+            num_pages=self.memory_plan.num_pages,
+            page_size=c.block_size,
+            max_num_seqs=given(c.max_num_seqs),
+            max_num_batched_tokens=given(c.max_num_batched_tokens),
+            max_model_len=given(c.max_model_len),
+            policy=c.scheduling_policy,
+            max_queued=c.max_queued,
+        )
+
+    def submit(self, plan: EncodePlan) -> EncodeHandle:
+        """Enqueues a plan behind what was submitted before; returns without waiting for the device."""
+        started = time.perf_counter()
+        with self._guard:
+            key = self.choose(plan.num_tokens, plan.per_token)
+            out = self.compiled[key](self._weights, self.programs.layout(key).pack(plan.rows))
+            out.copy_to_host_async()
+        self.programs_run += 1
+        return EncodeHandle(plan, key, out, started)
+
+    def collect(self, handle: EncodeHandle) -> EncodeOutput:
+        """Waits for a step and reads what it yielded."""
+        with self._guard:
+            out = np.asarray(handle.out)
+        seconds = time.perf_counter() - handle.submitted
+        return EncodeOutput(self.programs.read(handle.key, out, handle.plan.rows), seconds)
+
+    def choose(self, num_tokens: int, per_token: bool) -> EncodeKey:
+        """The least program that serves so many tokens."""
+        serving = [key for key in self.programs.keys if key.tokens >= num_tokens and key.per_token >= per_token]
+        if not serving:
+            raise CompileWhileServingError(
+                f"no program serves {EncodeKey(num_tokens, per_token)}: the step is larger than the engine was started "
+                "for; raise max_num_batched_tokens"
+            )
+        return min(serving)
+
+    def _warm(self, progress: Progress | None) -> None:
+        """Runs every program on empty rows: the second run of a program pays for recording it, the third counts."""
+        for done, key in enumerate(self.programs.keys, 1):
+            packed = np.zeros(self.programs.layout(key).size, np.int32)
+            for _ in range(3):
+                started = time.perf_counter()
+                jax.block_until_ready(self.compiled[key](self._weights, packed))
+                self.seconds[key] = time.perf_counter() - started
+            if progress is not None:
+                progress(done, len(self.programs.keys), "warming up")
+
+
+def _model_info(prepared: _Prepared) -> ModelInfo:
+    config, model = prepared.config, prepared.architecture.config
+    return ModelInfo(
+        name=str(config.served_model_name),
+        architecture=prepared.architecture.name,
+        dtype=config.dtype,
+        num_parameters=prepared.plan.parameters,
+        vocab_size=model.vocab_size,
+        max_model_len=prepared.plan.max_model_len,
+        eos_token_ids=model.eos_token_ids,
+        max_logprobs=0,
+        path=str(weights.resolve_model_path(config.model)),
+        generation_defaults={},
+        pooling=model.pooling,
+        token_types=model.type_vocab_size,
+    )
