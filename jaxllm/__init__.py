@@ -8,10 +8,13 @@
 The rooms, and what may be imported from where: server -> engine -> runner -> models -> layers -> pallas_kernels.
 
     llm.py      LLM: the offline API (generate, chat, stream, encode_logits)
+    pooling.py  its part for models that generate nothing (embed, classify, score, encode)
+    prompts.py  what callers give as a prompt
     config.py   frozen configurations, validated once
     core.py     Request, SamplingParams, StepPlan, StepOutput: plain data
     errors.py   every error says what is wrong, why, and what to do
     progress.py bars on a terminal, log lines elsewhere
+    interrupts.py Ctrl-C between two steps of an engine
     cli/        generate, serve, bench, plan, convert, models
     bench/      workloads and what is measured of them
     server/     gRPC service, OpenAI HTTP front, metrics; text/: tokenizer, detokenizer, chat templates

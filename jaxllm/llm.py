@@ -1,8 +1,6 @@
 """LLM: the offline API. Prompts in, answers out, in the caller's own thread."""
 
 import itertools
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,11 +15,11 @@ from jaxllm.config import EngineConfig
 from jaxllm.core import Delta, FinishReason, Logprobs, Request, SamplingParams
 from jaxllm.engine import Engine
 from jaxllm.errors import ConfigError, RequestError
-from jaxllm.progress import Report, progress
+from jaxllm.interrupts import interrupts_held
+from jaxllm.pooling import PoolingMethods
+from jaxllm.progress import Report, reporting
+from jaxllm.prompts import Prompt, as_list, content_of
 from jaxllm.server.text import TextStream, Tokenizer
-
-Prompt = str | Sequence[int] | Mapping[str, Any]
-"""Text, token ids, or {"prompt": text} or {"prompt_token_ids": ids}."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,7 @@ class RequestOutput:
     error: str | None = None
 
 
-class LLM:
+class LLM(PoolingMethods):
     """A model, loaded and ready. Use it as a context manager, or call close, to give the memory back.
 
         llm = LLM("path/to/checkpoint", max_model_len=4096)
@@ -114,7 +112,7 @@ class LLM:
         **config: Any,
     ):
         engine_config = EngineConfig.from_kwargs(model=str(model), **config)
-        with _report(progress) as report:
+        with reporting(progress) as report:
             self._engine: Engine | None = Engine.start(engine_config, model_class=model_class, progress=report)
         self._chat_template = chat_template
         self._ids = itertools.count()
@@ -151,10 +149,10 @@ class LLM:
         Raises RequestError before anything runs if a prompt or its parameters are invalid, and EngineDeadError.
         A request that fails alone has finish_reason "error".
         """
-        answers = self._make_answers(_as_list(prompts), params)
+        answers = self._make_answers(as_list(prompts), params)
         waiting = deque(answers)
         running: set[str] = set()
-        with _report(None) if use_tqdm else nullcontext() as report, self._aborting(answers):
+        with reporting(None) if use_tqdm else nullcontext() as report, self._aborting(answers):
             while waiting or running:
                 while waiting and len(self._answers) < self.engine.config.max_queued:
                     running.add(self._start(waiting.popleft()))
@@ -256,21 +254,12 @@ class LLM:
 
     def _read_prompt(self, prompt: Prompt) -> tuple[str | None, Sequence[int]]:
         """Its text, if it came as text, and its token ids."""
-        content: Any = prompt
-        if isinstance(prompt, Mapping):
-            if set(prompt) not in ({"prompt"}, {"prompt_token_ids"}):
-                raise RequestError(
-                    f"prompt has the keys {sorted(prompt)}: must be {{'prompt': text}} or {{'prompt_token_ids': ids}}",
-                    "prompt",
-                )
-            (content,) = prompt.values()
-        if isinstance(content, str):
-            if not content:
-                raise RequestError("prompt is empty: a text to go on from is needed", "prompt")
-            return content, self.tokenizer.encode(content)
-        if isinstance(content, Sequence):
+        content = content_of(prompt)
+        if not isinstance(content, str):
             return None, content
-        raise RequestError(f"prompt={content!r}: must be text or a list of token ids", "prompt")
+        if not content:
+            raise RequestError("prompt is empty: a text to go on from is needed", "prompt")
+        return content, self.tokenizer.encode(content)
 
     # --- running ---
 
@@ -282,7 +271,7 @@ class LLM:
 
     def _advance(self) -> list["_Answer"]:
         """One step of the engine; the answers that it advanced."""
-        with _interrupts_held():
+        with interrupts_held():
             deltas = self.engine.step()
         advanced = []
         for delta in deltas:
@@ -411,42 +400,3 @@ class _Answer:
 
     def _logprob(self, token: int, logprob: float, rank: int) -> Logprob:
         return Logprob(logprob, rank, self._tokenizer.token_text(token) if self._tokenizer is not None else None)
-
-
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
-    """One prompt, in whatever form, becomes a list of one."""
-    if isinstance(prompts, (str, Mapping)) or (prompts and isinstance(prompts[0], (int, np.integer))):
-        return [prompts]  # type: ignore[list-item]
-    return prompts  # type: ignore[return-value]
-
-
-@contextmanager
-def _report(given: Report | None) -> Iterator[Report]:
-    """The caller's way of showing progress, or bars on a terminal and log lines elsewhere."""
-    if given is not None:
-        yield given
-        return
-    with progress() as report:
-        yield report
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block: an engine that is left in the middle of a step is of no more use."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is None or threading.current_thread() is not threading.main_thread():
-        yield  # handled outside Python, or by another thread
-        return
-    interrupted = False
-
-    def note(*_: object) -> None:
-        nonlocal interrupted
-        interrupted = True
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if interrupted:
-        signal.raise_signal(signal.SIGINT)

@@ -73,3 +73,13 @@ class _LogLines:
             elif what not in self._logged or now - self._logged[what] >= LOG_SECONDS:
                 self._logged[what] = now
                 log.info("%s: %d of %d", what, done, total)
+
+
+@contextmanager
+def reporting(given: Report | None) -> Iterator[Report]:
+    """The caller's way of showing progress, or bars on a terminal and log lines elsewhere."""
+    if given is not None:
+        yield given
+        return
+    with progress() as report:
+        yield report

@@ -98,7 +98,7 @@ class EncodePrograms:
         return EncodeLayout(min(key.tokens, self.max_num_seqs), key.tokens, self.typed)
 
     def build(self, key: EncodeKey) -> Callable[[Leaves, jax.Array], jax.Array]:
-        """The function of (weights, packed): [R, D] of the rows, if they have any, then [T, D] of the tokens, if asked."""
+        """The function of (weights, packed): [R, D] of rows, where they have any, then [T, D] of tokens, if asked."""
 
         def program(leaves: Leaves, packed: jax.Array) -> jax.Array:
             step = self.layout(key).step(packed)

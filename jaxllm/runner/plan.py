@@ -13,7 +13,7 @@ from jaxllm.config import EngineConfig
 from jaxllm.core import elements_per_token
 from jaxllm.errors import ConfigError
 from jaxllm.models import registry
-from jaxllm.runner.programs import VARIANTS, FlatModel, Geometry, ProgramKey, Programs
+from jaxllm.runner.programs import VARIANTS, FlatModel, Geometry, Programs
 from jaxllm.runner.resolve import claim_memory, device_budget, given, on_gpu, resolve
 from jaxllm.runner.table import ProgramTable, Progress, closed_table, use_compilation_cache
 from jaxllm.sampling import make_processors

@@ -31,6 +31,9 @@ class Tokenizer:
         """tokenizer: transformers' PreTrainedTokenizerFast."""
         self._hf = tokenizer
         self._backend = tokenizer.backend_tokenizer
+        # Some tokenizer.json carry what their makers last cut and padded texts to.
+        self._backend.no_truncation()
+        self._backend.no_padding()
         added = self._backend.get_added_tokens_decoder().items()
         self._specials = {i: token.content for i, token in added if token.special}
         self._pieces = _Pieces(_piece_function(self._backend))
@@ -76,6 +79,38 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of the text; special tokens written out in it are recognised."""
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def encode_many(self, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
+        """Token ids of each text with its special tokens, cut to max_tokens with those kept."""
+        whole = [encoding.ids for encoding in self._backend.encode_batch(list(texts))]
+        if max_tokens is None:
+            return whole
+        for index, ids in enumerate(whole):
+            if len(ids) > max_tokens:
+                bare = self._backend.encode(texts[index], add_special_tokens=False)
+                bare.truncate(max(0, max_tokens - self._backend.num_special_tokens_to_add(False)))
+                whole[index] = self._backend.post_process(bare).ids[:max_tokens]
+        return whole
+
+    def encode_pairs(
+        self, pairs: Sequence[tuple[str, str]], max_tokens: int | None = None
+    ) -> list[tuple[list[int], list[int]]]:
+        """Token ids of each pair in the tokenizer's own form, and the segment of each token.
+
+        max_tokens: the longer text of a pair is cut first, then both alike.
+        """
+        encoded = []
+        for (first, second), whole in zip(pairs, self._backend.encode_batch(list(pairs)), strict=True):
+            if max_tokens is not None and len(whole) > max_tokens:
+                bare = [self._backend.encode(text, add_special_tokens=False) for text in (first, second)]
+                room = max(0, max_tokens - self._backend.num_special_tokens_to_add(True))
+                short, long = sorted(bare, key=len)
+                kept = min(len(short), room // 2)
+                long.truncate(min(len(long), room - kept))
+                short.truncate(min(len(short), max(kept, room - len(long))))
+                whole = self._backend.post_process(*bare)
+            encoded.append((whole.ids[:max_tokens], whole.type_ids[:max_tokens]))
+        return encoded
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of whole sequences. Ids that stand for nothing are left out.
