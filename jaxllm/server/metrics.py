@@ -141,7 +141,7 @@ class EngineMetrics(Collector):
     # --- Observer: on the engine's thread ---
 
     def observe_request(self, request: Request | PoolingRequest) -> None:
-        if isinstance(request, Request):
+        if not isinstance(request, PoolingRequest):
             self._limits.append(request.max_total - len(request.prompt))
 
     def observe_delta(self, delta: Delta, previous_time: float | None) -> None:
