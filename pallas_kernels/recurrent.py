@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.paged_attention.schedule import share_out
+
 
 def check_rows(
     operation: str, tokens: int, index: jax.Array, query_start: jax.Array, fresh: jax.Array, decode: bool
@@ -86,3 +88,28 @@ def scan(
     carried, results = jax.lax.scan(turn, jnp.pad(before, [(0, 1)] + [(0, 0)] * (states.ndim - 1)), (row, operands))
     padding = (row == rows).reshape(-1, *[1] * (results.ndim - 1))
     return jnp.where(padding, 0.0, results), write(states, carried[:rows], index, query_start)
+
+
+def entries(index: jax.Array, fresh: jax.Array) -> jax.Array:
+    """Each row's entry in one number for the kernels, [R] int32: ~index, which is negative, where the row is fresh."""
+    return jnp.where(fresh, ~index, index)
+
+
+def tiles(
+    index: jax.Array, query_start: jax.Array, fresh: jax.Array, tokens: int, size: int
+) -> tuple[jax.Array, jax.Array]:
+    """Cuts the rows, and as one row more the padding tokens, into tiles of at most `size` tokens.
+
+    Returns work [tiles, 5] int32: a tile's first token, how many it holds (0 for tiles left over), the place of the
+    first in its row, the row's count of tokens (0 for padding tokens), entries' number; and first [R + 2] int32, the
+    first tile of each row.
+    """
+    rows = index.shape[0]
+    starts = jnp.concatenate([query_start, jnp.full((1,), tokens, jnp.int32)])
+    counts = starts[1:] - starts[:-1]
+    row, place, first = share_out((counts + size - 1) // size, -(-tokens // size) + min(rows + 1, tokens))
+    begin = starts[row] + place * size
+    held = jnp.where(row < 0, 0, jnp.minimum(starts[row + 1] - begin, size))
+    counts = counts.at[rows].set(0)
+    entry = jnp.pad(entries(index, fresh), (0, 1))
+    return jnp.stack([begin, held, place * size, counts[row], entry[row]], axis=1), first

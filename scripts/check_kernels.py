@@ -46,9 +46,9 @@ OPERATIONS = {
     "rms_norm_residual": ("triton", "reference"),
     "softmax_top_k": ("triton", "reference"),
     "moe": ("triton", "reference"),
-    "causal_conv": ("reference",),
-    "selective_scan": ("reference",),
-    "ssd": ("reference",),
+    "causal_conv": ("triton", "reference"),
+    "selective_scan": ("triton", "reference"),
+    "ssd": ("triton", "reference"),
 }
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1.6e-2}
 

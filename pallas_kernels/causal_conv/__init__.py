@@ -38,7 +38,7 @@ def causal_conv(
         raise ValueError(f'causal_conv: activation={activation!r} is neither "silu" nor None')
     y, states = choose.run(
         "causal_conv",
-        ("reference",),
+        ("triton", "reference"),
         x,
         states,
         weight,

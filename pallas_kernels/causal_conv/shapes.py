@@ -112,19 +112,14 @@ def extend(*counts: int, fresh: tuple[int, ...] = (), padding: int = 0) -> Rows:
 
 
 CASES = (
-    ConvCase("decode-one", decode(1)),
     ConvCase("decode-fresh", decode(1, 1, 1, fresh=(1,))),
     ConvCase("decode-padding-rows", decode(1, 0, 1, 0, fresh=(3,)), channels=33),
-    ConvCase("decode-two-taps", decode(1, 1), taps=2, bias=False, activation=None),
     ConvCase("decode-three-taps", decode(1, 1, 1, 1, 1, fresh=(0, 4)), taps=3, channels=300),
-    ConvCase("extend-one-token", extend(1)),
     ConvCase("extend-one-token-fresh", extend(1, fresh=(0,), padding=3)),
     ConvCase("extend-short-rows", extend(1, 2, 3, 4, 1, 2, 3, fresh=(4, 5), padding=5)),
     ConvCase("extend-padding-rows", extend(3, 0, 0, 2, 0, fresh=(1,), padding=6), channels=33),
     ConvCase("extend-nothing", extend(0, 0, padding=8)),
     ConvCase("extend-ragged", extend(70, 1, 33, 1, 100, fresh=(0, 3)), channels=72),
-    ConvCase("extend-one-long", extend(201, fresh=(0,), padding=7), channels=130),
-    ConvCase("extend-one-long-continued", extend(150), bias=False),
     ConvCase("extend-two-taps", extend(9, 1, 40, fresh=(2,), padding=1), taps=2, activation=None),
     ConvCase("extend-three-taps", extend(2, 1, 40, fresh=(0,)), taps=3, bias=False),
     ConvCase("decode-large", decode(*[1] * 250, *[0] * 6, fresh=(7, 8)), channels=5376, large=True),

@@ -44,7 +44,7 @@ def selective_scan(
         raise ValueError(f"selective_scan: states are {states.dtype} and must be float32")
     y, states = choose.run(
         "selective_scan",
-        ("reference",),
+        ("triton", "reference"),
         x,
         dt,
         A,

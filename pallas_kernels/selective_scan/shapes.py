@@ -51,16 +51,12 @@ class ScanCase:
 
 
 CASES = (
-    ScanCase("decode-one", decode(1)),
     ScanCase("decode-fresh", decode(1, 1, 1, fresh=(1,)), single=True),
     ScanCase("decode-padding-rows", decode(1, 0, 1, 0, fresh=(3,)), channels=33, skip=False),
     ScanCase("decode-size-64", decode(1, 1), size=64, channels=70),
-    ScanCase("decode-size-24", decode(1, 1), size=24, channels=7),
     ScanCase("extend-one-token", extend(1)),
-    ScanCase("extend-one-token-fresh", extend(1, fresh=(0,), padding=3), single=True),
-    ScanCase("extend-short-rows", extend(1, 2, 3, 1, fresh=(2,), padding=5)),
     ScanCase("extend-padding-rows", extend(3, 0, 0, 2, 0, fresh=(1,), padding=6), channels=33),
-    ScanCase("extend-nothing", extend(0, 0, padding=8)),
+    ScanCase("extend-nothing", extend(0, padding=8)),
     ScanCase("extend-ragged", extend(37, 1, 18, 1, fresh=(0, 3)), channels=72),
     ScanCase("extend-one-long", extend(99, fresh=(0,), padding=7), channels=20, single=True),
     ScanCase("extend-size-64", extend(9, 12, fresh=(0,)), size=64, channels=40, skip=False),

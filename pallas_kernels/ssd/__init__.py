@@ -45,5 +45,7 @@ def ssd(
         raise ValueError(f"ssd: {heads} heads do not share {groups} groups evenly")
     if states.dtype != "float32":
         raise ValueError(f"ssd: states are {states.dtype} and must be float32")
-    y, states = choose.run("ssd", ("reference",), x, dt, A, B, C, D, states, index, query_start, fresh, decode=decode)
+    y, states = choose.run(
+        "ssd", ("triton", "reference"), x, dt, A, B, C, D, states, index, query_start, fresh, decode=decode
+    )
     return y, states

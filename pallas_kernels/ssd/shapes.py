@@ -55,20 +55,15 @@ class SSDCase:
 
 
 CASES = (
-    SSDCase("decode-one", decode(1)),
     SSDCase("decode-fresh", decode(1, 1, 1, fresh=(1,)), groups=2, single=True),
     SSDCase("decode-padding-rows", decode(1, 0, 1, 0, fresh=(3,)), skip=False, groups=4),
-    SSDCase("decode-size-128", decode(1, 1), heads=3, dim=64, size=128),
     SSDCase("decode-size-256", decode(1, 1), heads=2, dim=128, size=256, single=True),
     SSDCase("decode-dim-48-size-24", decode(1, 1), dim=48, size=24, groups=2),
     SSDCase("extend-one-token", extend(1)),
-    SSDCase("extend-one-token-fresh", extend(1, fresh=(0,), padding=3), single=True),
-    SSDCase("extend-short-rows", extend(1, 2, 3, 1, fresh=(2,), padding=5)),
     SSDCase("extend-padding-rows", extend(3, 0, 0, 2, 0, fresh=(1,), padding=6), heads=3, size=16),
     SSDCase("extend-nothing", extend(0, 0, padding=8)),
     SSDCase("extend-ragged", extend(150, 1, 70, 1, 33, fresh=(0, 3)), heads=6, groups=3),
     SSDCase("extend-one-long", extend(301, fresh=(0,), padding=7), heads=2, single=True),
-    SSDCase("extend-one-long-continued", extend(260), heads=2, groups=2, dim=64, size=16),
     SSDCase("extend-chunk-borders", extend(64, 128, 63, 65, 1, fresh=(1,)), heads=2, skip=False),
     SSDCase("extend-size-128", extend(70, 9, fresh=(0,)), heads=2, dim=64, size=128),
     SSDCase("extend-size-256", extend(70, 9, fresh=(1,)), heads=2, dim=128, size=256, single=True),

@@ -20,6 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pallas_kernels import choose
+from pallas_kernels.causal_conv import causal_conv
 from pallas_kernels.kv_write import kv_write
 from pallas_kernels.latent_write import latent_write
 from pallas_kernels.mla_attention import mla_attention
@@ -28,7 +29,9 @@ from pallas_kernels.paged_attention import paged_attention
 from pallas_kernels.qk_norm_rope_kv_write import qk_norm_rope_kv_write
 from pallas_kernels.ragged_attention import ragged_attention
 from pallas_kernels.rms_norm_residual import rms_norm_residual
+from pallas_kernels.selective_scan import selective_scan
 from pallas_kernels.softmax_top_k import softmax_top_k
+from pallas_kernels.ssd import ssd
 
 _PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
 _TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32"}
@@ -121,6 +124,19 @@ def _calls() -> list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]
     for options in ({}, norms, {"interleaved": True}):
         operands = (zeros(8, 24, 128), angles, angles, pool, pool, ints(8))
         calls.append((qk_norm_rope_kv_write, operands, options))
+    rows = (ints(8), ints(9), jnp.zeros((8,), bool))
+    for decode, tokens in ((True, 8), (False, 512)):
+        x, dt, single = zeros(tokens, 640), zeros(tokens, 640, dtype=jnp.float32), zeros(640, dtype=jnp.float32)
+        operands = (x, zeros(9, 640, 3), zeros(640, 4), zeros(640), *rows)
+        calls.append((causal_conv, operands, {"activation": "silu", "decode": decode}))
+        by_place, A = zeros(tokens, 16), zeros(640, 16, dtype=jnp.float32)
+        operands = (x, dt, A, by_place, by_place, single, zeros(9, 640, 16, dtype=jnp.float32), *rows)
+        calls.append((selective_scan, operands, {"decode": decode}))
+        for dim, groups, size in ((64, 1, 128), (128, 2, 256)):
+            x, dt, single = zeros(tokens, 8, dim), zeros(tokens, 8, dtype=jnp.float32), zeros(8, dtype=jnp.float32)
+            by_place, states = zeros(tokens, groups, size), zeros(9, 8, dim, size, dtype=jnp.float32)
+            operands = (x, dt, single, by_place, by_place, single, states, *rows)
+            calls.append((ssd, operands, {"decode": decode}))
     calls.append((kv_write, (pool, pool, new, new, ints(8)), {}))
     calls.append((latent_write, (zeros(5, 64, 576), zeros(8, 576), ints(8)), {}))
     calls.append((rms_norm_residual, (zeros(8, 4096), zeros(8, 4096), zeros(4096), 1e-6), {}))

@@ -23,8 +23,9 @@ def test_kernels_compile_for_hopper_without_spills(tmp_path: Path) -> None:
     found = [json.loads(line) for line in ran.stdout.splitlines()]
     attention = {"paged_decode", "paged_decode_combine", "paged_extend", "ragged_attention", "mla_decode"}
     mixture = {"softmax_top_k", "moe_plan", "moe_gate_up", "moe_down"}
+    recurrent = {"causal_conv", "selective_scan", "ssd_decode", "ssd_pass", "ssd_chunk"}
     others = {"qk_norm_rope_kv_write", "kv_write", "latent_write", "rms_norm_residual"}
-    assert {entry["kernel"] for entry in found} == attention | mixture | others
+    assert {entry["kernel"] for entry in found} == attention | mixture | recurrent | others
     for entry in found:
         assert entry["shared"] <= _SHARED_MEMORY, entry
         assert entry["spilled"] == 0, entry

@@ -26,9 +26,9 @@ OPERATIONS = {
     "rms_norm_residual": ("reference", "triton"),
     "softmax_top_k": ("reference", "triton"),
     "moe": ("reference", "triton"),
-    "causal_conv": ("reference",),
-    "selective_scan": ("reference",),
-    "ssd": ("reference",),
+    "causal_conv": ("reference", "triton"),
+    "selective_scan": ("reference", "triton"),
+    "ssd": ("reference", "triton"),
 }
 # Of the largest magnitude expected: a few roundings of the operands' type.
 TOLERANCE = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
