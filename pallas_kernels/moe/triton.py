@@ -4,8 +4,8 @@
 The first reads each block's tokens where they lie and leaves activation(gate) * up of each assignment at its own place,
 as the second does with its result; XLA weights and sums them, fused with what follows. One kernel before them lists
 each expert's assignments and cuts the lists into blocks. At decode sizes, where most experts are chosen once or never,
-a block is one assignment: nothing is listed, and an expert that several tokens chose at once comes from the L2 cache
-after the first.
+a block is one assignment: nothing is listed. The columns of a block run next to each other, and blocks of one expert
+after each other, so that a block's rows and an expert's weights come from memory once and then from the L2 cache.
 """
 
 from typing import NamedTuple
@@ -72,7 +72,7 @@ def moe(
         *plan,
         kernel=_gate_up_kernel,
         out_type=jax.ShapeDtypeStruct((assignments, inner), x.dtype),
-        grid=(blocks, -(-inner // config["inner"])),
+        grid=(-(-inner // config["inner"]), blocks),
         name="moe_gate_up",
         PER_TOKEN=per_token,
         IN=size,
@@ -89,7 +89,7 @@ def moe(
         *plan,
         kernel=_down_kernel,
         out_type=jax.ShapeDtypeStruct((assignments, size), x.dtype),
-        grid=(blocks, -(-size // config["size"])),
+        grid=(-(-size // config["size"]), blocks),
         name="moe_down",
         IN=inner,
         OUT=size,
@@ -252,12 +252,12 @@ def _gate_up_kernel(
     PRECISION: tl.constexpr,
 ):
     """COLUMNS of one block's hidden values. x: [T, IN]; weight: [X, IN, 2 * OUT]; hidden: [T * PER_TOKEN, OUT]."""
-    block = tl.program_id(0)
+    block = tl.program_id(1)
     expert, assignment, count = _block(block, order_ptr, expert_ptr, start_ptr, count_ptr, EXPERTS, ROWS, ALONE)
     if count > 0:
         row = tl.arange(0, ROWS)
         token = assignment // PER_TOKEN
-        column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+        column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
         depth = tl.arange(0, DEPTH)
         x_ptrs = x_ptr + token[:, None] * IN + depth[None, :]
         gate_ptrs = weight_ptr + expert * (IN * 2 * OUT) + depth[:, None] * (2 * OUT) + column[None, :]
@@ -302,11 +302,11 @@ def _down_kernel(
     PRECISION: tl.constexpr,
 ):
     """COLUMNS of one block's results. hidden: [N, IN]; weight: [X, IN, OUT]; out: [N, OUT]; N by assignment."""
-    block = tl.program_id(0)
+    block = tl.program_id(1)
     expert, assignment, count = _block(block, order_ptr, expert_ptr, start_ptr, count_ptr, EXPERTS, ROWS, ALONE)
     if count > 0:
         row = tl.arange(0, ROWS)
-        column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+        column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
         depth = tl.arange(0, DEPTH)
         hidden_ptrs = hidden_ptr + assignment[:, None] * IN + depth[None, :]
         weight_ptrs = weight_ptr + expert * (IN * OUT) + depth[:, None] * OUT + column[None, :]

@@ -57,15 +57,22 @@ def add_bias(scores, table, offset, least, most, SIZE: tl.constexpr):
 
 
 @triton.jit
-def add_keys(state, scores, v, LATE_SCALE: tl.constexpr, PRECISION: tl.constexpr):
-    """One turn of the online softmax: state (top [M], total [M], out [M, D]) after keys more, with values [N, D].
+def weigh(top, total, scores, LATE_SCALE: tl.constexpr):
+    """One turn of the online softmax: the highest score and the total of weights [M] after scores [M, N] more.
 
-    LATE_SCALE: of scores [M, N] that nothing else is done to, applied within the exponent, one multiply-add each.
+    LATE_SCALE: of scores that nothing else is done to, applied within the exponent, one multiply-add each.
+    Returns with them the scores' weights [M, N], and what all that was summed before is to be multiplied by [M].
     """
-    top, total, out = state
     higher = tl.maximum(top, tl.max(scores, 1) * LATE_SCALE)
     weights = tl.exp2(scores * LATE_SCALE - higher[:, None])
     shrink = tl.exp2(top - higher)
-    total = total * shrink + tl.sum(weights, 1)
+    return higher, total * shrink + tl.sum(weights, 1), weights, shrink
+
+
+@triton.jit
+def add_keys(state, scores, v, LATE_SCALE: tl.constexpr, PRECISION: tl.constexpr):
+    """State (top [M], total [M], out [M, D]) after keys more, with values [N, D]."""
+    top, total, out = state
+    top, total, weights, shrink = weigh(top, total, scores, LATE_SCALE)
     out = tl.dot(weights.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION)
-    return higher, total, out
+    return top, total, out

@@ -3,6 +3,7 @@
 
 A row's tile packs the query heads of a KV head, which reads its keys and values once for them, and visits the blocks
 that one of its queries sees. The tiles of one place run next to each other for all heads, whose data is contiguous.
+A head dim that is no power of two is taken in two parts, 80 as 64 and 16: padded to 128 it would waste tensor cores.
 """
 
 import jax
@@ -13,7 +14,7 @@ import triton.language as tl
 
 from pallas_kernels import tuning
 from pallas_kernels.paged_attention.schedule import share_tiles
-from pallas_kernels.paged_attention.softmax import add_bias, add_keys, scale_scores, start_softmax
+from pallas_kernels.paged_attention.softmax import add_bias, scale_scores, start_softmax, weigh
 
 _MAX_HEAD_DIM = 256
 _LOG2_E = 1.4426950408889634
@@ -39,8 +40,8 @@ def ragged_attention(
         raise NotImplementedError(f"head_dim {dim} is over {_MAX_HEAD_DIM}")
     if not q.dtype == k.dtype == v.dtype or q.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
         raise NotImplementedError(f"q {q.dtype}, k {k.dtype}, v {v.dtype}: must be one float type")
-    dim_pad = max(16, triton.next_power_of_2(dim))
-    wide = q.dtype.itemsize * dim_pad
+    part, rest = _parts(dim)
+    wide = q.dtype.itemsize * (part + rest)
     # queries: 64 fill the tensor cores and leave a sentence's tile little empty; several programs overlap.
     if q.dtype.itemsize == 2:
         defaults = {"queries": 64, "block": 64 if wide <= 256 else 32, "warps": 4, "stages": 3}
@@ -78,12 +79,20 @@ def ragged_attention(
         KV_HEADS=kv_heads,
         GROUP=group,
         DIM=dim,
-        DIM_PAD=dim_pad,
+        PART=part,
+        REST=rest,
         QUERIES=config["queries"],
         BLOCK=config["block"],
         PRECISION="tf32x3",  # of float32 operands, on tensor cores, with an error near float32's own
     )
     return out
+
+
+def _parts(dim: int) -> tuple[int, int]:
+    """The sizes, powers of two, of the parts that a head is taken in; 0 for no second part."""
+    whole = max(16, triton.next_power_of_2(dim))
+    rest = max(16, triton.next_power_of_2(dim - whole // 2))
+    return (whole // 2, rest) if whole > 16 and whole // 2 + rest < whole else (whole, 0)
 
 
 @triton.jit
@@ -102,7 +111,8 @@ def _kernel(
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
-    DIM_PAD: tl.constexpr,
+    PART: tl.constexpr,
+    REST: tl.constexpr,
     QUERIES: tl.constexpr,
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -119,11 +129,14 @@ def _kernel(
         return
     query = tl.arange(0, QUERIES)
     token = query // GROUP
-    dims = tl.arange(0, DIM_PAD)
-    mask = (token < tokens)[:, None] & (dims < DIM)[None, :]
+    dims = tl.arange(0, PART)
+    held = (token < tokens)[:, None]
     heads = head * GROUP + query % GROUP
-    offsets = ((first + token) * (KV_HEADS * GROUP) + heads).to(tl.int64)[:, None] * DIM + dims[None, :]
-    q = tl.load(q_ptr + offsets, mask=mask, other=0.0)
+    places = ((first + token) * (KV_HEADS * GROUP) + heads).to(tl.int64)[:, None] * DIM
+    q = tl.load(q_ptr + places + dims[None, :], mask=held & (dims < DIM)[None, :], other=0.0)
+    if REST > 0:
+        others = PART + tl.arange(0, REST)
+        q_rest = tl.load(q_ptr + places + others[None, :], mask=held & (others < DIM)[None, :], other=0.0)
 
     # Of the tile's queries one sees positions begin to end, every one those from full to full_end.
     position = first - row
@@ -143,21 +156,29 @@ def _kernel(
 
     block = tl.arange(0, BLOCK)
     keys = (row + begin).to(tl.int64) * (KV_HEADS * DIM) + head * DIM
-    key_offsets = block[:, None] * (KV_HEADS * DIM) + dims[None, :]
+    key_places = block[:, None] * (KV_HEADS * DIM)
     k_ptr += keys
     v_ptr += keys
     table = bias_ptr + heads * BIAS
     LATE_SCALE: tl.constexpr = 1.0 if (SOFT_CAP > 0.0 or BIAS) else SCALE
     top, total = start_softmax(tl.zeros([QUERIES], tl.float32), False)
-    state = (top, total, tl.zeros([QUERIES, DIM_PAD], tl.float32))
+    out = tl.zeros([QUERIES, PART], tl.float32)
+    if REST > 0:
+        out_rest = tl.zeros([QUERIES, REST], tl.float32)
     for start in range(begin, end, BLOCK):
         seen = start + block
-        readable = (seen < end)[:, None] & (dims < DIM)[None, :]
-        k = tl.load(k_ptr + key_offsets, mask=readable, other=0.0)
-        v = tl.load(v_ptr + key_offsets, mask=readable, other=0.0)
+        readable = (seen < end)[:, None]
+        offsets = key_places + dims[None, :]
+        k = tl.load(k_ptr + offsets, mask=readable & (dims < DIM)[None, :], other=0.0)
+        v = tl.load(v_ptr + offsets, mask=readable & (dims < DIM)[None, :], other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if REST > 0:
+            offsets_rest = key_places + others[None, :]
+            k_rest = tl.load(k_ptr + offsets_rest, mask=readable & (others < DIM)[None, :], other=0.0)
+            v_rest = tl.load(v_ptr + offsets_rest, mask=readable & (others < DIM)[None, :], other=0.0)
+            scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision=PRECISION)
         k_ptr += BLOCK * KV_HEADS * DIM
         v_ptr += BLOCK * KV_HEADS * DIM
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if SOFT_CAP > 0.0 or BIAS:
             scores = scale_scores(scores, SCALE, SOFT_CAP)
         if BIAS:
@@ -172,7 +193,13 @@ def _kernel(
                 distance = seen[None, :] - positions[:, None]
                 visible = visible & (distance > -WINDOW) & (distance < WINDOW)
             scores = tl.where(visible, scores, float("-inf"))
-        state = add_keys(state, scores, v, LATE_SCALE, PRECISION)
-    _, total, out = state
-    out = out / tl.where(total > 0.0, total, 1.0)[:, None]
-    tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=mask)
+        top, total, weights, shrink = weigh(top, total, scores, LATE_SCALE)
+        weights = weights.to(v.dtype)
+        out = tl.dot(weights, v, out * shrink[:, None], input_precision=PRECISION)
+        if REST > 0:
+            out_rest = tl.dot(weights, v_rest, out_rest * shrink[:, None], input_precision=PRECISION)
+    share = 1.0 / tl.where(total > 0.0, total, 1.0)[:, None]
+    out_places = out_ptr + places
+    tl.store(out_places + dims[None, :], (out * share).to(q.dtype), mask=held & (dims < DIM)[None, :])
+    if REST > 0:
+        tl.store(out_places + others[None, :], (out_rest * share).to(q.dtype), mask=held & (others < DIM)[None, :])
