@@ -49,6 +49,7 @@ OPERATIONS = {
     "causal_conv": ("triton", "reference"),
     "selective_scan": ("triton", "reference"),
     "ssd": ("triton", "reference"),
+    "skinny_matmul": ("triton", "reference"),
 }
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1.6e-2}
 
