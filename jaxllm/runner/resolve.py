@@ -58,7 +58,7 @@ def resolve(config: EngineConfig, model: _Model) -> EngineConfig:
             f"max_num_batched_tokens={max_num_batched_tokens} is below max_num_seqs={max_num_seqs}: a step could not "
             "give every running request its token; raise the first or lower the second"
         )
-    steps = config.decode_steps or tuple(n for n in ((1, 8) if gpu else (1,)) if n <= config.block_size)
+    steps = config.decode_steps or tuple(n for n in ((1, 4) if gpu else (1,)) if n <= config.block_size)
     return config.replace(
         dtype=_dtype(config, model, gpu),
         max_model_len=max_model_len,

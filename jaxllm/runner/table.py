@@ -36,8 +36,9 @@ def token_buckets(max_tokens: int, *, gpu: bool) -> list[int]:
 
 
 def row_buckets(max_rows: int, *, gpu: bool) -> list[int]:
-    """Sizes of decode programs: exact to 8, then four per doubling on a GPU; few on a CPU."""
-    fine = [*range(1, 8), *((4 + i % 4) << (i // 4 + 1) for i in range(100))]
+    """Sizes of decode programs: two per doubling from 8 on, on a GPU, as a step's time is that of reading the weights;
+    few on a CPU."""
+    fine = [1, 2, 4, *((2 + i % 2) << (i // 2 + 2) for i in range(60))]
     return [size for size in (fine if gpu else [1]) if size < max_rows] + [max_rows]
 
 
@@ -48,17 +49,18 @@ def closed_table(max_rows: int, max_tokens: int, steps: Sequence[int], *, gpu: b
     decodes: dict[Variant, list[int]]
     if gpu:
         # Thinned out from the largest down, so that the largest size of every variant exists.
-        extends = {"greedy": tokens, "sampled": tokens, "full": tokens[::-2], "scored": tokens[::-3]}
-        powers = [size for size in rows if size & (size - 1) == 0 or size == max_rows]
-        decodes = {"greedy": rows, "sampled": rows, "full": powers}
+        extends = {"greedy": tokens, "sampled": tokens[::-2], "full": tokens[::-3], "scored": tokens[::-4]}
+        decodes = {"greedy": rows, "sampled": rows, "full": rows[::-3]}
     else:
         # Two cores compile a program in a second or more: few programs, each serving much.
         extends = {"sampled": tokens, "scored": tokens[-1:]}
         decodes = {"greedy": rows, "sampled": rows[:1], "full": rows[-1:]}
     keys = [ProgramKey("extend", size, variant) for variant, sizes in extends.items() for size in sizes]
-    keys += [
-        ProgramKey("decode", size, variant, n) for variant, sizes in decodes.items() for size in sizes for n in steps
-    ]
+    for variant, sizes in decodes.items():
+        for n in steps:
+            # Fewer steps than could be are for when somebody waits, which is not for long.
+            fewer = sorted(sizes)[::-2] if gpu and n < max(steps) else sizes
+            keys += [ProgramKey("decode", size, variant, n) for size in fewer]
     return [*keys, ProgramKey("copy", COPY_PAIRS), ProgramKey("seed", tokens[-1])]
 
 
