@@ -85,6 +85,10 @@ class RequestOutput:
     error: str | None = None
 
 
+OFFLINE_INTERVAL_MS = 200.0
+"""EngineConfig.stream_interval_ms where nobody says: offline hardly anyone waits for single tokens."""
+
+
 class LLM(PoolingMethods):
     """A model, loaded and ready. Use it as a context manager, or call close, to give the memory back.
 
@@ -111,6 +115,7 @@ class LLM(PoolingMethods):
         progress: Report | None = None,
         **config: Any,
     ):
+        config.setdefault("stream_interval_ms", OFFLINE_INTERVAL_MS)
         engine_config = EngineConfig.from_kwargs(model=str(model), **config)
         with reporting(progress) as report:
             self._engine: Engine | None = Engine.start(engine_config, model_class=model_class, progress=report)
