@@ -4,6 +4,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from jaxllm.bench.clients import BenchError
 from jaxllm.bench.statistics import Record
 from jaxllm.bench.workloads import Prompt
@@ -28,6 +30,17 @@ def throughput(llm: "LLM", prompts: Sequence[Prompt]) -> float:
     for index, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
         if (count := len(output.outputs[0].token_ids)) != prompt.num_output:
             raise BenchError(f"prompt {index} yielded {count} tokens, {prompt.num_output} were asked for")
+    return seconds
+
+
+def embed(llm: "LLM", prompts: Sequence[Prompt]) -> float:
+    """Seconds to embed every prompt, all submitted at once. Raises BenchError for a vector that is not finite."""
+    start = time.perf_counter()
+    outputs = llm.embed([prompt.token_ids for prompt in prompts], use_tqdm=False)
+    seconds = time.perf_counter() - start
+    for index, output in enumerate(outputs):
+        if not np.isfinite(output.outputs.embedding).all():
+            raise BenchError(f"prompt {index} yielded a vector that is not finite")
     return seconds
 
 

@@ -1,4 +1,4 @@
-"""`jaxllm bench`: throughput, latency, serving under load, start-up."""
+"""`jaxllm bench`: throughput of generation and of embedding, latency, serving under load, start-up."""
 
 import dataclasses
 import json
@@ -21,7 +21,9 @@ from jaxllm.progress import progress
 if TYPE_CHECKING:
     from jaxllm.bench.workloads import Prompt
 
-bench = typer.Typer(help="Measure throughput, latency, serving under load, and start-up.", no_args_is_help=True)
+bench = typer.Typer(
+    help="Measure throughput, embedding, latency, serving under load, and start-up.", no_args_is_help=True
+)
 app.add_typer(bench, name="bench")
 
 NUM_PROMPTS = Annotated[int, typer.Option(min=1, help="Number of requests, unless --workload says.")]
@@ -87,6 +89,35 @@ def throughput(
         plot_bars(
             plot, f"{config.model}: throughput", "tokens/s", {r["workload"]: r["total_tokens_per_s"] for r in rows}
         )
+
+
+@command(bench, engine=EngineConfig, defaults={"task": "embed"})
+def embed(
+    engine: Given,
+    num_prompts: NUM_PROMPTS = 10000,
+    input_len: INPUT_LEN = 32,
+    range_ratio: RANGE_RATIO = 0.5,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs; the best one counts.")] = 2,
+    output_json: OUTPUT_JSON = None,
+) -> None:
+    """Embed random texts through the offline API as fast as it goes."""
+    config = engine_config(engine)
+    from jaxllm import LLM
+    from jaxllm.bench import offline
+
+    source = _source(config, num_prompts, input_len, 1, range_ratio, None)
+    with progress() as report:
+        llm = LLM(**vars(config), progress=report)
+        info = llm.engine.info
+        runs = [source(info.vocab_size, info.max_model_len, config.seed + i) for i in range(repeats)]
+        seconds = []
+        for count, prompts in enumerate(runs):
+            report(count, repeats, "runs")
+            seconds.append(offline.embed(llm, prompts))
+        report(repeats, repeats, "runs")
+    rows = [_embedding_row(runs, seconds)]
+    _print_table(("workload", "requests", "seconds", "requests_per_s", "prompt_tokens_per_s"), rows)
+    _write(output_json, "embed", config, rows, {"device": _device()})
 
 
 @command(bench, engine=EngineConfig, defaults={"enable_prefix_caching": False})
@@ -313,6 +344,21 @@ def _throughput_row(name: str, runs: "list[list[Prompt]]", seconds: list[float])
         "requests_per_s": len(runs[best]) / seconds[best],
         "output_tokens_per_s": num_output / seconds[best],
         "total_tokens_per_s": (num_prompt + num_output) / seconds[best],
+    }
+
+
+def _embedding_row(runs: "list[list[Prompt]]", seconds: list[float]) -> dict[str, Any]:
+    """The figures of the repeat with the most tokens per second."""
+    tokens = [sum(len(prompt.token_ids) for prompt in prompts) for prompts in runs]
+    best = max(range(len(runs)), key=lambda i: tokens[i] / seconds[i])
+    return {
+        "workload": "random",
+        "requests": len(runs[best]),
+        "prompt_tokens": tokens[best],
+        "seconds": seconds[best],
+        "all_seconds": seconds,
+        "requests_per_s": len(runs[best]) / seconds[best],
+        "prompt_tokens_per_s": tokens[best] / seconds[best],
     }
 
 
