@@ -1,0 +1,82 @@
+"""What sentence-transformers' files say about pooling."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxllm import weights
+from jaxllm.errors import ConfigError
+
+
+def write(directory: Path, kinds: tuple[str, ...], pooling: dict[str, Any], sentence: dict[str, Any] | None = None):
+    library = "sentence_transformers.models."
+    modules = [
+        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": library + kind}
+        for i, kind in enumerate(kinds)
+    ]
+    (directory / "modules.json").write_text(json.dumps(modules))
+    (directory / "1_Pooling").mkdir()
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    if sentence is not None:
+        (directory / "sentence_bert_config.json").write_text(json.dumps(sentence))
+
+
+PLAIN = ("Transformer", "Pooling")
+FLAGS = {
+    "word_embedding_dimension": 384, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": False,
+    "pooling_mode_max_tokens": False, "pooling_mode_mean_sqrt_len_tokens": False, "pooling_mode_lasttoken": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pooling", "sequence"),
+    [
+        (FLAGS | {"pooling_mode_cls_token": True}, "cls"),
+        (FLAGS | {"pooling_mode_mean_tokens": True, "include_prompt": True}, "mean"),
+        (FLAGS | {"pooling_mode_lasttoken": True}, "last"),
+        ({"embedding_dimension": 384, "pooling_mode": "lasttoken"}, "last"),
+    ],
+)
+@pytest.mark.parametrize("normalize", [False, True])
+def test_what_the_files_say(tmp_path, pooling, sequence, normalize):
+    write(tmp_path, (*PLAIN, "Normalize") if normalize else PLAIN, pooling, {"max_seq_length": 128})
+    assert weights.read_sentence_transformer(tmp_path) == weights.SentenceTransformer(sequence, normalize, 128)
+
+
+def test_other_checkpoints_have_no_such_files(tmp_path):
+    assert weights.read_sentence_transformer(tmp_path) is None
+
+
+def test_the_length_may_be_left_out(tmp_path):
+    write(tmp_path, PLAIN, {"pooling_mode": "cls"})
+    assert weights.read_sentence_transformer(tmp_path) == weights.SentenceTransformer("cls", False, None)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "pooling", "message"),
+    [
+        (
+            (*PLAIN, "Dense", "Normalize"),
+            {"pooling_mode": "cls"},
+            "the steps Transformer, Pooling, Dense, Normalize are",
+        ),
+        (PLAIN, FLAGS | {"pooling_mode_max_tokens": True}, "pooling by max is not supported; only by cls, mean, lastt"),
+        (PLAIN, FLAGS | {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "pooling by cls and mean"),
+        (PLAIN, {"pooling_mode": "mean", "include_prompt": False}, "include_prompt=false is not supported"),
+    ],
+)
+def test_what_cannot_be_computed_is_named(tmp_path, kinds, pooling, message):
+    write(tmp_path, kinds, pooling)
+    with pytest.raises(ConfigError, match=message):
+        weights.read_sentence_transformer(tmp_path)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "modules.json").write_text("[")
+    with pytest.raises(ConfigError, match=r"modules\.json: cannot be read"):
+        weights.read_sentence_transformer(tmp_path)
+    (tmp_path / "modules.json").write_text('[{"idx": 0}]')
+    with pytest.raises(ConfigError, match=r"modules\.json: not a list of steps"):
+        weights.read_sentence_transformer(tmp_path)
