@@ -328,3 +328,11 @@ def test_chat_answers_conversations(llm: LLM, monkeypatch: pytest.MonkeyPatch) -
     assert [output.outputs for output in outputs] == [output.outputs for output in expected]
     (one,) = llm.chat(first, GREEDY, chat_template_kwargs={"mark": "there"})
     assert one.prompt == "Once upon a time there"
+
+
+def test_chat_offers_tools_and_documents(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = "{% for t in tools %}{{ t.function.name }} {% endfor %}{{ documents[0].text }} Once upon a time"
+    monkeypatch.setattr(llm.tokenizer._hf, "chat_template", template)
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    (output,) = llm.chat([{"role": "user", "content": "Hi"}], GREEDY, tools=tools, documents=[{"text": "sunny"}])
+    assert output.prompt == "look sunny Once upon a time"

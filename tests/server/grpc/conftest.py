@@ -12,12 +12,15 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
 from jaxllm.server.grpc import service
-from jaxllm.server.grpc.session import Requests
+from jaxllm.server.grpc.session import ChatOptions, Requests
 from jaxllm.server.grpc.stubs import jaxllm_pb2_grpc as pb_grpc
 from jaxllm.server.text import Tokenizer
 
 TEMPLATE = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}"
+    "{% for document in documents or [] %}({{ document.text }}){% endfor %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}[{{ call.function.arguments.city }}]{% endfor %}{% endfor %}"
     "{% if shout %}!{% endif %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
@@ -40,13 +43,19 @@ def engine() -> ScriptedEngine:
 
 
 @pytest.fixture
-async def served(engine: ScriptedEngine, tokenizer: Tokenizer) -> AsyncIterator[Served]:
+def chats() -> ChatOptions | None:
+    """How the service reads answers to chats; a module of tests may have its own."""
+    return None
+
+
+@pytest.fixture
+async def served(engine: ScriptedEngine, tokenizer: Tokenizer, chats: ChatOptions | None) -> AsyncIterator[Served]:
     backend = service.Backend({"model": "scripted"})
     health = service.Health()
     server = service.make_server(backend, health)
     port = service.listen(server, "127.0.0.1", 0)
     await server.start()
-    backend.engine = service.Engine(Requests(engine, tokenizer), "cpu", metrics=lambda: "jaxllm:up 1\n")
+    backend.engine = service.Engine(Requests(engine, tokenizer, chats), "cpu", metrics=lambda: "jaxllm:up 1\n")
     await health.set(True)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Served(
