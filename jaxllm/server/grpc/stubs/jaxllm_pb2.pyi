@@ -1100,6 +1100,7 @@ class GetLoadResponse(_message.Message):
     GENERATION_TOKENS_FIELD_NUMBER: _builtins.int
     STEPS_EXTEND_FIELD_NUMBER: _builtins.int
     STEPS_DECODE_FIELD_NUMBER: _builtins.int
+    STEPS_ENCODE_FIELD_NUMBER: _builtins.int
     running: _builtins.int
     waiting: _builtins.int
     pages_total: _builtins.int
@@ -1112,6 +1113,7 @@ class GetLoadResponse(_message.Message):
     generation_tokens: _builtins.int
     steps_extend: _builtins.int
     steps_decode: _builtins.int
+    steps_encode: _builtins.int
     def __init__(
         self,
         *,
@@ -1127,10 +1129,11 @@ class GetLoadResponse(_message.Message):
         generation_tokens: _builtins.int = ...,
         steps_extend: _builtins.int = ...,
         steps_decode: _builtins.int = ...,
+        steps_encode: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_usage", b"cache_usage", "generation_tokens", b"generation_tokens", "pages_free", b"pages_free", "pages_total", b"pages_total", "preemptions", b"preemptions", "prefix_hits", b"prefix_hits", "prefix_queries", b"prefix_queries", "prompt_tokens", b"prompt_tokens", "running", b"running", "steps_decode", b"steps_decode", "steps_extend", b"steps_extend", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_usage", b"cache_usage", "generation_tokens", b"generation_tokens", "pages_free", b"pages_free", "pages_total", b"pages_total", "preemptions", b"preemptions", "prefix_hits", b"prefix_hits", "prefix_queries", b"prefix_queries", "prompt_tokens", b"prompt_tokens", "running", b"running", "steps_decode", b"steps_decode", "steps_encode", b"steps_encode", "steps_extend", b"steps_extend", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
