@@ -14,6 +14,11 @@ def is_name(name: str) -> bool:
     return 0 < len(name) <= MAX_NAME and name.isprintable()
 
 
+def is_text(text: str) -> bool:
+    """Whether this can be sent: JSON's escapes can make halves of characters, which no encoding has."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def check_tools(tools: Sequence[Any]) -> None:
     """Raises RequestError unless these are functions as OpenAI describes them, each of its own name."""
     names = set()

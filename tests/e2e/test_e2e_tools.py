@@ -186,7 +186,7 @@ def test_a_server_told_to_leave_answers_as_they_are(stories: Path, template: Pat
             with pytest.raises(openai.BadRequestError, match="--tool-call-parser NAME"):
                 client.chat.completions.create(**ASKED)
             answer = client.chat.completions.create(**ASKED, tool_choice="none")
-        assert answer.choices[0].message.content == ANSWER
+        assert (answer.choices[0].message.content or "").strip() == ANSWER
 
 
 def test_an_unknown_parser_is_an_error_at_once(stories: Path) -> None:

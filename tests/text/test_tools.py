@@ -209,6 +209,15 @@ def test_a_call_that_breaks_off_keeps_what_came() -> None:
     assert answer.content == "<oops>}} and on"
 
 
+def test_an_answer_cut_off_in_the_end_of_a_call() -> None:
+    text = '<tool_call>{"name": "now"}\n</tool_'
+    assert read([text], "hermes").content == ""
+    assert read(text, "hermes").content == ""
+    assert read([text + "x"], "hermes").content == "</tool_x"
+    reader = AnswerReader(AnswerFormat("hermes"), TOOLS)
+    assert reader.feed(text, final=True).content == ""
+
+
 def test_a_call_behind_a_broken_one() -> None:
     good = '<tool_call>{"name": "now", "arguments": {}}</tool_call>'
     answer = read([f"<tool_call>bad {good}"], "hermes")

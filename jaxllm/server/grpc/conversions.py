@@ -19,7 +19,7 @@ from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.text import Tokenizer
 from jaxllm.server.text.chat import text_of
 from jaxllm.server.text.reading import Parsed
-from jaxllm.server.tool_choice import calls_schema, check_tools
+from jaxllm.server.tool_choice import calls_schema, check_tools, is_text
 
 FINISH_REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
@@ -181,6 +181,8 @@ def _objects(texts: Sequence[str], field: str) -> list[dict[str, Any]]:
             raise RequestError(f"{field}[{i}]: no JSON ({error})", field) from error
         if not isinstance(value, dict):
             raise RequestError(f"{field}[{i}]: must be a JSON object", field)
+        if not is_text(json.dumps(value, ensure_ascii=False)):
+            raise RequestError(f"{field}[{i}]: holds half of a surrogate pair, which no text has", field)
         objects.append(value)
     return objects
 

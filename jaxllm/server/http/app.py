@@ -204,6 +204,16 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def on_request_error(_: Request, error: RequestError) -> Response:
         return _error_response(_rejected(error))
 
+    @app.exception_handler(UnicodeEncodeError)
+    async def on_half_a_character(_: Request, error: UnicodeEncodeError) -> Response:
+        """Out of what writes a request for the engine: JSON's escapes can make halves of characters."""
+        found = f"\\u{ord(error.object[error.start]):x}"
+        return _error_response(
+            ApiError(
+                400, f"the request holds {found}, half of a surrogate pair: no text has that", code="invalid_value"
+            )
+        )
+
     @app.exception_handler(RequestValidationError)
     async def on_invalid(_: Request, error: RequestValidationError) -> Response:
         return _error_response(_invalid(error))

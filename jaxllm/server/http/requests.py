@@ -368,8 +368,8 @@ class ChatFields(Strict):
         chat = pb.Chat(continue_final_message=bool(self.continue_final_message))
         for message in self.messages:
             message.write(chat.messages.add())
-        chat.tools.extend(json.dumps(tool) for tool in self.tools)
-        chat.documents.extend(json.dumps(document) for document in self.documents)
+        chat.tools.extend(json.dumps(tool, ensure_ascii=False) for tool in self.tools)
+        chat.documents.extend(json.dumps(document, ensure_ascii=False) for document in self.documents)
         variables = dict(self.chat_template_kwargs or {})
         if self.add_generation_prompt is not None:
             variables["add_generation_prompt"] = self.add_generation_prompt

@@ -167,6 +167,7 @@ def test_tool_choice(choice: pb.ToolChoice, offered: list[str], schema_of: list[
         (["no"], {}, r"tools\[0\]: no JSON"),
         (["[]"], {}, r"tools\[0\]: must be a JSON object"),
         (['{"type": "custom"}'], {}, r"tools\[0\]: must be .*function"),
+        ([function("f", description="\ud800")], {}, "half of a surrogate pair"),
         (['{"type": "function", "function": {}}'], {}, r"tools\[0\].function.name=None"),
         (['{"type": "function", "function": {"name": "\\ud800"}}'], {}, r"tools\[0\].function.name="),
         ([function("f"), function("f")], {}, "two functions of the name 'f'"),

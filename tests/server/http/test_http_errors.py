@@ -1,5 +1,7 @@
 """Every error in OpenAI's form with the right status, before and in the midst of a stream."""
 
+import json
+
 import pytest
 
 COMPLETIONS = "/v1/completions"
@@ -192,3 +194,25 @@ def test_an_error_in_the_midst_of_a_stream(shared_front, path):
 @pytest.mark.parametrize(("reason", "status"), [("ABORT", 503), ("DEADLINE", 504), ("ERROR", 500)])
 def test_requests_the_server_ended(shared_front, reason, status):
     error_of(shared_front.post(COMPLETIONS, prompt=f"end {reason}"), status)
+
+
+FUNCTION = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [{**USER, "content": "\ud800"}]},
+        {"messages": [{**USER, "content": [{"type": "text", "text": "\ud800"}]}]},
+        {"messages": [{**USER, "name": "\ud800"}]},
+        {"tools": [{**FUNCTION, "function": {"name": "f", "parameters": {"\ud800": 1}}}]},
+        {"documents": [{"text": "\ud800"}]},
+        {"tool_choice": {"type": "function", "function": {"name": "\ud800"}}},
+        {"chat_template_kwargs": {"a": "\ud800"}},
+        {"reasoning_effort": "\ud800"},
+    ],
+)
+def test_halves_of_characters(fields, shared_front):
+    body = json.dumps({"messages": [USER], **fields})
+    answer = shared_front.client.post(CHAT, content=body, headers={"content-type": "application/json"})
+    assert "surrogate" in error_of(answer, 400)["message"]

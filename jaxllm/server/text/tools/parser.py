@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxllm.server.text.reading import BrokenError, Course, Reader
-from jaxllm.server.tool_choice import is_name
+from jaxllm.server.tool_choice import is_name, is_text
 
 _NAME_RUN = re.compile(r"[\w.\-]+")
 _STRING_RUN = re.compile(r'[^"\\]+')
@@ -45,7 +45,7 @@ class ToolParser(Reader):
         self._behind_call = False
 
     def read(self) -> Course[None]:
-        while mark := (yield from self.until(self.content, *self.openers, *self.closers)):
+        while mark := (yield from self.until(self._outside, *self.openers, *self.closers)):
             if mark in self.closers:
                 if not self.num_calls:
                     self.content(mark)
@@ -70,6 +70,13 @@ class ToolParser(Reader):
         if not (self._open and self._final and self._at == len(self._text)):
             self.content("".join(self._raw))
         self._open = False
+
+    def _outside(self, text: str) -> None:
+        """Content, unless it is the beginning of a closer with which the answer is cut off behind a call."""
+        beginning = text.strip()
+        cut_off = beginning and self._final and self._at + len(text) == len(self._text)
+        if not (cut_off and self._behind_call and any(mark.startswith(beginning) for mark in self.closers)):
+            self.content(text)
 
     # --- giving out ---
 
@@ -255,11 +262,6 @@ def is_object(text: str) -> bool:
         return isinstance(json.loads(text), dict) and is_text(text)
     except (ValueError, RecursionError):
         return False
-
-
-def is_text(text: str) -> bool:
-    """Whether this can be sent: JSON's escapes can make halves of characters, which no encoding has."""
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _ignore(text: str) -> None:
