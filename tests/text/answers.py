@@ -156,6 +156,19 @@ TRANSCRIPTS: dict[str, list[tuple[str, str, list[tuple[str, Any]]]]] = {
          f"<｜tool▁call▁end｜><｜tool▁call▁begin｜>send<｜tool▁sep｜>{HARD_JSON}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
          "", [WEATHER, SEND]),
     ],
+    "deepseek_v32": [
+        ('I see.\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name="get_weather">\n'
+         '<｜DSML｜parameter name="city" string="true">Paris</｜DSML｜parameter>\n'
+         '<｜DSML｜parameter name="days" string="false">3</｜DSML｜parameter>\n</｜DSML｜invoke>\n'
+         '<｜DSML｜invoke name="send">\n'
+         f'<｜DSML｜parameter name="text" string="true">{HARD["text"]}</｜DSML｜parameter>\n'
+         '<｜DSML｜parameter name="to" string="false">["x", "[y]"]</｜DSML｜parameter>\n</｜DSML｜invoke>\n'
+         "</｜DSML｜function_calls>", "I see.", [WEATHER, SEND]),
+        ('<｜DSML｜tool_calls>\n<｜DSML｜invoke name="now">\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>', "", [NOW]),
+    ],
+    "lfm2": [
+        ("<|tool_call_start|>[get_weather(city='Paris', days=3)]<|tool_call_end|>I look.", "I look.", [WEATHER]),
+    ],
     "glm45": [
         ("I see.\n<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n"
          "<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>\n<tool_call>send\n<arg_key>text</arg_key>\n"

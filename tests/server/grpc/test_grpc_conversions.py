@@ -169,7 +169,7 @@ def test_tool_choice(choice: pb.ToolChoice, offered: list[str], schema_of: list[
         (['{"type": "custom"}'], {}, r"tools\[0\]: must be .*function"),
         ([function("f", description="\ud800")], {}, "half of a surrogate pair"),
         (['{"type": "function", "function": {}}'], {}, r"tools\[0\].function.name=None"),
-        (['{"type": "function", "function": {"name": "\\ud800"}}'], {}, r"tools\[0\].function.name="),
+        (['{"type": "function", "function": {"name": "\\ud800"}}'], {}, r"tools\[0\]: holds half"),
         ([function("f"), function("f")], {}, "two functions of the name 'f'"),
         ([function("f", parameters=3)], {}, "must be a JSON schema"),
         ([function("f")], {"function": "g"}, "'g', which is none of the tools"),

@@ -6,6 +6,7 @@ The rest is one file per format.
 """
 
 from jaxllm.server.text.tools.deepseek import DeepSeekV3, DeepSeekV31
+from jaxllm.server.text.tools.deepseek_v32 import DeepSeekV32
 from jaxllm.server.text.tools.glm45 import Glm45
 from jaxllm.server.text.tools.granite import Granite, Granite20B
 from jaxllm.server.text.tools.hermes import Hermes
@@ -16,12 +17,13 @@ from jaxllm.server.text.tools.llama3_json import Llama3Json
 from jaxllm.server.text.tools.mistral import Mistral
 from jaxllm.server.text.tools.parser import ToolParser
 from jaxllm.server.text.tools.phi4_mini import Phi4Mini
-from jaxllm.server.text.tools.pythonic import Llama4Pythonic, Pythonic
+from jaxllm.server.text.tools.pythonic import Lfm2, Llama4Pythonic, Pythonic
 from jaxllm.server.text.tools.qwen3_coder import Qwen3Coder, SeedOss
 
 PARSERS: dict[str, type[ToolParser]] = {
     "deepseek_v3": DeepSeekV3,
     "deepseek_v31": DeepSeekV31,
+    "deepseek_v32": DeepSeekV32,
     "glm45": Glm45,
     "granite": Granite,
     "granite-20b-fc": Granite20B,
@@ -29,6 +31,7 @@ PARSERS: dict[str, type[ToolParser]] = {
     "internlm": InternLM,
     "jamba": Jamba,
     "kimi_k2": KimiK2,
+    "lfm2": Lfm2,
     "llama3_json": Llama3Json,
     "llama4_json": Llama3Json,
     "llama4_pythonic": Llama4Pythonic,
@@ -51,6 +54,8 @@ _SIGNS = (
     ("<tool_calls>", "jamba"),
     ("<tool_call>", "hermes"),
     ("<|tool_call|>", "granite"),
+    ("｜DSML｜", "deepseek_v32"),
+    ("<|tool_list_start|>", "lfm2"),
     ("[func_name1(", "pythonic"),
     ("<|python_tag|>", "llama3_json"),
     ('{"name": function name, "parameters":', "llama3_json"),

@@ -1,6 +1,7 @@
 """Llama 3.2 and 4, ToolACE and others: [name(key=value, ...), ...], Python calls in a list.
 
-Llama 4 may put them between <|python_start|> and <|python_end|>.
+Llama 4 may put them between <|python_start|> and <|python_end|>; LFM 2 puts them between <|tool_call_start|> and
+<|tool_call_end|>.
 """
 
 import json
@@ -51,11 +52,17 @@ class Pythonic(LiteralReader, ToolParser):
 
 
 class Llama4Pythonic(Pythonic):
-    special_tokens = ("<|python_start|>", "<|python_end|>")
-    openers = ("<|python_start|>", "[")
-    closers = ("<|python_end|>",)
+    special_tokens: Sequence[str] = ("<|python_start|>", "<|python_end|>")
+    openers: Sequence[str] = ("<|python_start|>", "[")
+    closers: Sequence[str] = ("<|python_end|>",)
 
     def section(self, opener: str) -> Course[None]:
         if opener != "[":
             yield from self.expect("[")
         yield from super().section(opener)
+
+
+class Lfm2(Llama4Pythonic):
+    special_tokens = ("<|tool_call_start|>", "<|tool_call_end|>")
+    openers = ("<|tool_call_start|>", "[")
+    closers = ("<|tool_call_end|>",)

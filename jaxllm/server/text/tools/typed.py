@@ -23,11 +23,12 @@ class TypedParser(ToolParser):
         self._num_arguments = 0
         self._parameters = self.functions.get(name, {}).get("parameters") or {}
 
-    def argument(self, key: str, *ends: str) -> Course[None]:
-        """One argument's value, up to one of `ends`."""
+    def argument(self, key: str, *ends: str, types: set[str] | None = None) -> Course[None]:
+        """One argument's value, up to one of `ends`. types: what it may be, in place of what the tool's schema says."""
         self.arguments((", " if self._num_arguments else "") + _quoted(key) + ": ")
         self._num_arguments += 1
-        types = schema_types(self._parameters, _property(self._parameters, key))
+        if types is None:
+            types = schema_types(self._parameters, _property(self._parameters, key))
         if types == {"string"}:
             self.arguments('"')
             if not (yield from self.until(lambda text: self.arguments(_quoted(text)[1:-1]), *ends)):
