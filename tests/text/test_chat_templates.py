@@ -95,6 +95,10 @@ def test_prompts_are_those_of_transformers(name: str, tokenizer: Callable) -> No
         theirs = messages
         if name in PARTS_ALONE:
             theirs = [message | {"content": [{"type": "text", "text": message["content"]}]} for message in messages]
+        if any(field in keywords and field not in TEMPLATES[name] for field in ("tools", "documents")):
+            with pytest.raises(RequestError, match="has no place for them"):
+                chat.render(tokenizer(name), messages, **keywords)
+            continue
         options = {"add_generation_prompt": not keywords.get("continue_final_message")} | keywords
         try:
             expected = tokenizer(name).apply_chat_template(theirs, tokenize=False, **options)
@@ -205,13 +209,14 @@ def test_calls_come_back_from_their_templates(name: str, tokenizer: Callable) ->
     form = AnswerFormat.choose(TEMPLATES[name])
     calls = CALLS[1:] if name == STRINGS_ALONE else CALLS[: 1 if name.startswith(ONE_CALL) else 2]
     answer = {"role": "assistant", "content": "", "tool_calls": calls}
-    full = chat.render(tokenizer(name), as_sent([USER, answer]), tools=TOOLS, add_generation_prompt=False)
+    offered = {"tools": TOOLS} if "tools" in TEMPLATES[name] else {}
+    full = chat.render(tokenizer(name), as_sent([USER, answer]), add_generation_prompt=False, **offered)
     text = full[full.rindex(USER["content"]) + len(USER["content"]) :]
     expected = [(call["function"]["name"], call["function"]["arguments"]) for call in calls]
     for pieces in ([text], text):
         # With what ends the user's turn and begins the answer's before it: content, or nothing.
         assert read(pieces, form.tools).parsed == expected
-    prompt = chat.render(tokenizer(name), [USER], tools=TOOLS)
+    prompt = chat.render(tokenizer(name), [USER], **offered)
     if full.startswith(prompt):
         exact = read([full[len(prompt) :]], form.tools, form.reasoning, prompt=prompt)
         assert exact.parsed == expected

@@ -82,6 +82,13 @@ def render(
     # (its own raise_exception, a None added to a string, an absent key).
     try:
         template = tokenizer.get_chat_template(tools=variables.get("tools"))
+        for name in ("tools", "documents"):
+            if variables.get(name) and name not in template:
+                raise RequestError(
+                    f"{name}: this model's chat template has no place for them; leave them out, or name another "
+                    "template with --chat-template",
+                    name,
+                )
         variables = _effort(variables, template)
         prepared = [_prepared(message, template, tokenizer) for message in messages]
         parsed = [_with_parsed_arguments(message) for message in prepared]
