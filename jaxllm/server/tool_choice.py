@@ -48,14 +48,28 @@ def calls_schema(tools: Sequence[Mapping[str, Any]], function: str | None, paral
             f"tool_choice names {function!r}, which is none of the tools" if function else "tool_choice without tools",
             "tool_choice",
         )
-    calls = [
-        {
-            "type": "object",
-            "properties": {"name": {"const": each["name"]}, "parameters": each.get("parameters") or {"type": "object"}},
-            "required": ["name", "parameters"],
-            "additionalProperties": False,
-        }
-        for each in functions
-    ]
+    calls = []
+    for i, each in enumerate(functions):
+        parameters = _moved(each.get("parameters") or {"type": "object"}, f"#/items/anyOf/{i}/properties/parameters")
+        calls.append(
+            {
+                "type": "object",
+                "properties": {"name": {"const": each["name"]}, "parameters": parameters},
+                "required": ["name", "parameters"],
+                "additionalProperties": False,
+            }
+        )
     schema: dict[str, Any] = {"type": "array", "items": {"anyOf": calls}, "minItems": 1}
     return schema if parallel and function is None else schema | {"maxItems": 1}
+
+
+def _moved(schema: Any, place: str) -> Any:
+    """A schema whose references to itself hold where it stands at `place` of another."""
+    if isinstance(schema, list):
+        return [_moved(item, place) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    moved = {key: _moved(value, place) for key, value in schema.items()}
+    if isinstance(reference := moved.get("$ref"), str) and reference.startswith("#"):
+        moved["$ref"] = place + reference[1:]
+    return moved

@@ -161,6 +161,17 @@ def test_tool_choice(choice: pb.ToolChoice, offered: list[str], schema_of: list[
         assert ("maxItems" in read.schema) == (schema_of == ["g"])
 
 
+def test_the_schema_of_calls_keeps_the_tools_references() -> None:
+    defined = {"$defs": {"day": {"enum": ["Mon", "Tue"]}}, "properties": {"when": {"$ref": "#/$defs/day"}}}
+    tools = [function("f"), function("g", parameters={"type": "object", **defined})]
+    choice = pb.ToolChoice(mode=pb.ToolChoice.MODE_REQUIRED)
+    schema = conversions.Conversation.read(pb.Chat(tools=tools, tool_choice=choice)).schema
+    assert schema is not None
+    validator = jsonschema.Draft202012Validator(schema)
+    assert validator.is_valid([{"name": "g", "parameters": {"when": "Mon"}}])
+    assert not validator.is_valid([{"name": "g", "parameters": {"when": "Sun"}}])
+
+
 @pytest.mark.parametrize(
     ("tools", "choice", "why"),
     [
