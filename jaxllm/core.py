@@ -170,6 +170,9 @@ class SamplingParams:
             self.truncate_prompt_tokens is None or self.truncate_prompt_tokens == -1 or self.truncate_prompt_tokens > 0,
             self, "truncate_prompt_tokens", "must be positive, or -1 for what the context holds",
         )  # fmt: skip
+        _require(
+            self.early_stopping in (True, False, "never"), self, "early_stopping", "must be True, False or 'never'"
+        )
         self._check_tokens()
         if self.use_beam_search:
             self._check_beams()
@@ -237,9 +240,6 @@ class SamplingParams:
 
     def _check_beams(self) -> None:
         """Beam search compares the model's own log probabilities: what changes or draws has no place in it."""
-        _require(
-            self.early_stopping in (True, False, "never"), self, "early_stopping", "must be True, False or 'never'"
-        )
         for f in dataclasses.fields(self):
             if f.name in _NOT_WITH_BEAMS:
                 neutral = f.default if f.default is not dataclasses.MISSING else {}
@@ -339,6 +339,17 @@ class FinishReason(enum.StrEnum):
 
 
 @dataclass(slots=True, eq=False)
+class Family:
+    """Requests that share the keys and values of what they have in common, whatever the prefix cache does for others.
+
+    Samples of one prompt are one, and so are the beams of a search. They are served as if they had come together.
+    """
+
+    name: str
+    arrival: int = -1  # of its first member, among all
+
+
+@dataclass(slots=True, eq=False)
 class Request:
     """One sequence to continue. The caller sets the first block; the scheduler owns the second.
 
@@ -351,6 +362,8 @@ class Request:
         priority: lower runs earlier under the priority policy.
         deadline: time.monotonic() at which the request ends unfinished, or None.
         cache_salt: requests share cached prefixes only with requests of the same salt.
+        family: what it shares its prefix with in any case; None is nothing.
+        leader: a request of the same prompt that computes it for this one, too, which waits until then.
 
         output: tokens drawn and known on the host.
         num_inflight: tokens whose draw is submitted but not collected yet.
@@ -375,6 +388,8 @@ class Request:
     arrival: float = 0.0
     deadline: float | None = None
     cache_salt: str = ""
+    family: Family | None = None
+    leader: "Request | None" = None
 
     output: list[int] = field(default_factory=list)
     num_inflight: int = 0
@@ -383,7 +398,7 @@ class Request:
     num_preemptions: int = 0
     pages: list[int] = field(default_factory=list)
     slot: int = -1
-    order: tuple[int, float, int] = (0, 0.0, 0)
+    order: tuple[int, float, int, int] = (0, 0.0, 0, 0)
     page_keys: list[bytes] = field(default_factory=list)
     num_indexed: int = 0
     prompt_logprobs: list["Logprobs"] = field(default_factory=list)
@@ -544,7 +559,8 @@ class StepOutput:
 class Delta:
     """What the engine tells a request's owner after a step: new tokens, and the end when it comes.
 
-    Counts and times are cumulative and set on every delta; times are time.monotonic() values.
+    Counts and times are cumulative and set on every delta; times are time.monotonic() values. Of a request with
+    several samples each has deltas of its own, with its index; `more` says that others have not ended.
     """
 
     request_id: str
@@ -562,6 +578,8 @@ class Delta:
     first_token: float | None = None
     finished: float | None = None
     pooled: np.ndarray | None = None  # what a PoolingRequest asked for; comes with its one delta
+    index: int = 0
+    more: bool = False
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class CompletionOutput:
     Attributes:
         token_ids: the drawn tokens, the one that ended the request included.
         logprobs: per drawn token, {token id: Logprob} of it and of the most likely ones; None if not asked for.
-        cumulative_logprob: the sum over the drawn tokens; None if logprobs were not asked for.
+        cumulative_logprob: the sum over the drawn tokens; None if neither logprobs nor a ranking were asked for.
         finish_reason: None while it goes on, then stop, length, abort or error.
         stop_reason: the stop string or the token id that ended it, if one did.
     """
@@ -209,6 +209,36 @@ class LLM(PoolingMethods):
             output.prompt = prompt
         return outputs
 
+    def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        beam_width: int = 4,
+        *,
+        max_tokens: int = 16,
+        n: int | None = None,
+        length_penalty: float = 1.0,
+        early_stopping: bool | Literal["never"] = False,
+        ignore_eos: bool = False,
+        stop_token_ids: Sequence[int] = (),
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """The likeliest answers to every prompt that beams of beam_width find, the best first, as transformers does.
+
+        n: how many of them; all by default. The others are those of SamplingParams. An output's cumulative_logprob,
+        over its number of tokens to the power of length_penalty, is what it was ranked by.
+        """
+        params = SamplingParams(
+            use_beam_search=True,
+            best_of=beam_width,
+            n=n or beam_width,
+            max_tokens=max_tokens,
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
+            ignore_eos=ignore_eos,
+            stop_token_ids=tuple(stop_token_ids),
+        )
+        return self.generate(prompts, params, use_tqdm=use_tqdm)
+
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[RequestOutput]:
         """Continue one prompt, yielding the answer so far as it grows. Leaving the loop ends the request."""
         return self._stream(*self._make_answers([prompt], params))
@@ -282,15 +312,17 @@ class LLM(PoolingMethods):
         for delta in deltas:
             # What a stop string ended was forgotten then; its last delta says nothing new.
             if (answer := self._answers.get(delta.request_id)) is not None:
-                answer.take(delta)
+                stopped = answer.take(delta)
                 advanced.append(answer)
                 if answer.finished:
                     self._forget(answer)
+                elif stopped:
+                    self.engine.abort(delta.request_id, FinishReason.STOP, delta.index)
         return advanced
 
     def _forget(self, answer: "_Answer") -> None:
         del self._answers[answer.request.request_id]
-        if answer.request.finish is None:
+        if answer.request.finish is None:  # of a request of several samples it stays None; such an abort does no harm
             self.engine.abort(answer.request.request_id, FinishReason.STOP if answer.finished else FinishReason.ABORT)
 
     def _stream(self, answer: "_Answer") -> Iterator[RequestOutput]:
@@ -328,61 +360,51 @@ class _Answer:
         self.unread = False
         self._prompt = prompt
         self._tokenizer = tokenizer
-        self._stream = TextStream(tokenizer, request.params) if tokenizer is not None else None
-        self._text = ""
-        self._token_ids: list[int] = []
-        self._logprobs: list[dict[int, Logprob]] = []
-        self._cumulative_logprob = 0.0
+        params = request.params
+        count = params.n if params.use_beam_search else params.num_samples
+        echo = ""
+        if params.echo and tokenizer is not None:
+            echo = tokenizer.decode(request.prompt, params.skip_special_tokens) if prompt is None else prompt
+        self._samples = [_Sample(request, tokenizer, echo) for _ in range(count)]
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
-        self._finish: FinishReason | None = None
-        self._stop: int | str | None = None
         self._last: Delta | None = None
 
-    def take(self, delta: Delta) -> None:
-        """Add what a step brought; `finished` is set with the end, or where a stop string is met before it."""
-        token_ids = delta.token_ids
-        self._finish, self._stop = delta.finish, delta.stop_token
-        if self._stream is not None:
-            text, stop = self._stream.feed(token_ids, delta.finish is not None, delta.stop_token)
-            self._text += text
-            if stop is not None:
-                token_ids = token_ids[: self._stream.num_tokens - len(self._token_ids)]
-                self._finish, self._stop = FinishReason.STOP, stop
-                delta.finished = delta.finished or time.monotonic()
-        self._token_ids += token_ids
-        if delta.logprobs is not None:
-            self._logprobs += self._positions(delta.logprobs, token_ids, self.request.params.logprobs or 0)
-            self._cumulative_logprob += float(delta.logprobs.token[: len(token_ids)].sum(dtype=np.float64))
+    def take(self, delta: Delta) -> bool:
+        """Add what a step brought; `finished` is set with the end, or where stop strings are met before it.
+
+        True where a stop string has ended a sample that the engine goes on with.
+        """
+        sample = self._samples[delta.index]
+        if sample.finish is None:
+            sample.take(delta)
         if delta.prompt_logprobs is not None:
             top = self.request.params.prompt_logprobs or 0
-            self._prompt_logprobs = [None, *self._positions(delta.prompt_logprobs, self.request.prompt[1:], top)]
-        self.finished = self._finish is not None
+            self._prompt_logprobs = [
+                None, *_positions(self._tokenizer, delta.prompt_logprobs, self.request.prompt[1:], top)
+            ]  # fmt: skip
+        self.finished = all(sample.finish is not None for sample in self._samples)
         self.unread = True
         self._last = delta
+        return sample.finish is not None and delta.finish is None
 
     def output(self) -> RequestOutput:
         """The answer so far."""
         self.unread = False
         last, params = self._last, self.request.params
         assert last is not None
-        scored = params.logprobs is not None
-        completion = CompletionOutput(
-            index=0,
-            text=self._text,
-            token_ids=list(self._token_ids),
-            cumulative_logprob=self._cumulative_logprob if scored else None,
-            logprobs=list(self._logprobs) if scored else None,
-            finish_reason=None if self._finish is None else str(self._finish),
-            stop_reason=self._stop,
-        )
+        samples = self._samples
+        if params.n < len(samples):  # best_of
+            samples = sorted(samples, key=_Sample.mean_logprob, reverse=True)[: params.n]
         prompt_logprobs = self._prompt_logprobs
         if prompt_logprobs is None and params.prompt_logprobs is not None:
             prompt_logprobs = [None]  # a prompt of one token
+        if self.finished and last.finished is None:
+            last.finished = time.monotonic()  # a stop string ended it
         return RequestOutput(
             request_id=last.request_id,
             prompt=self._prompt,
             prompt_token_ids=self.request.prompt,
-            outputs=[completion],
+            outputs=[sample.output(index) for index, sample in enumerate(samples)],
             finished=self.finished,
             metrics=RequestMetrics(last.arrival, last.first_scheduled, last.first_token, last.finished),
             prompt_logprobs=prompt_logprobs,
@@ -390,18 +412,68 @@ class _Answer:
             error=last.error,
         )
 
-    def _positions(self, logprobs: Logprobs, token_ids: Sequence[int], top: int) -> list[dict[int, Logprob]]:
-        """Per position the given token first, then the `top` most likely ones in order."""
-        tokens, ranks = logprobs.token.tolist(), logprobs.rank.tolist()
-        top_ids, tops = logprobs.top_ids[:, :top].tolist(), logprobs.top[:, :top].tolist()
-        positions = []
-        for i, token in enumerate(token_ids):
-            position = {token: self._logprob(token, tokens[i], ranks[i])}
-            for rank, (other, logprob) in enumerate(zip(top_ids[i], tops[i], strict=True), start=1):
-                if other != token:
-                    position[other] = self._logprob(other, logprob, rank)
-            positions.append(position)
-        return positions
 
-    def _logprob(self, token: int, logprob: float, rank: int) -> Logprob:
-        return Logprob(logprob, rank, self._tokenizer.token_text(token) if self._tokenizer is not None else None)
+class _Sample:
+    """One sequence of an answer. finish: why it ended, or None."""
+
+    def __init__(self, request: Request, tokenizer: Tokenizer | None, text: str):
+        """text: what its text begins with."""
+        self.finish: FinishReason | None = None
+        self._params = request.params
+        self._tokenizer = tokenizer
+        self._stream = TextStream(tokenizer, request.params) if tokenizer is not None else None
+        self._text = text
+        self._token_ids: list[int] = []
+        self._logprobs: list[dict[int, Logprob]] = []
+        self._cumulative_logprob: float | None = 0.0 if request.params.logprobs is not None else None
+        self._stop: int | str | None = None
+
+    def take(self, delta: Delta) -> None:
+        token_ids = delta.token_ids
+        self.finish, self._stop = delta.finish, delta.stop_token
+        if self._stream is not None:
+            text, stop = self._stream.feed(token_ids, delta.finish is not None, delta.stop_token)
+            self._text += text
+            if stop is not None:
+                token_ids = token_ids[: self._stream.num_tokens - len(self._token_ids)]
+                self.finish, self._stop = FinishReason.STOP, stop
+        self._token_ids += token_ids
+        if delta.logprobs is not None:
+            own = delta.logprobs.token[: len(token_ids)].sum(dtype=np.float64)
+            self._cumulative_logprob = (self._cumulative_logprob or 0.0) + float(own)
+            if self._params.logprobs is not None:
+                self._logprobs += _positions(self._tokenizer, delta.logprobs, token_ids, self._params.logprobs)
+
+    def mean_logprob(self) -> float:
+        return (self._cumulative_logprob or 0.0) / max(1, len(self._token_ids))
+
+    def output(self, index: int) -> CompletionOutput:
+        return CompletionOutput(
+            index=index,
+            text=self._text,
+            token_ids=list(self._token_ids),
+            cumulative_logprob=self._cumulative_logprob,
+            logprobs=list(self._logprobs) if self._params.logprobs is not None else None,
+            finish_reason=None if self.finish is None else str(self.finish),
+            stop_reason=self._stop,
+        )
+
+
+def _positions(
+    tokenizer: Tokenizer | None, logprobs: Logprobs, token_ids: Sequence[int], top: int
+) -> list[dict[int, Logprob]]:
+    """Per position the given token first, then the `top` most likely ones in order."""
+
+    def entry(token: int, logprob: float, rank: int) -> Logprob:
+        return Logprob(logprob, rank, tokenizer.token_text(token) if tokenizer is not None else None)
+
+    tokens, ranks = logprobs.token.tolist(), logprobs.rank.tolist()
+    top_ids, tops = logprobs.top_ids[:, :top].tolist(), logprobs.top[:, :top].tolist()
+    positions = []
+    for i, token in enumerate(token_ids):
+        position = {token: entry(token, tokens[i], ranks[i])}
+        for rank, (other, logprob) in enumerate(zip(top_ids[i], tops[i], strict=True), start=1):
+            if other != token:
+                position[other] = entry(other, logprob, rank)
+        positions.append(position)
+    return positions

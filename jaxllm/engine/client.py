@@ -34,9 +34,9 @@ class Observer(Protocol):
 class EngineClient:
     """Runs an engine's loop in a thread and lets any other thread submit and abort.
 
-    Every request that `submit` took ends with exactly one delta that has a `finish`, whatever happens: when the
-    engine dies each gets one with FinishReason.ERROR. `on_delta` is called on the engine's thread, in order for
-    each request, and must not block.
+    Every request that `submit` took ends with exactly one delta that has a `finish` and no `more`, whatever happens:
+    when the engine dies each gets one with FinishReason.ERROR. `on_delta` is called on the engine's thread, in order
+    for each request, and must not block.
 
     Attributes:
         info: the model.
@@ -84,15 +84,15 @@ class EngineClient:
             self._num_entering += 1
             self._send(functools.partial(self._add, request))
 
-    def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> bool:
-        """End a request; its last delta bears `reason` (STOP where a stop string was found in its text).
+    def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT, index: int | None = None) -> bool:
+        """End a request, or one sample of it; its last delta bears `reason`, STOP where its text met a stop string.
 
         False when no request of this id is running.
         """
         with self._changed:
             if request_id not in self._streams:
                 return False
-            self._send(functools.partial(self.engine.abort, request_id, reason))
+            self._send(functools.partial(self.engine.abort, request_id, reason, index))
             return True
 
     def load(self) -> Load:
@@ -186,7 +186,7 @@ class EngineClient:
         now = time.monotonic()
         for delta in deltas:
             stream = self._streams[delta.request_id]
-            if delta.finish is not None:
+            if delta.finish is not None and not delta.more:
                 self._close_stream(delta.request_id)
             previous, stream.time = stream.time, now
             try:

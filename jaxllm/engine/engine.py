@@ -21,6 +21,7 @@ from jaxllm.core import (
     StepPlan,
 )
 from jaxllm.engine.encode import EncodeScheduler
+from jaxllm.engine.groups import Group, group_of
 from jaxllm.engine.intake import Intake
 from jaxllm.engine.scheduler import Scheduler
 from jaxllm.errors import EngineDeadError, RequestError
@@ -81,7 +82,9 @@ class Engine:
         self._scheduler: Any = self._make_scheduler()
         self._intake = Intake(runner.info, runner.scheduler_config, runner.config.seed)
         self._submitted: tuple[StepPlan | EncodePlan, Any] | None = None
-        self._requests: dict[str, Request | PoolingRequest] = {}
+        self._requests: dict[str, Request | PoolingRequest] = {}  # as the scheduler knows them
+        self._groups: dict[str, Group] = {}  # by the id of what was asked for
+        self._group_of: dict[str, Group] = {}  # by the id of each member
         self._ended: list[Delta] = []
 
     @classmethod
@@ -130,6 +133,7 @@ class Engine:
             cache_salt=cache_salt,
             sample_index=sample_index,
         )
+        self._check_scores(params)
         runner.check(request)
         return request
 
@@ -152,19 +156,34 @@ class Engine:
         """Queue a request. Raises QueueFullError, RequestError (its id is in use) or EngineDeadError."""
         if self.death is not None:
             raise EngineDeadError(self.death)
-        self._scheduler.add(request)
-        self._requests[request.request_id] = request
+        group = group_of(request) if isinstance(request, Request) else None
+        if group is None:
+            self._scheduler.add(request)
+            self._requests[request.request_id] = request
+            return
+        if request.request_id in self._groups:
+            raise RequestError(
+                f"request_id={request.request_id!r}: a request of this id is running; choose another", "request_id"
+            )
+        first, *others = group.start()
+        self._scheduler.add(first)  # may refuse
+        self._requests[first.request_id] = first
+        self._groups[request.request_id] = self._group_of[first.request_id] = group
+        self._follow(group, others)
 
-    def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> bool:
-        """End a request; its pages are free at once and the next `step` returns its last delta.
+    def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT, index: int | None = None) -> bool:
+        """End a request, or one sample of it; its pages are free at once and the next `step` returns its last delta.
 
         False when no request of this id is running.
         """
-        request = self._requests.get(request_id)
-        if request is None:
-            return False
-        self._scheduler.abort(request_id, reason)
-        self._tell_end(request, time.monotonic())
+        group = self._groups.get(request_id)
+        members = [self._requests.get(request_id)] if group is None else group.chosen(index)
+        for member in members:
+            if member is None:
+                return False
+            if member.request_id in self._requests:  # the end of one may have ended the others
+                self._scheduler.abort(member.request_id, reason)
+                self._tell_end(member, time.monotonic())
         return True
 
     @property
@@ -183,7 +202,8 @@ class Engine:
         try:
             now = time.monotonic()
             for request in self._scheduler.expire(now):
-                self._tell_end(request, now)
+                if request.request_id in self._requests:  # the end of one beam has ended the others
+                    self._tell_end(request, now)
             plan = self._scheduler.plan(now)
             previous, self._submitted = self._submitted, (plan, self.runner.submit(plan)) if plan is not None else None
             if previous is not None:
@@ -214,13 +234,22 @@ class Engine:
         """[T, V] float32: the logits behind each token of one sequence. For research; compiles on first use."""
         return self._generator.prompt_logits(self._intake.token_ids(token_ids, new_tokens=0))
 
+    def _check_scores(self, params: SamplingParams) -> None:
+        """Sequences compare by log probabilities; RequestError where the engine tells of something else."""
+        compared = "use_beam_search" if params.use_beam_search else "best_of" if params.num_samples > params.n else None
+        if compared is not None and self.config.logprobs_mode.endswith("logits"):
+            raise RequestError(
+                f"{compared}: this engine reports {self.config.logprobs_mode}, and log probabilities are what "
+                "sequences are compared by; start it with another --logprobs-mode",
+                compared,
+            )
+
     def _commit(self, plan: StepPlan | EncodePlan, handle: Any) -> None:
         output = self.runner.collect(handle)
-        deltas = self._scheduler.commit(plan, output)
-        for delta in deltas:
+        for delta in self._scheduler.commit(plan, output):
             if delta.finish is not None:
                 del self._requests[delta.request_id]
-        self._ended += deltas
+            self._tell(delta)
         drawn = plan.kind == "decode"
         num_tokens = sum([len(row.tokens) for row in output.rows]) if drawn else plan.num_tokens
         self.last_step = StepRecord(plan.kind, len(plan.rows), num_tokens, output.device_seconds)
@@ -228,8 +257,33 @@ class Engine:
     def _tell_end(self, request: Request | PoolingRequest, now: float, error: str | None = None) -> None:
         delta: Delta = self._scheduler.delta(request, now)
         delta.error = error
-        self._ended.append(delta)
         del self._requests[request.request_id]
+        self._tell(delta)
+
+    def _tell(self, delta: Delta) -> None:
+        """To a request's owner; a member's delta first becomes what it means for the request."""
+        group = self._group_of.get(delta.request_id)
+        if group is None:
+            self._ended.append(delta)
+            return
+        if delta.finish is not None:
+            del self._group_of[delta.request_id]
+        deltas, new = group.take(delta)
+        self._ended += deltas
+        self._follow(group, new)
+        if any(delta.finish is not None and not delta.more for delta in deltas):
+            del self._groups[group.request.request_id]
+            leftover = [name for name, own in self._group_of.items() if own is group]
+            for name in leftover:
+                del self._group_of[name]
+                if self._requests.pop(name, None) is not None:
+                    self._scheduler.abort(name)
+
+    def _follow(self, group: Group, members: list[Request]) -> None:
+        for member in members:
+            self._scheduler.add(member, entering=False)
+            self._requests[member.request_id] = member
+            self._group_of[member.request_id] = group
 
     def _die(self, error: Exception) -> None:
         """Nobody knows what state the device is in: every request ends here, and none can follow."""
@@ -237,5 +291,6 @@ class Engine:
         self._submitted = None
         now = time.monotonic()
         for request in list(self._requests.values()):
-            request.finish = FinishReason.ERROR
-            self._tell_end(request, now, self.death)
+            if request.request_id in self._requests:
+                request.finish = FinishReason.ERROR
+                self._tell_end(request, now, self.death)

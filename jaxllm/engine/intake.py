@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from jaxllm.config import SchedulerConfig
 from jaxllm.core import MAX_STOP_TOKENS, ModelInfo, PoolingParams, PoolingRequest, Request, SamplingParams
+from jaxllm.engine.groups import Beams
 from jaxllm.errors import ConfigError, RequestError
 
 
@@ -45,11 +46,13 @@ class Intake:
         self._check_tokens(params)
         self._check_logprobs("logprobs", params.logprobs)
         self._check_logprobs("prompt_logprobs", params.prompt_logprobs)
+        stop_ids = self._stop_ids(params)
+        self._check_beams(params, len(stop_ids))
         return Request(
             request_id=uuid.uuid4().hex if request_id is None else request_id,
             prompt=token_ids,
             params=params,
-            stop_ids=self._stop_ids(params),
+            stop_ids=stop_ids,
             max_total=self._max_total(len(token_ids), params),
             seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
             sample_index=sample_index,
@@ -166,6 +169,18 @@ class Intake:
                 f"{name}={count}: this engine reports at most {self._info.max_logprobs} per position; "
                 "ask for fewer, or start it with a higher --max-logprobs",
                 name,
+            )
+
+    def _check_beams(self, params: SamplingParams, num_stop_ids: int) -> None:
+        if not params.use_beam_search:
+            return
+        needed = Beams.candidates(params.num_samples, num_stop_ids)
+        if needed > self._info.max_logprobs:
+            raise RequestError(
+                f"use_beam_search: {params.num_samples} beams and {num_stop_ids} ids that end them take the {needed} "
+                f"most likely tokens of each step, and this engine reports {self._info.max_logprobs}: search with "
+                "fewer beams, or start it with a higher --max-logprobs",
+                "best_of" if params.best_of is not None else "n",
             )
 
     def _stop_ids(self, params: SamplingParams) -> tuple[int, ...]:

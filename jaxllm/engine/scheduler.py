@@ -68,6 +68,7 @@ class Scheduler:
         self._requests: dict[str, Request] = {}
         self._slots = list(reversed(range(config.max_num_seqs)))
         self._arrivals = itertools.count()
+        self._followers: dict[str, list[Request]] = {}  # by the leader that computes their prompt
         self._next_deadline = math.inf  # no request's deadline is earlier
         # Kept free on admission while others run, lest their next pages preempt the newcomer at once.
         self._watermark = config.num_pages // 100
@@ -79,12 +80,14 @@ class Scheduler:
         return bool(self._requests)
 
     def load(self) -> Load:
-        waiting = len(self.waiting)
+        waiting = len(self.waiting) + sum(map(len, self._followers.values()))
         running = len(self._requests) - waiting
         return replace(self._load, running=running, waiting=waiting, pages_free=self.pool.free)
 
-    def add(self, request: Request) -> None:
-        """Queues a request.
+    def add(self, request: Request, entering: bool = True) -> None:
+        """Queues a request; one that has a leader waits until the leader's prompt is computed.
+
+        entering: it is new, and not a part of what was let in before: the queue's limit holds for it.
 
         Raises QueueFullError, or RequestError if it leaves no room for output, if the pool could not hold it
         even alone, or if its id is that of a request which has not ended.
@@ -108,17 +111,27 @@ class Scheduler:
                 "start the engine with more KV cache",
                 "max_tokens",
             )
-        if self._num_queued() >= self.config.max_queued:
+        if entering and self._num_queued() >= self.config.max_queued:
             raise QueueFullError(
                 f"{self.config.max_queued} requests wait already: try again later, or raise --max-queued"
             )
         arrival = next(self._arrivals)
         urgency = (request.priority, request.arrival) if self.config.policy == "priority" else (0, 0.0)
-        request.order = (*urgency, arrival)
-        request.page_keys = [self.index.root(request.cache_salt)]
+        salt, family = request.cache_salt, request.family
+        if family is not None:
+            if family.arrival < 0:
+                family.arrival = arrival
+            if not self.config.enable_prefix_caching:
+                salt = f"{family.name}\0{salt}"  # none but the family finds what it keeps
+        request.order = (*urgency, arrival if family is None else family.arrival, arrival)
+        request.page_keys = [self.index.root(salt)]
         if request.deadline is not None:
             self._next_deadline = min(self._next_deadline, request.deadline)
-        insort(self.waiting, request, key=_by_order)
+        leader = request.leader
+        if leader is not None and leader.finish is None and not leader.output and not leader.num_inflight:
+            self._followers.setdefault(leader.request_id, []).append(request)
+        else:
+            insort(self.waiting, request, key=_by_order)
         self._requests[request.request_id] = request  # last, so that what cannot be queued leaves nothing behind
 
     def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> Request | None:
@@ -284,9 +297,13 @@ class Scheduler:
                 self._load.prefix_hits += cached
         return True
 
+    def _is_cached(self, request: Request) -> bool:
+        """What it computes is kept for others to share."""
+        return self.config.enable_prefix_caching or request.family is not None
+
     def _may_read_cache(self, request: Request) -> bool:
         """Prompt logprobs need the whole prompt computed."""
-        return self.config.enable_prefix_caching and request.params.prompt_logprobs is None
+        return self._is_cached(request) and request.params.prompt_logprobs is None
 
     def _cached_prefix(self, request: Request) -> tuple[list[int], int | None, int]:
         """Full pages to share, a page to copy (or None), and the tokens that both cover together.
@@ -306,6 +323,11 @@ class Scheduler:
         start = len(shared) * page_size
         rest = request.token_ids(start, min(usable, start + page_size))
         source, partial = self.index.partial(request.page_keys[len(shared)], rest)
+        leader = request.leader
+        if leader is not None and len(leader.pages) > len(shared):  # it runs, and its last page is in no index yet
+            common = min(len(leader.prompt), leader.num_computed) - start
+            if min(common, len(rest)) > partial:
+                source, partial = leader.pages[len(shared)], min(common, len(rest))
         return shared, source if partial else None, start + partial
 
     def _account_for_chunks(self, chunks: list[Row]) -> None:
@@ -316,11 +338,28 @@ class Scheduler:
             self._index_full_pages(request)
             if row.draws:
                 request.num_inflight += 1
+                self._release_followers(request)
                 if request.num_tokens == request.max_total:
                     self._release(request)
                 else:
                     del self.prefilling[request.request_id]
                     self.decoding[request.request_id] = request
+
+    def _release_followers(self, leader: Request) -> None:
+        """The leader's prompt is computed by the plan in the making: from the next one on its pages may be shared."""
+        for follower in self._followers.pop(leader.request_id, ()):
+            insort(self.waiting, follower, key=_by_order)
+
+    def _promote_follower(self, leader: Request) -> None:
+        """The leader has ended. Where its prompt was never computed, the first of its followers leads the others."""
+        followers = self._followers.pop(leader.request_id, [])
+        if followers:
+            first, *rest = followers
+            first.leader = None
+            for follower in rest:
+                follower.leader = first
+            self._followers[first.request_id] = rest
+            insort(self.waiting, first, key=_by_order)
 
     def _choose_steps(self) -> int:
         """The most decode steps that the pages, the stream interval and the longest remaining row allow."""
@@ -428,7 +467,7 @@ class Scheduler:
         Planned is enough: the plan is submitted before the next one is made, so whoever shares the page
         then, or copies it, reads it in a later step. This plan's own admissions and copies are over.
         """
-        if not self.config.enable_prefix_caching:
+        if not self._is_cached(request):
             return
         page_size = self.config.page_size
         full = min(request.num_computed, request.num_known) // page_size
@@ -448,7 +487,7 @@ class Scheduler:
         page_size = self.config.page_size
         computed = min(request.num_computed, request.num_known)
         full = computed // page_size
-        if not self.config.enable_prefix_caching or request.num_indexed != full or computed == full * page_size:
+        if not self._is_cached(request) or request.num_indexed != full or computed == full * page_size:
             return
         tokens = request.token_ids(full * page_size, computed)
         if self.index.add(request.pages[full], request.page_keys[full], tokens, None):
@@ -472,8 +511,12 @@ class Scheduler:
         # The last token's keys and values count for nothing: if the device ended the row, it never computed them.
         request.num_computed = min(request.num_computed, request.num_known - 1)
         del self._requests[request.request_id]
+        self._promote_follower(request)
         if request.slot >= 0:
             self._release(request)
+            return
+        if request.leader is not None and request in (others := self._followers.get(request.leader.request_id, [])):
+            others.remove(request)
             return
         place = bisect_left(self.waiting, request.order, key=_by_order)
         if place < len(self.waiting) and self.waiting[place] is request:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -30,6 +30,25 @@ FINISH_REASONS = {
 }
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 _SAMPLING_FIELDS = frozenset(field.name for field in dataclasses.fields(SamplingParams))
+
+
+_EARLY_STOPPING: dict[int, bool | str] = {
+    pb.EARLY_STOPPING_UNSPECIFIED: False,
+    pb.EARLY_STOPPING_ALWAYS: True,
+    pb.EARLY_STOPPING_NEVER: "never",
+}
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "stop": tuple,
+    "stop_token_ids": tuple,
+    "bad_words": tuple,
+    "early_stopping": lambda value: _EARLY_STOPPING.get(value, value),
+    "logit_bias": lambda bias: {token: shortest(value) for token, value in bias.items()},
+    "bad_words_ids": lambda words: tuple(tuple(word.ids) for word in words),
+    "allowed_token_ids": lambda tokens: tuple(tokens.ids),
+    "thinking_token_ids": lambda tokens: tuple(tokens.ids),
+    "logits_processors": lambda named: {name: _argument(name, text) for name, text in named.items()},
+}
+"""What becomes of the fields of pb.Sampling that are no plain numbers, strings or truths."""
 
 
 class CallError(Exception):
@@ -74,7 +93,8 @@ def reject_unknown_fields(message: Message) -> None:
             "the client speaks a later version of the protocol; leave the field out, or upgrade the server"
         )
     for field, value in message.ListFields():
-        if field.message_type is not None and field.message_type.file is message.DESCRIPTOR.file:
+        kind = field.message_type
+        if kind is not None and kind.file is message.DESCRIPTOR.file and not kind.GetOptions().map_entry:
             for inner in (value,) if isinstance(value, Message) else value:
                 reject_unknown_fields(inner)
 
@@ -87,12 +107,25 @@ def sampling_params(wire: pb.Sampling, defaults: Mapping[str, float | int]) -> S
     values: dict[str, Any] = {name: value for name, value in defaults.items() if name in _SAMPLING_FIELDS}
     values.setdefault("max_tokens", None)
     for field, value in wire.ListFields():
-        if field.type == FieldDescriptor.TYPE_FLOAT:
+        if read := _READERS.get(field.name):
+            value = read(value)
+        elif field.type == FieldDescriptor.TYPE_FLOAT:
             value = shortest(value)
-        elif field.name in ("stop", "stop_token_ids"):
-            value = tuple(value)
         values[field.name] = value
+    if values.get("use_beam_search"):  # which draws nothing: how to draw is not for it to know
+        values = {name: value for name, value in values.items() if name not in defaults or _is_set(wire, name)}
     return SamplingParams(**values)
+
+
+def _argument(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"logits_processors: {name}: no JSON ({error})", "logits_processors") from error
+
+
+def _is_set(wire: Message, name: str) -> bool:
+    return any(field.name == name for field, _ in wire.ListFields())
 
 
 def shortest(value: float) -> float:
@@ -216,6 +249,14 @@ def write_logprobs(
             )
 
 
+def first_of_prompt(token_id: int, tokenizer: Tokenizer | None) -> pb.TokenLogprob:
+    """The entry of a prompt's first token, which nothing precedes: it has a text alone."""
+    if tokenizer is None:
+        return pb.TokenLogprob(token_id=token_id)
+    text, raw = tokenizer.token_text(token_id), tokenizer.token_bytes(token_id)
+    return pb.TokenLogprob(token_id=token_id, token=text, token_bytes=raw)
+
+
 def part(logprobs: Logprobs, start: int, stop: int) -> Logprobs:
     """The positions [start, stop)."""
     return Logprobs(
@@ -250,6 +291,15 @@ def write_timings(target: pb.Timings, delta: Delta, now: float) -> None:
 
 def response_of(chunks: Sequence[pb.GenerateChunk]) -> pb.GenerateResponse:
     """All chunks of a finished request as one answer."""
+    samples: dict[int, list[pb.GenerateChunk]] = {}
+    for chunk in chunks:
+        samples.setdefault(chunk.index, []).append(chunk)
+    response, *others = (_sample(samples[index]) for index in sorted(samples))
+    response.others.extend(others)
+    return response
+
+
+def _sample(chunks: Sequence[pb.GenerateChunk]) -> pb.GenerateResponse:
     last = chunks[-1]
     calls: dict[int, pb.ToolCall] = {}
     for delta in (delta for chunk in chunks for delta in chunk.tool_calls):

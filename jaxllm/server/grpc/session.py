@@ -14,13 +14,13 @@ import math
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import grpc
 
-from jaxllm.core import Delta, FinishReason, Logprobs, Request
+from jaxllm.core import MAX_SAMPLES, Delta, FinishReason, Logprobs, Request
 from jaxllm.errors import RequestError
 from jaxllm.server.grpc import conversions
 from jaxllm.server.grpc.conversions import CallError, Conversation
@@ -48,16 +48,22 @@ class Call:
         self.requests: dict[str, Generation] = {}
         self.reading = reading
         self._chunks: list[pb.GenerateChunk] = []
-        self._open: dict[str, tuple[pb.GenerateChunk, int]] = {}
+        self._open: dict[tuple[str, int], tuple[pb.GenerateChunk, int]] = {}
         self._wake = asyncio.Event()
 
-    def chunk(self, request_id: str, weight: int) -> pb.GenerateChunk:
-        """The waiting chunk of a request to which `weight` tokens and log probabilities are to be added."""
-        chunk, held = self._open.get(request_id, (None, 0))
+    def chunk(self, request_id: str, weight: int, index: int = 0) -> pb.GenerateChunk:
+        """The waiting chunk of a request's sample to which `weight` tokens and log probabilities are to be added."""
+        chunk, held = self._open.get((request_id, index), (None, 0))
         if chunk is None or held + weight > CHUNK_WEIGHT:
             chunk, held = self._append(request_id), 0
-        self._open[request_id] = chunk, held + weight
+            chunk.index = index
+        self._open[request_id, index] = chunk, held + weight
         return chunk
+
+    def put(self, chunks: Iterable[pb.GenerateChunk]) -> None:
+        """Add chunks that were made before."""
+        self._chunks.extend(chunks)
+        self._wake.set()
 
     def fail(self, request_id: str, error: CallError) -> None:
         """Add a chunk of its own that tells of an error."""
@@ -77,6 +83,10 @@ class Call:
         while (whole or not self._chunks) and (self.reading or self.requests):
             self._wake.clear()
             await self._wake.wait()
+        return self.take_now()
+
+    def take_now(self) -> list[pb.GenerateChunk]:
+        """All that waits."""
         taken, self._chunks = self._chunks, []
         self._open.clear()
         return taken
@@ -86,6 +96,42 @@ class Call:
         self._chunks.append(chunk)
         self._wake.set()
         return chunk
+
+
+MakeReader = Callable[[], AnswerReader]
+
+
+class Sample:
+    """One sequence of a request.
+
+    Attributes:
+        call: where its chunks go.
+        text, reader: what makes text of its tokens, and parts of a chat's text; None where nobody wants that.
+        begun, ended: its first chunk is made, and its last.
+        mean_logprob: of its tokens, where they are scored.
+    """
+
+    def __init__(
+        self, index: int, request: Request, tokenizer: Tokenizer | None, call: Call, reader: AnswerReader | None
+    ):
+        self.index = index
+        self.call = call
+        self.reader = reader
+        self.text = None
+        if tokenizer and request.params.detokenize:
+            self.text = TextStream(tokenizer, request.params, reader.special_tokens if reader else frozenset())
+        self.begun = False
+        self.ended = False
+        self._sum, self._count = 0.0, 0
+
+    @property
+    def mean_logprob(self) -> float:
+        return self._sum / max(1, self._count)
+
+    def score(self, logprobs: Logprobs, count: int) -> None:
+        """Count the first tokens of a delta."""
+        self._sum += float(logprobs.token[:count].sum())
+        self._count += count
 
 
 class Generation:
@@ -99,65 +145,84 @@ class Generation:
         ended: its last chunk is made, or nobody wants it any more.
     """
 
-    def __init__(self, request_id: str, engine_id: str, call: Call):
+    def __init__(self, request_id: str, engine_id: str, call: Call, num_samples: int):
+        """num_samples: as many of them are answered with."""
         self.request_id = request_id
         self.engine_id = engine_id
         self.call = call
         self.submitted = False
         self.ended = False
+        self._num_samples = num_samples
 
     def prepare(
         self,
         request: Request,
         tokenizer: Tokenizer | None,
         call_deadline: bool,
-        reader: AnswerReader | None = None,
+        make_reader: MakeReader | None = None,
+        echo: str = "",
     ) -> None:
         """Without a tokenizer it yields token ids alone. call_deadline: the deadline is the call's own and ends it.
 
-        reader: tells a chat's answer into its parts.
+        make_reader: makes what tells a chat's answer into its parts. echo: what each sample's text begins with.
         """
+        params = request.params
         self._prompt = request.prompt
-        self._text = None
-        if tokenizer and request.params.detokenize:
-            self._text = TextStream(tokenizer, request.params, reader.special_tokens if reader else frozenset())
-        self._reader = reader
+        self._scored = params.logprobs is not None
         self._tokenizer = tokenizer
         self._call_deadline = call_deadline
-        self._begun = False
+        self._echo = echo
         self._prompt_logprobs = 1  # the position of the next: the first prompt token has none
+        # Of samples to choose from nothing is told before all have ended.
+        self._choosing = params.num_samples > params.n and not params.use_beam_search
+        count = params.num_samples if self._choosing else params.n
+        self._samples = [
+            Sample(
+                index,
+                request,
+                tokenizer,
+                Call() if self._choosing else self.call,
+                make_reader() if make_reader else None,
+            )
+            for index in range(count)
+        ]
 
-    def take(self, delta: Delta, alive: bool) -> None:
-        """Add what is new; sets `ended` with the last delta, or before it where a stop string ends the request.
+    def take(self, delta: Delta, alive: bool) -> bool:
+        """Add what is new; sets `ended` with the last delta, or before it where stop strings end the request.
 
-        alive: whether the engine is; an error means something else when it is not.
+        alive: whether the engine is; an error means something else when it is not. Returns whether a stop string has
+        ended the delta's sample, of which the engine does not know.
         """
         if delta.finish is FinishReason.ERROR:
             code = grpc.StatusCode.INTERNAL if alive else grpc.StatusCode.UNAVAILABLE
             self.fail(CallError(code, delta.error or "the engine failed"))
-            return
+            return False
         if delta.finish is FinishReason.DEADLINE and self._call_deadline:
             self.fail(CallError(grpc.StatusCode.DEADLINE_EXCEEDED, "the call's deadline passed"))
-            return
+            return False
         if delta.prompt_logprobs is not None:
             self._add_prompt_logprobs(delta.prompt_logprobs)
+        sample = self._samples[delta.index]
+        if sample.ended:
+            return False
         text, stop, token_ids, num_output = "", None, delta.token_ids, delta.num_output
-        if self._text is not None:
-            known = self._text.num_tokens
-            text, stop = self._text.feed(token_ids, delta.finish is not None, delta.stop_token)
-            num_output = self._text.num_tokens
+        if sample.text is not None:
+            known = sample.text.num_tokens
+            text, stop = sample.text.feed(token_ids, delta.finish is not None, delta.stop_token)
+            num_output = sample.text.num_tokens
             token_ids = token_ids[: num_output - known]  # none behind a stop string
         weight = len(token_ids)
         if delta.logprobs is not None:
+            sample.score(delta.logprobs, len(token_ids))
             weight *= 2 + delta.logprobs.top.shape[1]
-        chunk = self._chunk(weight)
-        if self._reader is not None:
+        chunk = self._chunk(sample, weight)
+        if sample.reader is not None:
             ended = stop is not None or delta.finish is not None
-            conversions.write_parsed(chunk, self._reader.feed(text, ended))
+            conversions.write_parsed(chunk, sample.reader.feed(text, ended))
         elif text:
             chunk.text += text
         chunk.token_ids.extend(token_ids)
-        if delta.logprobs is not None:
+        if self._scored and delta.logprobs is not None:
             conversions.write_logprobs(chunk.logprobs, token_ids, delta.logprobs, self._tokenizer)
         counts = chunk.counts
         counts.prompt, counts.completion, counts.cached = delta.num_prompt, num_output, delta.num_cached
@@ -169,9 +234,14 @@ class Generation:
             if delta.stop_token is not None:
                 chunk.finish.stop_token_id = delta.stop_token
         else:
-            return
+            return False
         conversions.write_timings(chunk.timings, delta, time.monotonic())
-        self.ended = True
+        sample.ended = True
+        if all(sample.ended for sample in self._samples):
+            self.ended = True
+            if self._choosing:
+                self._choose()
+        return delta.finish is None
 
     def fail(self, error: CallError) -> None:
         self.call.fail(self.request_id, error)
@@ -179,24 +249,42 @@ class Generation:
 
     def abort(self) -> None:
         """End it before the engine has been given it."""
-        self.call.chunk(self.request_id, 0).finish.reason = pb.FINISH_REASON_ABORT
+        for index in range(self._num_samples):
+            self.call.chunk(self.request_id, 0, index).finish.reason = pb.FINISH_REASON_ABORT
         self.ended = True
 
-    def _chunk(self, weight: int) -> pb.GenerateChunk:
-        chunk = self.call.chunk(self.request_id, weight)
-        if not self._begun:
+    def _choose(self) -> None:
+        """Answer with the likeliest samples, the best first."""
+        best = sorted(self._samples, key=lambda sample: sample.mean_logprob, reverse=True)
+        for index, sample in enumerate(best[: self._num_samples]):
+            chunks = sample.call.take_now()
+            for chunk in chunks:
+                chunk.index = index
+            self.call.put(chunks)
+
+    def _chunk(self, sample: Sample, weight: int) -> pb.GenerateChunk:
+        chunk = sample.call.chunk(self.request_id, weight, sample.index)
+        if not sample.begun:
             chunk.prompt_token_ids.extend(self._prompt)
-            self._begun = True
+            chunk.text = self._echo
+            sample.begun = True
         return chunk
 
     def _add_prompt_logprobs(self, logprobs: Logprobs) -> None:
         """Cut to the size of chunks: a prompt's log probabilities can be many megabytes."""
         positions, top = logprobs.top.shape
+        if self._echo and self._prompt_logprobs == 1:
+            entry = conversions.first_of_prompt(self._prompt[0], self._tokenizer)
+            self.call.chunk(self.request_id, 1).prompt_logprobs.append(entry)
         size = max(1, CHUNK_WEIGHT // (1 + top))
         for start in range(0, positions, size):
             piece = conversions.part(logprobs, start, start + size)
             token_ids = self._prompt[self._prompt_logprobs :][: len(piece.token)]
-            chunk = self._chunk(len(token_ids) * (1 + top))
+            weight = len(token_ids) * (1 + top)
+            if self._choosing:  # the first sample may not be chosen
+                chunk = self.call.chunk(self.request_id, weight)
+            else:
+                chunk = self._chunk(self._samples[0], weight)
             conversions.write_logprobs(chunk.prompt_logprobs, token_ids, piece, self._tokenizer)
             self._prompt_logprobs += len(token_ids)
 
@@ -283,7 +371,8 @@ class Requests:
                 f"request_id={request_id!r}: a request of that id is still running; choose another, or leave it empty",
                 "request_id",
             )
-        generation = Generation(request_id, f"{request_id}/{next(self._count)}", call)
+        num_samples = min(wire.sampling.n or 1, MAX_SAMPLES)  # what is more is refused later
+        generation = Generation(request_id, f"{request_id}/{next(self._count)}", call, num_samples)
         self._running[request_id] = call.requests[request_id] = generation
         return generation
 
@@ -310,7 +399,7 @@ class Requests:
                         f"timeout_seconds={wire.timeout_seconds}: must be a positive number", "timeout_seconds"
                     )
                 deadline = min(arrival + wire.timeout_seconds, math.inf if call_deadline is None else call_deadline)
-            prompt, reader = await self._prompt(wire)
+            prompt, make_reader = await self._prompt(wire)
             if generation.ended:
                 return
             request = self.client.make_request(
@@ -321,10 +410,15 @@ class Requests:
                 deadline=deadline,
                 cache_salt=wire.cache_salt,
             )
-            if params.stop:
+            if params.stop or params.echo:
                 self.tokenizer  # noqa: B018 (raises when there is none)
+            echo = wire.text
+            if params.echo and not echo:
+                echo = await self.decode(request.prompt, params.skip_special_tokens)
+            if generation.ended:
+                return
             call_ends = call_deadline is not None and deadline == call_deadline
-            generation.prepare(request, self._tokenizer, call_ends, reader)
+            generation.prepare(request, self._tokenizer, call_ends, make_reader, echo if params.echo else "")
             generation.submitted = True
             self.client.submit(request, functools.partial(self._put, generation))
         except Exception as error:
@@ -397,8 +491,8 @@ class Requests:
         tokenizer = self.tokenizer
         return await _run(len(token_ids), lambda: [tokenizer.token_text(token) for token in token_ids])
 
-    async def _prompt(self, wire: pb.GenerateRequest) -> tuple[list[int], AnswerReader | None]:
-        """Its token ids, and what reads the answer of a chat."""
+    async def _prompt(self, wire: pb.GenerateRequest) -> tuple[list[int], MakeReader | None]:
+        """Its token ids, and what makes a reader for each answer to a chat."""
         match wire.WhichOneof("prompt"):
             case "token_ids":
                 return list(wire.token_ids.ids), None
@@ -406,9 +500,15 @@ class Requests:
                 chat = Conversation.read(wire.chat)
                 self._chats.check(chat)
                 text, token_ids = await self.encode_chat(chat)
-                form = self._chats.form
-                reader = AnswerReader(form, chat.tools, parallel=chat.parallel, prompt=text, continued=chat.continued)
-                return token_ids, reader
+                make_reader = functools.partial(
+                    AnswerReader,
+                    self._chats.form,
+                    chat.tools,
+                    parallel=chat.parallel,
+                    prompt=text,
+                    continued=chat.continued,
+                )
+                return token_ids, make_reader
             case "text" if wire.text:
                 special = not wire.HasField("add_special_tokens") or wire.add_special_tokens
                 return await self.encode(wire.text, special), None
@@ -429,17 +529,19 @@ class Requests:
             generation, delta = self._deltas.popleft()
             if generation.ended:
                 continue
-            reason = FinishReason.STOP  # a stop string's
+            stopped, reason = False, FinishReason.STOP  # a stop string's
             try:
-                generation.take(delta, alive)
+                stopped = generation.take(delta, alive)
             except Exception as error:  # one request's text must not cost the others theirs
                 log.exception("request %s failed", generation.request_id)
                 generation.fail(CallError.of(error))
                 reason = FinishReason.ERROR
             if generation.ended:
-                if delta.finish is None:  # the engine does not know of the end yet
+                if delta.finish is None or delta.more:  # the engine does not know of the end yet
                     self.client.abort(generation.engine_id, reason)
                 self._close(generation)
+            elif stopped:
+                self.client.abort(generation.engine_id, reason, delta.index)
 
     def _close(self, generation: Generation) -> None:
         if self._running.get(generation.request_id) is generation:

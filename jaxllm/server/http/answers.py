@@ -24,8 +24,10 @@ _REASONS = {pb.FINISH_REASON_STOP: "stop", pb.FINISH_REASON_LENGTH: "length"}
 class Choice:
     """What has come of one choice: everything for a whole answer, the running counts for a stream."""
 
-    def __init__(self, index: int):
+    def __init__(self, index: int, first: "Choice | None" = None):
+        """first: the first choice of the same prompt, which has the prompt's log probabilities."""
         self.index = index
+        self.first = first or self
         self.texts: list[str] = []
         self.reasoning: list[str] = []
         self.tool_calls: list[pb.ToolCallDelta] = []
@@ -38,11 +40,10 @@ class Choice:
         self.finish: pb.Finish | None = None
         self.offset = 0  # characters of the tokens reported so far, for text_offset
         self.started = False
+        self.echoed = False  # the prompt's log probabilities have been told of
 
     def add(self, chunk: pb.GenerateChunk) -> None:
-        """Raises ApiError when the request failed or was ended by the server."""
-        if chunk.HasField("error"):
-            raise from_number(chunk.error.code, chunk.error.message, chunk.error.param)
+        """Raises ApiError when the server ended the request."""
         self.texts.append(chunk.text)
         if chunk.reasoning:
             self.reasoning.append(chunk.reasoning)
@@ -109,23 +110,28 @@ class Answer[R: (CompletionRequest, ChatRequest)]:
             "created": int(time.time()),
             "model": model,
         }
-        self.choices: dict[str, Choice] = {}
+        self.choices: dict[tuple[str, int], Choice] = {}
         options = request.stream_options
         self._usage_at_end = bool(options and options.include_usage)
         self._usage_always = bool(options and options.continuous_usage_stats)
         event_head = to_json(self.head | {"object": self.event_object})[:-1]
         self._event_head = b"data: " + event_head + b',"choices":['
 
-    def expect(self, request_ids: Iterable[str]) -> None:
-        """Name the requests of the choices, in order."""
-        for index, request_id in enumerate(request_ids):
-            self.choices[request_id] = Choice(index)
+    def expect(self, requests: Iterable[pb.GenerateRequest]) -> None:
+        """Name the requests, in order; a choice for each sample of each."""
+        for request in requests:
+            first: Choice | None = None
+            for sample in range(request.sampling.n or 1):
+                choice = self.choices[request.request_id, sample] = Choice(len(self.choices), first)
+                first = first or choice
 
     def add(self, chunks: Iterable[pb.GenerateChunk]) -> list[Choice]:
         """Takes chunks; returns the choices they belong to. Raises ApiError when one of them failed."""
         touched = {}
         for chunk in chunks:
-            choice = self.choices[chunk.request_id]
+            if chunk.HasField("error"):
+                raise from_number(chunk.error.code, chunk.error.message, chunk.error.param)
+            choice = self.choices[chunk.request_id, chunk.index]
             choice.add(chunk)
             touched[choice.index] = choice
         return list(touched.values())
@@ -198,19 +204,20 @@ class Answer[R: (CompletionRequest, ChatRequest)]:
         return answer
 
     def _usage(self) -> dict[str, Any]:
-        counts = [choice.counts for choice in self.choices.values()]
-        prompt = sum(count.prompt for count in counts)
-        completion = sum(count.completion for count in counts)
+        choices = self.choices.values()
+        firsts = [choice.counts for choice in choices if choice.first is choice]
+        prompt = sum(counts.prompt for counts in firsts)
+        completion = sum(choice.counts.completion for choice in choices)
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
-            "prompt_tokens_details": {"cached_tokens": sum(count.cached for count in counts)},
+            "prompt_tokens_details": {"cached_tokens": sum(counts.cached for counts in firsts)},
         }
 
     def _prompt_logprobs(self, choice: Choice) -> list[dict[str, Any] | None]:
         """vLLM's form: per prompt token a dictionary by token id; the first token has none."""
-        return [None, *(_by_id(entry) for entry in choice.prompt_logprobs)]
+        return [None, *(_by_id(entry) for entry in choice.first.prompt_logprobs if entry.rank)]
 
     def _opening(self, choice: Choice) -> list[bytes]:
         """Events before the first text of a choice."""
@@ -257,13 +264,17 @@ class CompletionAnswer(Answer[CompletionRequest]):
     def _logprobs(self, choice: Choice) -> dict[str, Any]:
         """Offsets count the characters of the tokens' own texts from the start of the choice's text."""
         offsets = []
-        for entry in choice.logprobs:
+        entries = list(choice.logprobs)
+        if self.request.echo and not choice.echoed:
+            choice.echoed = True
+            entries = [*choice.first.prompt_logprobs, *entries]
+        for entry in entries:
             offsets.append(choice.offset)
             choice.offset += len(entry.token)
-        return {
-            "tokens": [entry.token for entry in choice.logprobs],
-            "token_logprobs": [_finite(entry.logprob) for entry in choice.logprobs],
-            "top_logprobs": [_by_text(entry) for entry in choice.logprobs],
+        return {  # the prompt's first token has no rank and no log probability
+            "tokens": [entry.token for entry in entries],
+            "token_logprobs": [_finite(entry.logprob) if entry.rank else None for entry in entries],
+            "top_logprobs": [_by_text(entry) if entry.rank else None for entry in entries],
             "text_offset": offsets,
         }
 
@@ -310,7 +321,7 @@ class ChatAnswer(Answer[ChatRequest]):
 
     def _extras(self) -> dict[str, Any]:
         extras: dict[str, Any] = {}
-        (choice,) = self.choices.values()
+        choice = next(iter(self.choices.values()))
         if self.request.return_token_ids:
             extras["prompt_token_ids"] = choice.prompt_token_ids
         if self.request.prompt_logprobs is not None:

@@ -113,7 +113,7 @@ def build(target: str) -> FastAPI:
         model = await link.connect()
         answer = answer_type(body, model.name)
         requests = body.generate_requests(answer.head["id"])
-        answer.expect(request.request_id for request in requests)
+        answer.expect(requests)
         return Generation(link, traffic, answer, requests)
 
     @app.post("/v1/completions")

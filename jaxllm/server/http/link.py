@@ -51,9 +51,9 @@ class ClientGoneError(Exception):
 class Stream:
     """The chunks of the requests that one HTTP request makes. `async with` aborts those unfinished when it is left."""
 
-    def __init__(self, link: "EngineLink", request_ids: Iterable[str]):
+    def __init__(self, link: "EngineLink", requests: Iterable[pb.GenerateRequest]):
         self._link = link
-        self._unfinished = set(request_ids)
+        self._unfinished = {request.request_id: request.sampling.n or 1 for request in requests}  # samples of each
         self._pending: list[pb.GenerateChunk] = []
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -73,10 +73,15 @@ class Stream:
         chunks, self._pending = self._pending, []
         return chunks
 
-    def push(self, chunk: pb.GenerateChunk) -> None:
+    def push(self, chunk: pb.GenerateChunk) -> bool:
+        """True with the last chunk of a request."""
         self._pending.append(chunk)
-        if chunk.HasField("finish") or chunk.HasField("error"):
-            self._unfinished.discard(chunk.request_id)
+        if chunk.HasField("finish"):
+            self._unfinished[chunk.request_id] -= 1
+        if chunk.HasField("error") or not self._unfinished[chunk.request_id]:
+            del self._unfinished[chunk.request_id]
+            return True
+        return False
 
     def wake(self) -> None:
         if self._waiter and not self._waiter.done():
@@ -142,13 +147,13 @@ class EngineLink:
         """Starts the requests, whose ids must be new; their chunks come through the stream. Needs a Session."""
         if self._outbox is None:
             raise unavailable(f"the engine at {self.target} cannot be reached")
-        stream = Stream(self, (request.request_id for request in requests))
+        stream = Stream(self, requests)
         for request in requests:
             self._streams[request.request_id] = stream
             self._outbox.put_nowait(pb.SessionRequest(generate=request))
         return stream
 
-    def release(self, unfinished: set[str]) -> None:
+    def release(self, unfinished: Iterable[str]) -> None:
         """Forgets these requests and has the engine abort them."""
         for request_id in unfinished:
             if self._streams.pop(request_id, None) and self._outbox:
@@ -252,10 +257,9 @@ class EngineLink:
             stream = self._streams.get(chunk.request_id)
             if stream is None:
                 continue  # its client went away; the abort is under way
-            stream.push(chunk)
-            self._ready.add(stream)
-            if chunk.HasField("finish") or chunk.HasField("error"):
+            if stream.push(chunk):
                 del self._streams[chunk.request_id]
+            self._ready.add(stream)
         self._heard = asyncio.get_running_loop().time()
         self._schedule_flush()
 

@@ -9,6 +9,7 @@ the wire: the engine then takes the checkpoint's generation defaults.
 import dataclasses
 import difflib
 import json
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 from google.protobuf import json_format
@@ -29,6 +30,21 @@ from jaxllm.server.tool_choice import check_tools
 
 MAX_UINT32 = 2**32 - 1
 SAMPLING_FIELDS = tuple(field.name for field in dataclasses.fields(SamplingParams))
+
+_EARLY_STOPPING = {
+    False: pb.EARLY_STOPPING_UNSPECIFIED,
+    True: pb.EARLY_STOPPING_ALWAYS,
+    "never": pb.EARLY_STOPPING_NEVER,
+}
+_WRITERS: dict[str, Callable[[Any], Any]] = {
+    "early_stopping": _EARLY_STOPPING.__getitem__,
+    "logit_bias": dict,  # its keys are numbers there
+    "bad_words_ids": lambda words: [pb.TokenIds(ids=word) for word in words],
+    "allowed_token_ids": lambda tokens: pb.TokenIds(ids=tokens),
+    "thinking_token_ids": lambda tokens: pb.TokenIds(ids=tokens),
+    "logits_processors": lambda named: {name: json.dumps(value) for name, value in named.items()},
+}
+"""How the parameters that are no plain numbers, strings or truths are written to the wire."""
 
 
 class Strict(BaseModel):
@@ -52,12 +68,6 @@ def _refuse(value: Any, info: ValidationInfo) -> Any:
     neutral = value is None or value is False or value in ("", [], {}, "none")
     if not neutral:
         raise RequestError(f"{info.field_name} is not supported by this server; leave it out", info.field_name)
-    return value
-
-
-def _one(value: int | None, info: ValidationInfo) -> int | None:
-    if value not in (None, 1):
-        raise RequestError(f"{info.field_name}={value}: only 1 is supported; send several requests", info.field_name)
     return value
 
 
@@ -158,7 +168,6 @@ Unsupported = Annotated[Any, AfterValidator(_refuse)]
 """Refused unless it says nothing (null, false, empty, "none"): ignoring it would answer another question."""
 Ignored = Any
 """Ignored on purpose: labels for the provider's own records and routing, which change no answer."""
-OnlyOne = Annotated[int | None, AfterValidator(_one)]
 Prompts = Annotated[
     list[str] | list[list[int]],
     PlainValidator(_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
@@ -214,10 +223,20 @@ class GenerationRequest(Strict):
     return_token_ids: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: OnlyOne = None
+    n: int | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
+    logit_bias: dict[str, float] | None = None
+    bad_words: list[str] | None = None
+    bad_words_ids: list[list[int]] | None = None
+    allowed_token_ids: list[int] | None = None
+    thinking_token_budget: int | None = None
+    thinking_token_ids: list[int] | None = None
+    truncate_prompt_tokens: int | None = None
+    logits_processors: dict[str, Any] | None = None
 
     response_format: ResponseFormat | None = None
-    logit_bias: Unsupported = None
 
     user: Ignored = None
     metadata: Ignored = None
@@ -256,12 +275,17 @@ class GenerationRequest(Strict):
     def sampling(self) -> pb.Sampling:
         fields = {name: getattr(self, name, None) for name in SAMPLING_FIELDS}
         fields |= {"logprobs": self.num_logprobs, "max_tokens": self.token_limit}
+        if fields["echo"] and fields["prompt_logprobs"] is None:  # OpenAI's logprobs then cover the prompt, too
+            fields["prompt_logprobs"] = fields["logprobs"]
         given = {name: value for name, value in fields.items() if value is not None}
         if self.seed is not None and self.seed < 0:
             given["seed"] = self.seed % 2**63  # OpenAI's seeds are signed
-        SamplingParams(**{"max_tokens": None} | given)
+        params = SamplingParams(**{"max_tokens": None} | given)
         if "max_tokens" in given:
             given["max_tokens"] = min(given["max_tokens"], MAX_UINT32)
+        for name, write in _WRITERS.items():
+            if name in given:
+                given[name] = write(getattr(params, name))
         try:
             return pb.Sampling(**given)
         except ValueError as error:  # a number its field cannot hold
@@ -286,9 +310,8 @@ class CompletionRequest(GenerationRequest):
     prompt: Prompts
     logprobs: int | None = None
     add_special_tokens: bool | None = None
-    best_of: OnlyOne = None
-
-    echo: Unsupported = None
+    best_of: int | None = None
+    echo: bool | None = None
     suffix: Unsupported = None
 
     @property

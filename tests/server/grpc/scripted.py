@@ -49,12 +49,12 @@ class ScriptedEngine:
         self.requests[name] = request
         self._owners[name] = on_delta
 
-    def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> bool:
+    def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT, index: int | None = None) -> bool:
         name = client_id(request_id)
-        self.aborted.append((name, reason))
+        self.aborted.append((name, reason) if index is None else (f"{name}#{index}", reason))
         if name not in self._owners:
             return False
-        self.step({name: []}, finish=reason)
+        self.step({name: []}, finish=reason, index=index or 0, more=index is not None)
         return True
 
     def load(self) -> Load:
@@ -72,6 +72,8 @@ class ScriptedEngine:
         logprobs: Logprobs | None = None,
         prompt_logprobs: Logprobs | None = None,
         stop_token: int | None = None,
+        index: int = 0,
+        more: bool = False,
     ) -> None:
         """One step's deltas, all handed over before this returns."""
 
@@ -79,13 +81,13 @@ class ScriptedEngine:
             for request_id, token_ids in tokens.items():
                 request = self.requests[request_id]
                 request.output += token_ids
-                owner = self._owners.pop(request_id) if finish else self._owners[request_id]
+                owner = self._owners.pop(request_id) if finish and not more else self._owners[request_id]
                 owner(
                     Delta(
                         request_id, token_ids, logprobs, prompt_logprobs, finish, stop_token, error,
                         num_prompt=len(request.prompt), num_output=len(request.output), num_cached=2,
                         arrival=request.arrival, first_scheduled=request.arrival + 1, first_token=request.arrival + 3,
-                        finished=request.arrival + 7 if finish else None,
+                        finished=request.arrival + 7 if finish else None, index=index, more=more,
                     )
                 )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Wire messages to plain data and back."""
 
+import dataclasses
 import json
 import math
 
@@ -38,15 +39,42 @@ def test_every_sampling_field_arrives() -> None:
         max_tokens=9, min_tokens=2, temperature=0.7, top_k=-1, top_p=0.9, min_p=0.05, repetition_penalty=1.1,
         frequency_penalty=-0.3, presence_penalty=0.2, seed=2**62, stop=["x", "y"], stop_token_ids=[1, 2],
         ignore_eos=True, include_stop_str_in_output=True, skip_special_tokens=False, logprobs=0, prompt_logprobs=4,
-        detokenize=True,
+        detokenize=True, n=2, best_of=4, use_beam_search=True, length_penalty=0.9,
+        early_stopping=pb.EARLY_STOPPING_NEVER,
+        logit_bias={7: -1.1}, bad_words=["bad"], bad_words_ids=[{"ids": [3, 4]}], allowed_token_ids={"ids": [5, 6]},
+        thinking_token_budget=0, thinking_token_ids={"ids": [8, 9]}, truncate_prompt_tokens=-1, echo=True,
+        logits_processors={"own": '{"a": [1, 2.5, null]}'},
     )  # fmt: skip
     assert {field.name for field, _ in wire.ListFields()} == {field.name for field in pb.Sampling.DESCRIPTOR.fields}
+    assert {field.name for field, _ in wire.ListFields()} == {
+        field.name for field in dataclasses.fields(SamplingParams)
+    }
+    conversions.reject_unknown_fields(wire)
+    with pytest.raises(RequestError, match="not with use_beam_search"):
+        conversions.sampling_params(wire, {})
+    wire.use_beam_search = False
     assert conversions.sampling_params(wire, {}) == SamplingParams(
         max_tokens=9, min_tokens=2, temperature=0.7, top_k=0, top_p=0.9, min_p=0.05, repetition_penalty=1.1,
         frequency_penalty=-0.3, presence_penalty=0.2, seed=2**62, stop=("x", "y"), stop_token_ids=(1, 2),
         ignore_eos=True, include_stop_str_in_output=True, skip_special_tokens=False, logprobs=0, prompt_logprobs=4,
-        detokenize=True,
+        detokenize=True, n=2, best_of=4, length_penalty=0.9, early_stopping="never", logit_bias={7: -1.1},
+        bad_words=("bad",), bad_words_ids=((3, 4),), allowed_token_ids=(5, 6), thinking_token_budget=0,
+        thinking_token_ids=(8, 9), truncate_prompt_tokens=-1, echo=True,
+        logits_processors={"own": {"a": [1, 2.5, None]}},
     )  # fmt: skip
+
+
+def test_beam_search_takes_no_defaults_of_drawing() -> None:
+    defaults = {"temperature": 0.6, "top_p": 0.9}
+    params = conversions.sampling_params(pb.Sampling(use_beam_search=True, n=3), defaults)
+    assert (params.use_beam_search, params.temperature, params.top_p) == (True, 1.0, 1.0)
+    with pytest.raises(RequestError, match=r"top_p=0\.5: not with use_beam_search"):
+        conversions.sampling_params(pb.Sampling(use_beam_search=True, top_p=0.5), defaults)
+
+
+def test_arguments_of_logits_processors_are_json() -> None:
+    with pytest.raises(RequestError, match="logits_processors: own: no JSON"):
+        conversions.sampling_params(pb.Sampling(logits_processors={"own": "{"}), {})
 
 
 @given(st.decimals(min_value=-2, max_value=2, places=4))

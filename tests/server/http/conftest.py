@@ -86,10 +86,13 @@ class ScriptedEngine(pb_grpc.InferenceServicer, pb_grpc.ControlServicer, health_
     async def _answer(self, request: pb.GenerateRequest, context: Any, writing: asyncio.Lock) -> None:
         self.running += 1
         try:
-            async for chunk in self._chunks(request):
-                chunk.request_id = request.request_id
-                async with writing:  # gRPC allows one write at a time
-                    await context.write(pb.SessionResponse(chunks=[chunk]))
+            for index in range(request.sampling.n or 1):  # every sample alike
+                async for chunk in self._chunks(request):
+                    chunk.request_id, chunk.index = request.request_id, index
+                    if index:
+                        del chunk.prompt_logprobs[:]
+                    async with writing:  # gRPC allows one write at a time
+                        await context.write(pb.SessionResponse(chunks=[chunk]))
         finally:
             self.running -= 1
 

@@ -355,3 +355,53 @@ def test_models_and_version(shared_front):
     assert listed["data"][0] == shared_front.get("/v1/models/scripted").json()
     assert listed["data"][0]["max_model_len"] == 64
     assert shared_front.get("/version").json() == {"version": "1.2.3"}
+
+
+def test_several_choices_of_one_prompt(shared_front):
+    body = shared_front.post(COMPLETIONS, prompt=["one two", "three"], max_tokens=2, n=2).json()
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
+    assert [choice["text"] for choice in body["choices"]] == ["Once upon"] * 4
+    assert last_request(shared_front).sampling.n == 2
+    assert body["usage"]["prompt_tokens"] == 3, "each prompt counts once"
+    assert body["usage"]["completion_tokens"] == 8
+    chat = shared_front.post(CHAT, messages=MESSAGES, max_tokens=1, n=3, prompt_logprobs=0).json()
+    assert [choice["message"]["content"] for choice in chat["choices"]] == ["Once"] * 3
+    assert len(chat["prompt_logprobs"]) == 2
+
+
+def test_several_choices_in_a_stream(shared_front):
+    events = shared_front.events(CHAT, messages=MESSAGES, max_tokens=3, n=2)
+    for index in range(2):
+        own = [e for e in events if e["choices"][0]["index"] == index]
+        assert own[0]["choices"][0]["delta"]["role"] == "assistant"
+        assert content_of(own) == "Once upon a"
+        assert own[-1]["choices"][0]["finish_reason"] == "length"
+
+
+def test_parameters_that_are_no_plain_numbers_reach_the_engine(shared_front):
+    shared_front.post(
+        COMPLETIONS, prompt="x", max_tokens=1, best_of=2, logit_bias={"5": -1.5}, bad_words=["a", "b c"],
+        bad_words_ids=[[1, 2]], allowed_token_ids=[3, 4], thinking_token_budget=0, thinking_token_ids=[7, 8],
+        truncate_prompt_tokens=-1, logits_processors={"own": {"a": [1, 2.5, None]}}, early_stopping="never",
+    )  # fmt: skip
+    sampling = last_request(shared_front).sampling
+    assert sampling.best_of == 2
+    assert dict(sampling.logit_bias) == {5: -1.5}
+    assert list(sampling.bad_words) == ["a", "b c"]
+    assert [list(word.ids) for word in sampling.bad_words_ids] == [[1, 2]]
+    assert list(sampling.allowed_token_ids.ids) == [3, 4]
+    assert (sampling.thinking_token_budget, list(sampling.thinking_token_ids.ids)) == (0, [7, 8])
+    assert sampling.truncate_prompt_tokens == -1
+    assert json.loads(sampling.logits_processors["own"]) == {"a": [1, 2.5, None]}
+    assert sampling.early_stopping == pb.EARLY_STOPPING_NEVER
+
+
+def test_echo_tells_of_the_prompts_log_probabilities_too(shared_front):
+    body = shared_front.post(COMPLETIONS, prompt="one two three", max_tokens=2, echo=True, logprobs=1).json()
+    sampling = last_request(shared_front).sampling
+    assert (sampling.echo, sampling.prompt_logprobs) == (True, 1)
+    logprobs = body["choices"][0]["logprobs"]
+    assert logprobs["tokens"] == [" upon", " a", "Once", " upon"]  # as the scripted engine's prompts go
+    assert logprobs["text_offset"] == [0, 5, 7, 11]
+    shared_front.post(COMPLETIONS, prompt="one", max_tokens=1, echo=True)
+    assert not last_request(shared_front).sampling.HasField("prompt_logprobs")

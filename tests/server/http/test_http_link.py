@@ -152,7 +152,7 @@ def test_a_request_waits_for_a_session_that_is_being_opened(front, background):
 async def test_a_slow_reader_gets_fewer_and_longer_batches():
     """While readers are busy with a batch, what arrives joins the next one."""
     link = EngineLink("127.0.0.1:9")
-    streams = [Stream(link, [str(i)]) for i in range(4)]
+    streams = [Stream(link, [pb.GenerateRequest(request_id=str(i))]) for i in range(4)]
     link._streams = {str(i): stream for i, stream in enumerate(streams)}
     batches = []
 
