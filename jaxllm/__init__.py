@@ -21,7 +21,7 @@ The rooms, and what may be imported from where: server -> engine -> runner -> mo
     engine/     the loop, the scheduler, stop conditions, the client the servers hold
     cache/      page pool and prefix index: host bookkeeping only
     runner/     StepPlan -> packed arrays -> compiled program -> StepOutput; memory plan, device state by slot
-    sampling/   device mathematics: penalties, filters, keyed draws, log probabilities
+    sampling/   device mathematics: logits processors, filters, keyed draws, log probabilities
     weights/    the loader, name tables, safetensors, Orbax
     models/     the registry and one file per block shape
     layers/     linear, norm, rope, attention, mlp, embed
@@ -36,14 +36,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxllm.core import SamplingParams
     from jaxllm.llm import LLM, CompletionOutput, RequestOutput
+    from jaxllm.sampling.processors import LogitsProcessor
 
-__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = ["LLM", "CompletionOutput", "LogitsProcessor", "RequestOutput", "SamplingParams", "__version__"]
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "LLM": "jaxllm.llm",
     "CompletionOutput": "jaxllm.llm",
+    "LogitsProcessor": "jaxllm.sampling.processors",
     "RequestOutput": "jaxllm.llm",
     "SamplingParams": "jaxllm.core",
 }

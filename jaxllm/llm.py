@@ -364,7 +364,8 @@ class _Answer:
         count = params.n if params.use_beam_search else params.num_samples
         echo = ""
         if params.echo and tokenizer is not None:
-            echo = tokenizer.decode(request.prompt, params.skip_special_tokens) if prompt is None else prompt
+            cut = prompt is None or params.truncate_prompt_tokens is not None
+            echo = tokenizer.decode(request.prompt, params.skip_special_tokens) if cut else prompt or ""
         self._samples = [_Sample(request, tokenizer, echo) for _ in range(count)]
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         self._last: Delta | None = None

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from jaxllm import SamplingParams
+from jaxllm.core import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_LOGIT_BIAS
 from jaxllm.errors import RequestError
 
 REFUSED = [
@@ -41,6 +42,29 @@ REFUSED = [
     ("stop", [3], "must hold non-empty strings"),
     ("stop_token_ids", [-1], "must hold token ids"),
     ("stop_token_ids", [1.5], "must hold token ids"),
+    ("n", 0, "must be in \\[1, 128\\]"),
+    ("n", 129, "must be in \\[1, 128\\]"),
+    ("n", None, "must be an integer"),
+    ("best_of", 0, "must be in \\[n, 128\\], and n is 1"),
+    ("length_penalty", math.nan, "must be a finite number"),
+    ("early_stopping", "soon", "must be True, False or 'never'"),
+    ("logit_bias", {1: 100.5}, "must be numbers in \\[-100, 100\\]"),
+    ("logit_bias", {1: math.nan}, "must be numbers in"),
+    ("logit_bias", {-1: 1.0}, "keys must be token ids"),
+    ("logit_bias", [1], "must map token ids to numbers"),
+    ("bad_words", "word", "must hold non-empty strings"),
+    ("bad_words", [""], "must hold non-empty strings"),
+    ("bad_words_ids", [[]], "none of them empty"),
+    ("bad_words_ids", [[-1]], "must hold sequences of token ids"),
+    ("allowed_token_ids", [], "must leave a token that is no bad word"),
+    ("allowed_token_ids", [-1], "must hold token ids"),
+    ("thinking_token_budget", -1, "must be in"),
+    ("thinking_token_ids", [1, 1], "must be two token ids"),
+    ("thinking_token_ids", [1], "must be two token ids"),
+    ("truncate_prompt_tokens", 0, "must be positive, or -1"),
+    ("truncate_prompt_tokens", -2, "must be positive, or -1"),
+    ("logits_processors", {1: 2}, "must map names to arguments"),
+    ("logits_processors", ["a"], "must map names to arguments"),
 ]
 
 
@@ -65,3 +89,43 @@ def test_forms_that_mean_the_same() -> None:
     assert SamplingParams(stop="a") == SamplingParams(stop=["a"])  # type: ignore[arg-type]
     assert SamplingParams(top_k=-1) == SamplingParams(top_k=0)
     assert SamplingParams(stop_token_ids=[1, 2]).stop_token_ids == (1, 2)  # type: ignore[arg-type]
+    assert SamplingParams(logit_bias={"7": 1}) == SamplingParams(logit_bias={7: 1})  # type: ignore[dict-item]
+    assert SamplingParams(bad_words_ids=[[1, 2]]).bad_words_ids == ((1, 2),)  # type: ignore[arg-type]
+    assert (SamplingParams(n=2).num_samples, SamplingParams(n=2, best_of=5).num_samples) == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("logit_bias", dict.fromkeys(range(MAX_LOGIT_BIAS + 1), 1.0), "513 tokens, and at most 512"),
+        ("bad_words_ids", [range(MAX_BAD_WORD_TOKENS + 1)], "a word of 9 tokens, and at most 8"),
+        ("bad_words_ids", [(1, token) for token in range(MAX_BAD_WORDS + 1)], "129 sequences .* and at most 128"),
+    ],
+    ids=["biases", "length", "words"],
+)
+def test_what_the_device_has_no_room_for(name: str, value: object, why: str) -> None:
+    with pytest.raises(RequestError, match=why):
+        SamplingParams(**{name: value})  # type: ignore[arg-type]
+    many = [[token] for token in range(1000)]
+    assert len(SamplingParams(bad_words_ids=many).bad_words_ids) == 1000  # type: ignore[arg-type]
+
+
+def test_allowed_tokens_that_are_all_bad_words() -> None:
+    with pytest.raises(RequestError, match="must leave a token that is no bad word"):
+        SamplingParams(allowed_token_ids=(1, 2), bad_words_ids=((2,), (1,), (1, 5)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"top_p": 0.9}, {"top_k": 3}, {"frequency_penalty": 1.0}, {"temperature": 0.5}, {"stop": ["a"]},
+        {"logit_bias": {1: 1.0}}, {"logprobs": 1}, {"min_tokens": 1}, {"allowed_token_ids": (1,)},
+        {"logits_processors": {"a": 1}}, {"thinking_token_budget": 1}, {"bad_words": ("a",)},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_beam_search_takes_nothing_that_draws_or_changes(changes: dict) -> None:
+    with pytest.raises(RequestError, match="leave it out") as raised:
+        SamplingParams(use_beam_search=True, **changes)
+    assert raised.value.param == next(iter(changes))
+    SamplingParams(use_beam_search=True, temperature=0)

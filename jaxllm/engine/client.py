@@ -188,7 +188,7 @@ class EngineClient:
             stream = self._streams[delta.request_id]
             if delta.finish is not None and not delta.more:
                 self._close_stream(delta.request_id)
-            previous, stream.time = stream.time, now
+            previous, stream.times[delta.index] = stream.times.get(delta.index), now
             try:
                 stream.on_delta(delta)
             except Exception:  # a listener's fault is not the engine's, nor that of the other requests
@@ -227,13 +227,13 @@ class EngineClient:
 
 
 class _Stream:
-    """Whom to tell of a request, and when that was done last."""
+    """Whom to tell of a request, and when that was done last for each of its samples."""
 
-    __slots__ = ("on_delta", "time")
+    __slots__ = ("on_delta", "times")
 
     def __init__(self, on_delta: OnDelta):
         self.on_delta = on_delta
-        self.time: float | None = None
+        self.times: dict[int, float] = {}
 
 
 def _ignore(delta: Delta) -> None:

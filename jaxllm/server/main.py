@@ -263,4 +263,9 @@ def _reachable(host: str) -> str:
 def _plain(*configs: EngineConfig | ServerConfig) -> dict[str, Any]:
     """Every field, as JSON has them."""
     fields = {name: value for config in configs for name, value in dataclasses.asdict(config).items()}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+    return {name: list(map(_named, value)) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+def _named(value: Any) -> Any:
+    """A class by its name, all else as it is."""
+    return f"{value.__module__}:{value.__qualname__}" if isinstance(value, type) else value

@@ -24,6 +24,19 @@ from jaxllm.errors import ConfigError, RequestError
         ([1], {"prompt_logprobs": 7}, "prompt_logprobs", r"prompt_logprobs=7"),
         ([1], {"stop_token_ids": (VOCABULARY,)}, "stop_token_ids", "stop_token_ids holds 1000"),
         ([1], {"stop_token_ids": tuple(range(MAX_STOP_TOKENS))}, "stop_token_ids", "17 different ids"),
+        ([1], {"logit_bias": {VOCABULARY: 1}}, "logit_bias", "logit_bias holds 1000"),
+        ([1], {"allowed_token_ids": (1, VOCABULARY)}, "allowed_token_ids", "allowed_token_ids holds 1000"),
+        ([1], {"bad_words_ids": ((1, VOCABULARY),)}, "bad_words_ids", "bad_words_ids holds 1000"),
+        ([1], {"bad_words": ("a",)}, "bad_words", "text is the tokenizer's part"),
+        ([1], {"thinking_token_budget": 3}, "thinking_token_budget", "no tokens are known to start and end thinking"),
+        (
+            [1],
+            {"thinking_token_budget": 3, "thinking_token_ids": (1, VOCABULARY)},
+            "thinking_token_ids",
+            "thinking_token_ids holds 1000",
+        ),
+        ([1], {"use_beam_search": True, "n": 3}, "n", "3 beams and 1 ids that end them take the 6 most"),
+        ([1], {"use_beam_search": True, "best_of": 3}, "best_of", "--max-logprobs"),
         ([1], {"max_tokens": 100}, "max_tokens", r"come to 101 tokens, and the whole KV cache holds 33"),
         ([1] * 40, {"max_tokens": 1}, "prompt", r"prompt \(40 tokens\)"),
     ],
@@ -78,3 +91,17 @@ def test_ids_are_fresh_when_none_is_given() -> None:
         engine.make_request([1], SamplingParams()).request_id != engine.make_request([1], SamplingParams()).request_id
     )
     assert engine.make_request([1], SamplingParams(), request_id="mine").request_id == "mine"
+
+
+def test_prompts_are_cut_on_their_left() -> None:
+    engine = echo_engine()
+    prompt = list(range(1, 301))
+
+    def kept(**params: int) -> list[int]:
+        return engine.make_request(prompt, SamplingParams(**params)).prompt
+
+    assert kept(truncate_prompt_tokens=5) == prompt[-5:]
+    assert kept(truncate_prompt_tokens=-1, max_tokens=28) == prompt[-100:]
+    assert engine.make_request([7, 8], SamplingParams(truncate_prompt_tokens=5)).prompt == [7, 8]
+    with pytest.raises(RequestError, match="prompt has 200 tokens"):
+        kept(truncate_prompt_tokens=200)

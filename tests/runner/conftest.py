@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxllm.config import EngineConfig
 from jaxllm.core import Request, Row, RowOutput, SamplingParams, StepPlan
 from jaxllm.runner import Handle, Runner
+from jaxllm.sampling import LogitsProcessor
 
 PAGE = 8
 VOCAB = 61
@@ -37,6 +39,27 @@ LLAMA = {
 }
 
 
+class Boost(LogitsProcessor):
+    """A processor of a user's: {"token": id, "step": x} adds x to the token's logit for each token drawn so far."""
+
+    name = "boost"
+
+    def __init__(self, vocab_size: int):
+        super().__init__(vocab_size)
+        self.parameters = {"token": np.int32(0), "step": np.float32(0)}
+        self.state = {"times": np.float32(0)}
+
+    def parse(self, argument: Any) -> dict[str, Any]:
+        return {"token": argument["token"], "step": argument["step"]}
+
+    def apply(self, logits, params, state, num_drawn):
+        chosen = jnp.arange(self.vocab_size, dtype=jnp.int32)[None, :] == params["token"][:, None]
+        return jnp.where(chosen, logits + (params["step"] * state["times"])[:, None], logits)
+
+    def update(self, params, state, tokens, drawn):
+        return {"times": state["times"] + drawn.astype(jnp.float32)}
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a config.json and nothing else."""
@@ -60,6 +83,7 @@ def config(tiny: Path) -> EngineConfig:
         decode_steps=(1, 4),
         max_logprobs=5,
         compilation_cache_dir="",
+        logits_processors=(Boost,),  # type: ignore[arg-type]
     )
 
 

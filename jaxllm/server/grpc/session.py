@@ -413,7 +413,7 @@ class Requests:
             if params.stop or params.echo:
                 self.tokenizer  # noqa: B018 (raises when there is none)
             echo = wire.text
-            if params.echo and not echo:
+            if params.echo and (not echo or params.truncate_prompt_tokens is not None):
                 echo = await self.decode(request.prompt, params.skip_special_tokens)
             if generation.ended:
                 return
