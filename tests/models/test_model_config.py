@@ -118,6 +118,11 @@ def test_the_bundled_encoder_has_the_published_count():
     assert count_parameters(model) == 335_141_888 - pooler
 
 
+def test_the_bundled_encoder_decoder_has_the_published_count():
+    values = weights.read_config(model_directory("t5-large"))
+    assert count_parameters(registry.resolve(values).build("bfloat16")) == 737_668_096
+
+
 def test_real_configs_are_read_or_refused_by_name(material):
     """Every config.json of an architecture in the registry: read, or refused for a field that is named."""
     read, refused = [], []
