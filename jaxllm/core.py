@@ -364,6 +364,7 @@ class Request:
         cache_salt: requests share cached prefixes only with requests of the same salt.
         family: what it shares its prefix with in any case; None is nothing.
         leader: a request of the same prompt that computes it for this one, too, which waits until then.
+        source: what an encoder-decoder's encoder reads; empty for every other model.
 
         output: tokens drawn and known on the host.
         num_inflight: tokens whose draw is submitted but not collected yet.
@@ -390,6 +391,7 @@ class Request:
     cache_salt: str = ""
     family: Family | None = None
     leader: "Request | None" = None
+    source: list[int] = field(default_factory=list)
 
     output: list[int] = field(default_factory=list)
     num_inflight: int = 0
@@ -689,3 +691,4 @@ class ModelInfo:
     generation_defaults: dict[str, float | int]  # temperature, top_k, ... as the checkpoint's makers set them
     pooling: Pooling | None = None  # what it makes of sequences, if it generates nothing
     token_types: int = 0  # segments that it tells apart
+    decoder_start: tuple[int, ...] | None = None  # what decoder prompts begin with, if it has encoder and decoder

@@ -18,7 +18,7 @@ from jaxllm.errors import ConfigError, RequestError
 from jaxllm.interrupts import interrupts_held
 from jaxllm.pooling import PoolingMethods
 from jaxllm.progress import Report, reporting
-from jaxllm.prompts import Prompt, as_list, content_of
+from jaxllm.prompts import Prompt, as_list, content_of, pair_of
 from jaxllm.server.text import TextStream, Tokenizer
 
 
@@ -67,7 +67,10 @@ class RequestOutput:
     """A prompt and its answer, whole or so far.
 
     Attributes:
-        prompt: its text; None if it was given as token ids.
+        prompt: its text; None if it was given as token ids. Of an encoder-decoder, what the decoder went on from, None
+            if it was given nothing.
+        prompt_token_ids: of an encoder-decoder, what the decoder went on from.
+        encoder_prompt, encoder_prompt_token_ids: what an encoder-decoder's encoder read.
         prompt_logprobs: per prompt token, {token id: Logprob}; None for the first, which nothing precedes.
         outputs: one for each sample.
         num_cached_tokens: prompt tokens whose keys and values came from the prefix cache.
@@ -83,6 +86,8 @@ class RequestOutput:
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     num_cached_tokens: int = 0
     error: str | None = None
+    encoder_prompt: str | None = None
+    encoder_prompt_token_ids: list[int] | None = None
 
 
 OFFLINE_INTERVAL_MS = 200.0
@@ -244,8 +249,10 @@ class LLM(PoolingMethods):
         return self._stream(*self._make_answers([prompt], params))
 
     def encode_logits(self, prompt: Prompt) -> np.ndarray:
-        """[T, V] float32: the model's logits behind each token of the prompt. For research."""
-        return self.engine.prompt_logits(self._read_prompt(prompt)[1])
+        """[T, V] float32: the model's logits behind each token of the prompt, an encoder-decoder's decoder prompt. For
+        research."""
+        read = self._read(prompt)
+        return self.engine.prompt_logits(read.token_ids, read.source)
 
     def close(self) -> None:
         """Give the device's memory back. Requests of a stream that was not read to its end are dropped."""
@@ -275,11 +282,13 @@ class LLM(PoolingMethods):
     def _make_answer(self, prompt: Prompt, params: SamplingParams) -> "_Answer":
         if not isinstance(params, SamplingParams):
             raise RequestError(f"params={params!r}: must be SamplingParams", "params")
-        text, token_ids = self._read_prompt(prompt)
+        read = self._read(prompt)
         if params.bad_words or params.thinking_token_budget is not None:
             params = self.tokenizer.resolve(params)
-        request = self.engine.make_request(token_ids, params, request_id=str(next(self._ids)))
-        return _Answer(request, text, self._detokenizer() if params.detokenize else None)
+        request = self.engine.make_request(
+            read.token_ids, params, source=read.source, request_id=str(next(self._ids))
+        )  # fmt: skip
+        return _Answer(request, read, self._detokenizer() if params.detokenize else None)
 
     def _detokenizer(self) -> Tokenizer:
         try:
@@ -287,14 +296,23 @@ class LLM(PoolingMethods):
         except ConfigError as error:
             raise ConfigError(f"{error}; or ask for token ids alone: SamplingParams(detokenize=False)") from error
 
-    def _read_prompt(self, prompt: Prompt) -> tuple[str | None, Sequence[int]]:
+    def _read(self, prompt: Prompt) -> "_Read":
+        pair = pair_of(prompt)
+        if self.engine.info.decoder_start is None and pair is None:
+            return _Read(*self._read_prompt(prompt))
+        encoder, decoder = pair or (prompt, None)
+        source_text, source = self._read_prompt(encoder)
+        text, token_ids = (None, []) if decoder is None else self._read_prompt(decoder, add_special_tokens=False)
+        return _Read(text, token_ids, source_text, source)
+
+    def _read_prompt(self, prompt: Prompt, *, add_special_tokens: bool = True) -> tuple[str | None, Sequence[int]]:
         """Its text, if it came as text, and its token ids."""
         content = content_of(prompt)
         if not isinstance(content, str):
             return None, content
         if not content:
             raise RequestError("prompt is empty: a text to go on from is needed", "prompt")
-        return content, self.tokenizer.encode(content)
+        return content, self.tokenizer.encode(content, add_special_tokens=add_special_tokens)
 
     # --- running ---
 
@@ -345,6 +363,16 @@ class LLM(PoolingMethods):
                     self._forget(answer)
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A prompt's text, if it came as text, and its token ids; the same of what an encoder reads, if there is one."""
+
+    text: str | None
+    token_ids: Sequence[int]
+    source_text: str | None = None
+    source: Sequence[int] | None = None
+
+
 class _Answer:
     """One request of an LLM and what has come of it.
 
@@ -353,19 +381,19 @@ class _Answer:
         unread: something came since `output` was called.
     """
 
-    def __init__(self, request: Request, prompt: str | None, tokenizer: Tokenizer | None):
+    def __init__(self, request: Request, read: _Read, tokenizer: Tokenizer | None):
         """tokenizer: None where no text is wanted."""
         self.request = request
         self.finished = False
         self.unread = False
-        self._prompt = prompt
+        self._read = read
         self._tokenizer = tokenizer
         params = request.params
         count = params.n if params.use_beam_search else params.num_samples
         echo = ""
         if params.echo and tokenizer is not None:
-            cut = prompt is None or params.truncate_prompt_tokens is not None
-            echo = tokenizer.decode(request.prompt, params.skip_special_tokens) if cut else prompt or ""
+            cut = read.text is None or params.truncate_prompt_tokens is not None
+            echo = tokenizer.decode(request.prompt, params.skip_special_tokens) if cut else read.text or ""
         self._samples = [_Sample(request, tokenizer, echo) for _ in range(count)]
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         self._last: Delta | None = None
@@ -403,7 +431,7 @@ class _Answer:
             last.finished = time.monotonic()  # a stop string ended it
         return RequestOutput(
             request_id=last.request_id,
-            prompt=self._prompt,
+            prompt=self._read.text,
             prompt_token_ids=self.request.prompt,
             outputs=[sample.output(index) for index, sample in enumerate(samples)],
             finished=self.finished,
@@ -411,6 +439,8 @@ class _Answer:
             prompt_logprobs=prompt_logprobs,
             num_cached_tokens=last.num_cached,
             error=last.error,
+            encoder_prompt=self._read.source_text,
+            encoder_prompt_token_ids=self.request.source or None,
         )
 
 

@@ -46,7 +46,7 @@ class StepRunner(AnyRunner, Protocol):
 
     def step_seconds(self, num_rows: int) -> float: ...
     def check(self, request: Request) -> None: ...
-    def prompt_logits(self, token_ids: list[int]) -> np.ndarray: ...
+    def prompt_logits(self, token_ids: list[int], source: list[int]) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,17 +116,23 @@ class Engine:
         prompt: Sequence[int],
         params: SamplingParams,
         *,
+        source: Sequence[int] | None = None,
         request_id: str | None = None,
         priority: int = 0,
         deadline: float | None = None,
         cache_salt: str = "",
         sample_index: int = 0,
     ) -> Request:
-        """A request as `add` takes it. deadline: a time.monotonic() value. Raises RequestError."""
+        """A request as `add` takes it. deadline: a time.monotonic() value. Raises RequestError.
+
+        source: what an encoder-decoder's encoder reads, where its decoder is to go on from `prompt`; without it the
+        encoder reads `prompt`, and the decoder begins as the model's makers say.
+        """
         runner = self._generator
         request = self._intake.request(
             prompt,
             params,
+            source=source,
             request_id=request_id,
             priority=priority,
             deadline=deadline,
@@ -230,9 +236,10 @@ class Engine:
         freed: int = self._scheduler.flush_prefix_cache()
         return freed
 
-    def prompt_logits(self, token_ids: Sequence[int]) -> np.ndarray:
-        """[T, V] float32: the logits behind each token of one sequence. For research; compiles on first use."""
-        return self._generator.prompt_logits(self._intake.token_ids(token_ids, new_tokens=0))
+    def prompt_logits(self, token_ids: Sequence[int], source: Sequence[int] | None = None) -> np.ndarray:
+        """[T, V] float32: the logits behind each token of one sequence, of an encoder-decoder's decoder. For research;
+        compiles on first use. source: as make_request's."""
+        return self._generator.prompt_logits(*self._intake.prompts(token_ids, source, new_tokens=0))
 
     def _check_scores(self, params: SamplingParams) -> None:
         """Sequences compare by log probabilities; RequestError where the engine tells of something else."""

@@ -212,7 +212,7 @@ class Beams:
                 prompt_logprobs=first.prompt_logprobs if index == 0 else None,
                 finish=reason or (FinishReason.STOP if stopped else FinishReason.LENGTH),
                 stop_token=beam.tokens[-1] if stopped else None,
-                num_prompt=len(self.request.prompt),
+                num_prompt=len(self.request.source) + len(self.request.prompt),
                 num_output=len(beam.tokens),
                 num_cached=first.num_cached,
                 first_scheduled=first.first_scheduled,
@@ -233,5 +233,6 @@ def _member(asked: Request, number: int, family: Family, prompt: list[int], para
         arrival=asked.arrival,
         deadline=asked.deadline,
         cache_salt=asked.cache_salt,
+        source=asked.source,
         family=family,
     )

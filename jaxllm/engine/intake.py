@@ -35,14 +35,19 @@ class Intake:
         prompt: Sequence[int],
         params: SamplingParams,
         *,
+        source: Sequence[int] | None = None,
         request_id: str | None = None,
         priority: int = 0,
         deadline: float | None = None,
         cache_salt: str = "",
         sample_index: int = 0,
     ) -> Request:
-        """deadline: a time.monotonic() value. request_id: a fresh one if None. Raises RequestError."""
-        token_ids = self.token_ids(_truncated(prompt, params, self._info.max_model_len))
+        """deadline: a time.monotonic() value. request_id: a fresh one if None. Raises RequestError.
+
+        source, of an encoder-decoder alone: what its encoder reads, the decoder going on from `prompt`, which may be
+        empty. Without it the encoder reads `prompt`.
+        """
+        token_ids, source_ids = self.prompts(prompt, source, params=params)
         self._check_tokens(params)
         self._check_logprobs("logprobs", params.logprobs)
         self._check_logprobs("prompt_logprobs", params.prompt_logprobs)
@@ -60,7 +65,46 @@ class Intake:
             arrival=time.monotonic(),
             deadline=deadline,
             cache_salt=cache_salt,
+            source=source_ids,
         )
+
+    def prompts(
+        self,
+        prompt: Sequence[int],
+        source: Sequence[int] | None = None,
+        *,
+        params: SamplingParams | None = None,
+        new_tokens: int = 1,
+    ) -> tuple[list[int], list[int]]:
+        """What the tokens to come follow, and what an encoder reads, as `request` takes them; shortened as params say.
+
+        new_tokens: that there must be room for.
+        """
+        start, limit = self._info.decoder_start, self._info.max_model_len
+        if start is None:
+            if source is not None:
+                raise RequestError(f"{self._info.name} has no encoder: send one prompt", "prompt")
+            return self.token_ids(_truncated(prompt, params, limit), new_tokens), []
+        limit = min(limit, self._config.max_num_batched_tokens)  # a source is read in one step
+        read, begun = (prompt, list(start)) if source is None else (source, self._decoder_prompt(prompt))
+        keep = None if params is None else params.truncate_prompt_tokens
+        source_ids = _integers(read if keep is None else read[-min(keep, limit) if keep > 0 else -limit :])
+        if not source_ids:
+            raise RequestError("prompt is empty: the encoder needs at least one token to read", "prompt")
+        self._check_vocabulary("prompt", source_ids)
+        if len(source_ids) > limit:
+            raise RequestError(
+                f"prompt has {len(source_ids)} tokens, and the encoder reads {limit} at most: shorten it, or start the "
+                "engine with a larger max_model_len and max_num_batched_tokens if the model allows it",
+                "prompt",
+            )
+        return self.token_ids(begun, new_tokens), source_ids
+
+    def _decoder_prompt(self, prompt: Sequence[int]) -> list[int]:
+        """What the decoder goes on from, behind the token that it always begins with."""
+        start, given = self._info.decoder_start, _integers(prompt)
+        assert start
+        return given if given[:1] == [start[0]] else [start[0], *given] if given else list(start)
 
     def pooling_request(
         self,
@@ -127,10 +171,7 @@ class Intake:
 
     def token_ids(self, prompt: Sequence[int], new_tokens: int = 1) -> list[int]:
         """The prompt as plain integers, each of them a token, no more than leave room for `new_tokens`."""
-        try:
-            token_ids = list(map(operator.index, prompt))
-        except TypeError as error:
-            raise RequestError(f"prompt must hold token ids, which are integers ({error})", "prompt") from error
+        token_ids = _integers(prompt)
         if not token_ids:
             raise RequestError("prompt is empty: at least one token is needed to go on from", "prompt")
         self._check_vocabulary("prompt", token_ids)
@@ -212,10 +253,17 @@ class Intake:
         )
 
 
-def _truncated(prompt: Sequence[int], params: SamplingParams, context: int) -> Sequence[int]:
+def _integers(prompt: Sequence[int]) -> list[int]:
+    try:
+        return list(map(operator.index, prompt))
+    except TypeError as error:
+        raise RequestError(f"prompt must hold token ids, which are integers ({error})", "prompt") from error
+
+
+def _truncated(prompt: Sequence[int], params: SamplingParams | None, context: int) -> Sequence[int]:
     """The last tokens of the prompt, as many as truncate_prompt_tokens says."""
-    keep = params.truncate_prompt_tokens
-    if keep is None:
+    keep = None if params is None else params.truncate_prompt_tokens
+    if params is None or keep is None:
         return prompt
     if keep == -1:  # what leaves room for the output
         keep = max(1, context - (params.max_tokens or 1))

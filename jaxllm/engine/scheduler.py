@@ -291,7 +291,7 @@ class Scheduler:
         if request.first_scheduled is None:  # after a preemption it finds its own pages, which saved nobody anything
             request.first_scheduled = now
             request.num_cached = cached
-            self._load.prompt_tokens += len(request.prompt)
+            self._load.prompt_tokens += len(request.source) + len(request.prompt)
             if self._may_read_cache(request):
                 self._load.prefix_queries += len(request.prompt)
                 self._load.prefix_hits += cached
@@ -533,7 +533,7 @@ def delta_of(request: Request, now: float, tokens: list[int] | None = None) -> D
         request.finish,
         None,
         None,
-        len(request.prompt),
+        len(request.source) + len(request.prompt),
         len(request.output),
         request.num_cached,
         request.arrival,

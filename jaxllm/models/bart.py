@@ -227,6 +227,7 @@ def bart_config(
         norm_first=norm_first,
         gated=False,
         decoder_start_token_id=fields.take("decoder_start_token_id", int, decoder_start_token_id),
+        forced_bos_token_id=fields.take("forced_bos_token_id", int, None),
         learned_positions=learned_positions,
         embed_norm=embed_norm,
         final_norm=final_norm,

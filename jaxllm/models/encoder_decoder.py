@@ -37,13 +37,15 @@ class EncoderDecoderConfig(ModelConfig):
         encoder: the encoder's, of the decoder's width and vocabulary.
         norm_first: norms stand before attention and MLP, not behind their sums.
         gated: the MLPs are.
-        decoder_start_token_id: what decoder prompts begin with; generation_config.json may name another.
+        decoder_start_token_id: what decoder prompts begin with.
+        forced_bos_token_id: what stands behind it in any case. generation_config.json may name others.
     """
 
     encoder: ModelConfig
     norm_first: bool
     gated: bool
     decoder_start_token_id: int | None
+    forced_bos_token_id: int | None
 
 
 class SelfAttention(nnx.Module):

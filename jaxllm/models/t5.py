@@ -137,6 +137,7 @@ class T5ForConditionalGeneration(EncoderDecoder):
             norm_first=True,
             gated=gated,
             decoder_start_token_id=fields.take("decoder_start_token_id", int, fields.take("pad_token_id", int, 0)),
+            forced_bos_token_id=fields.take("forced_bos_token_id", int, None),
             num_buckets=fields.size("relative_attention_num_buckets", 32),
             max_distance=fields.size("relative_attention_max_distance", 128),
         )

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxllm.config import LogprobsMode
 from jaxllm.core import CacheSpec, LatentKV, LayerSpecs, PagedKV, all_specs
 from jaxllm.layers.cache import LayerCache, PagedCache
-from jaxllm.layers.step import DenseStep, Step
+from jaxllm.layers.step import DenseStep, EncodeStep, Step
 from jaxllm.runner.packing import COPY_PAIRS, ExtendLayout, RowFlag, SeedLayout
 from jaxllm.runner.state import FIRST_PARAM, Column, State, new_state, row_params
 from jaxllm.sampling import Processors, Rows, TokenLogprobs, greedy, narrow, sample, token_logprobs
@@ -163,10 +163,11 @@ class Programs:
     def seed_layout(self, key: ProgramKey) -> SeedLayout:
         return SeedLayout(self.geometry.processors.width, key.size)
 
-    def prompt_logits(self, weights: Leaves, tokens: jax.Array) -> jax.Array:
-        """Logits [T, V] float32 after each of tokens [T], without a cache."""
+    def prompt_logits(self, weights: Leaves, tokens: jax.Array, source: EncodeStep | None) -> jax.Array:
+        """Logits [T, V] float32 after each of tokens [T], without a cache. source: what an encoder reads."""
         model = self.model.merge(weights)
-        hidden, _ = model(DenseStep.of(tokens[None]), None)
+        step = DenseStep.of(tokens[None])
+        hidden, _ = model(step, None) if source is None else model(step, None, sources=source)
         return model.logits(hidden)
 
     def _run_model(

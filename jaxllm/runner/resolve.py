@@ -8,6 +8,7 @@ import jax
 
 from jaxllm.config import EngineConfig
 from jaxllm.errors import ConfigError
+from jaxllm.models.encoder_decoder import EncoderDecoderConfig
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,9 @@ def resolve(config: EngineConfig, model: _Model) -> EngineConfig:
     gpu = on_gpu()
     max_model_len = _max_model_len(config, model, model.max_position_embeddings, gpu)
     max_num_seqs = config.max_num_seqs or min(256 if gpu else 16, config.max_num_batched_tokens or 256)
-    max_num_batched_tokens = config.max_num_batched_tokens or max(8192 if gpu else 512, max_num_seqs)
+    # An encoder reads a source in one step.
+    longest = max_model_len if isinstance(model, EncoderDecoderConfig) else 0
+    max_num_batched_tokens = config.max_num_batched_tokens or max(8192 if gpu else 512, max_num_seqs, longest)
     if max_num_batched_tokens < max_num_seqs:
         raise ConfigError(
             f"max_num_batched_tokens={max_num_batched_tokens} is below max_num_seqs={max_num_seqs}: a step could not "

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,10 @@ import numpy as np
 from jaxllm import weights
 from jaxllm.config import EngineConfig, SchedulerConfig
 from jaxllm.core import ModelInfo, Request, StepOutput, StepPlan
+from jaxllm.errors import ConfigError
+from jaxllm.layers.step import EncodeStep
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.encoder_decoder import EncoderDecoderConfig
 from jaxllm.runner.guard import CompileGuard
 from jaxllm.runner.packing import (
     COPY_PAIRS,
@@ -138,12 +143,12 @@ class Runner:
         """Measured seconds of one decode step of num_rows, with short contexts."""
         return self.table.step_seconds(num_rows)
 
-    def prompt_logits(self, token_ids: list[int]) -> np.ndarray:
-        """Logits [T, V] float32 after each of T tokens. A research call: it compiles when a new length class comes,
-        outside the serving table, and shares nothing with running requests but the weights."""
-        padded = np.zeros(max(16, 1 << (len(token_ids) - 1).bit_length()), np.int32)
-        padded[: len(token_ids)] = token_ids
-        return np.asarray(self._prompt_logits(self._weights, padded))[: len(token_ids)]
+    def prompt_logits(self, token_ids: list[int], source: Sequence[int] = ()) -> np.ndarray:
+        """Logits [T, V] float32 after each of T tokens; source: what an encoder reads. A research call: it compiles
+        when a new length class comes, outside the serving table, and shares the weights alone with running requests."""
+        sources = EncodeStep.of(jnp.asarray(_padded(source)), jnp.asarray([len(source)], jnp.int32)) if source else None
+        logits = self._prompt_logits(self._weights, _padded(token_ids), sources)
+        return np.asarray(logits)[: len(token_ids)]
 
     def _run(self, key: ProgramKey, packed: np.ndarray) -> jax.Array:
         self._cache, self._state, out = self.table.run(key, self._weights, self._cache, self._state, packed)
@@ -182,6 +187,27 @@ class Runner:
         return needed
 
 
+def _padded(token_ids: Sequence[int]) -> np.ndarray:
+    """[T] int32, T a power of two."""
+    padded = np.zeros(max(16, 1 << (len(token_ids) - 1).bit_length()), np.int32)
+    padded[: len(token_ids)] = token_ids
+    return padded
+
+
+def _decoder_start(config: ModelConfig, generation: dict[str, Any]) -> tuple[int, ...] | None:
+    """What decoder prompts begin with: the start token, and the one that the makers have behind it in any case."""
+    if not isinstance(config, EncoderDecoderConfig):
+        return None
+    start = generation.get("decoder_start_token_id", config.decoder_start_token_id)
+    if not isinstance(start, int):
+        raise ConfigError(
+            f"decoder_start_token_id={start!r}: the decoder has no token to begin with; name one, such as the language"
+            " to translate into, in generation_config.json"
+        )
+    forced = generation.get("forced_bos_token_id", config.forced_bos_token_id)
+    return (start,) if forced is None else (start, forced)
+
+
 def _model_info(prepared: Prepared) -> ModelInfo:
     config, path = prepared.config, weights.resolve_model_path(prepared.config.model)
     generation = weights.read_generation_config(path)
@@ -197,5 +223,6 @@ def _model_info(prepared: Prepared) -> ModelInfo:
         eos_token_ids=tuple([eos] if isinstance(eos, int) else eos or ()),
         max_logprobs=prepared.table.programs.geometry.num_logprobs,
         path=str(path),
+        decoder_start=_decoder_start(prepared.architecture.config, generation),
         generation_defaults={name: generation[name] for name in known if generation.get(name) is not None},
     )

@@ -85,7 +85,7 @@ class EchoRunner:
     def step_seconds(self, num_rows: int) -> float:
         return 0.001
 
-    def prompt_logits(self, token_ids: list[int]) -> np.ndarray:
+    def prompt_logits(self, token_ids: list[int], source: list[int]) -> np.ndarray:
         return np.zeros((len(token_ids), VOCABULARY), np.float32)
 
 
