@@ -6,28 +6,29 @@ that serve requests with penalties, biases and the like (the `full` variant). Ba
 processor run programs that hold none of it.
 
     class Damp(LogitsProcessor):
-        \"\"\"Makes each drawn token less likely for a while: {"strength": float, "decay": float in [0, 1)}.\"\"\"
+        \"\"\"Each drawn token is less likely for a while: {"strength": number}.\"\"\"
 
         name = "damp"
 
         def __init__(self, vocab_size):
             super().__init__(vocab_size)
-            self.parameters = {"strength": np.float32(0), "decay": np.float32(0)}
+            self.parameters = {"strength": np.float32(0)}
             self.state = {"heat": np.zeros(vocab_size, np.float32)}
 
         def parse(self, argument):
-            return {"strength": argument["strength"], "decay": argument.get("decay", 0.9)}
+            return {"strength": argument["strength"]}
 
         def apply(self, logits, params, state, num_drawn):
             return logits - params["strength"][:, None] * state["heat"]
 
         def update(self, params, state, tokens, drawn):
-            heat = state["heat"] * params["decay"][:, None]
-            return {"heat": heat.at[jnp.arange(len(tokens)), tokens].add(1.0)}
+            heat = state["heat"] / 2
+            return {"heat": heat.at[jnp.arange(len(tokens)), tokens].add(1)}
 
 It is named when the engine starts, `jaxllm serve --logits-processor package.module:Damp` or
 `LLM(logits_processors=[Damp])`, and used by the requests that bring it an argument:
 `SamplingParams(logits_processors={"damp": {"strength": 2.0}})`; over HTTP and gRPC the same map is JSON.
+`scripts/damp_repeats.py` is a whole example.
 """
 
 import difflib

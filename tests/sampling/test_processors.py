@@ -1,5 +1,6 @@
 """Logits processors: ours against transformers' own and against plain numpy; the protocol they share with users'."""
 
+import importlib.util
 import math
 from pathlib import Path
 from typing import Any
@@ -19,28 +20,21 @@ from jaxllm.sampling import LogitsProcessor, Processors, RowParams, load, make_p
 V = 50
 SLOTS = 6
 CHUNK = 8
+SCRIPT = Path(__file__).parents[2] / "scripts" / "damp_repeats.py"
 RECORDED = Path(__file__).parent / "reference" / "transformers.npz"
 
 
-class Damp(LogitsProcessor):
-    """The module's own example: each drawn token is less likely for a while."""
+def _example() -> Any:
+    """The processor that scripts/damp_repeats.py shows how to write."""
+    specification = importlib.util.spec_from_file_location("damp_repeats", SCRIPT)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module.Damp
 
-    name = "damp"
 
-    def __init__(self, vocab_size: int):
-        super().__init__(vocab_size)
-        self.parameters = {"strength": np.float32(0), "decay": np.float32(0)}
-        self.state = {"heat": np.zeros(vocab_size, np.float32)}
-
-    def parse(self, argument: Any) -> dict[str, Any]:
-        return {"strength": argument["strength"], "decay": argument.get("decay", 0.5)}
-
-    def apply(self, logits, params, state, num_drawn):
-        return logits - params["strength"][:, None] * state["heat"]
-
-    def update(self, params, state, tokens, drawn):
-        heat = state["heat"] * params["decay"][:, None]
-        return {"heat": heat.at[jnp.arange(len(tokens)), tokens].add(jnp.float32(1))}
+Damp = _example()
 
 
 class Bench:
@@ -293,7 +287,7 @@ def test_a_users_processor() -> None:
     ("argument", "says"),
     [
         ({"damp": {}}, r"damp: KeyError: 'strength'"),
-        ({"damp": 3}, "damp: TypeError"),
+        ({"damp": 3}, "damp: AttributeError"),
         ({"damp": {"strength": "much"}}, "strength is <U4, and it must be float32"),
         ({"damp": {"strength": [1.0, 2.0]}}, "damp: ValueError"),
         ({"dampen": {}}, "there is no 'dampen'; did you mean 'damp'?"),
