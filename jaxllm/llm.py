@@ -150,16 +150,20 @@ class LLM(PoolingMethods):
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
+        priority: int | Sequence[int] = 0,
+        cache_salt: str = "",
     ) -> list[RequestOutput]:
         """Continue every prompt; the answers come in the order of the prompts.
 
         params: for all prompts, or one for each.
         use_tqdm: show how many are done, on a terminal.
+        priority: for all prompts, or one for each; lower runs earlier under the priority policy.
+        cache_salt: prefixes are shared only among requests of the same salt.
 
         Raises RequestError before anything runs if a prompt or its parameters are invalid, and EngineDeadError.
         A request that fails alone has finish_reason "error".
         """
-        answers = self._make_answers(as_list(prompts), params)
+        answers = self._make_answers(as_list(prompts), params, priority, cache_salt)
         waiting = deque(answers)
         running: set[str] = set()
         with reporting(None) if use_tqdm else nullcontext() as report, self._aborting(answers):
@@ -268,7 +272,11 @@ class LLM(PoolingMethods):
     # --- from prompts to requests ---
 
     def _make_answers(
-        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        priority: int | Sequence[int] = 0,
+        cache_salt: str = "",
     ) -> list["_Answer"]:
         if params is None:
             params = self.default_sampling_params()
@@ -277,17 +285,30 @@ class LLM(PoolingMethods):
             raise RequestError(
                 f"{len(each)} SamplingParams for {len(prompts)} prompts: give one, or one each", "params"
             )
-        return [self._make_answer(prompt, own) for prompt, own in zip(prompts, each, strict=True)]
+        priorities = [priority] * len(prompts) if isinstance(priority, int) else list(priority)
+        if len(priorities) != len(prompts):
+            raise RequestError(
+                f"{len(priorities)} priorities for {len(prompts)} prompts: give one, or one each", "priority"
+            )
+        return [
+            self._make_answer(prompt, own, order, cache_salt)
+            for prompt, own, order in zip(prompts, each, priorities, strict=True)
+        ]
 
-    def _make_answer(self, prompt: Prompt, params: SamplingParams) -> "_Answer":
+    def _make_answer(self, prompt: Prompt, params: SamplingParams, priority: int, cache_salt: str) -> "_Answer":
         if not isinstance(params, SamplingParams):
             raise RequestError(f"params={params!r}: must be SamplingParams", "params")
         read = self._read(prompt)
         if params.bad_words or params.thinking_token_budget is not None:
             params = self.tokenizer.resolve(params)
         request = self.engine.make_request(
-            read.token_ids, params, source=read.source, request_id=str(next(self._ids))
-        )  # fmt: skip
+            read.token_ids,
+            params,
+            source=read.source,
+            request_id=str(next(self._ids)),
+            priority=priority,
+            cache_salt=cache_salt,
+        )
         return _Answer(request, read, self._detokenizer() if params.detokenize else None)
 
     def _detokenizer(self) -> Tokenizer:

@@ -165,6 +165,26 @@ def test_streaming_samples(llm: LLM) -> None:
             assert b.token_ids[: len(a.token_ids)] == a.token_ids
 
 
+def test_priority_and_cache_salt_offline() -> None:
+    with make_llm(scheduling_policy="priority", max_num_seqs=1, decode_steps=(1,)) as llm:
+        order = []
+        submit = llm.engine.runner.submit
+
+        def note(plan: Any) -> Any:
+            order.extend(len(row.request.prompt) for row in plan.rows if row.fresh)
+            return submit(plan)
+
+        llm.engine.runner.submit = note  # type: ignore[method-assign]
+        prompts = [PROMPT[:length] for length in (3, 4, 5)]
+        llm.generate(prompts, params(max_tokens=2), priority=[2, 0, 1])
+        assert order == [4, 5, 3]
+        assert llm.generate(PROMPT, params(), cache_salt="a")[0].num_cached_tokens == 0
+        assert llm.generate(PROMPT, params(), cache_salt="a")[0].num_cached_tokens > 0
+        assert llm.generate(PROMPT, params(), cache_salt="b")[0].num_cached_tokens == 0
+        with pytest.raises(RequestError, match="2 priorities for 3 prompts"):
+            llm.generate(prompts, params(), priority=[1, 2])
+
+
 # --- beam search ---
 
 
