@@ -137,14 +137,31 @@ class EngineConfig:
         return dataclasses.replace(self, **changes)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerConfig:
-    """The numbers the scheduler works with; the runner's memory plan supplies num_pages.
+@dataclass(frozen=True, slots=True)
+class CacheGroup:
+    """Layers that share one space of pages, and one block table per request.
 
-    num_pages counts page 0, the padding sink, which is never handed out.
+    Attributes:
+        kind: what a page is. "tokens": page_size tokens of a sequence. "source": the same, of what an encoder read.
+            "state": an entry, all that recurrent layers carry of one sequence.
+        num_pages: counts page 0, the sink of padding, which is never handed out.
+        window: tokens that any token sees, itself included; pages wholly behind it return. None is all of them.
     """
 
-    num_pages: int
+    kind: Literal["tokens", "source", "state"]
+    num_pages: int = 0
+    window: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """The numbers the scheduler works with; the runner's memory plan supplies the groups of the cache.
+
+    groups: the one without a window before those with one, sources behind them, states last; () for a model that
+    caches nothing.
+    """
+
+    groups: tuple[CacheGroup, ...]
     page_size: int
     max_num_seqs: int
     max_num_batched_tokens: int

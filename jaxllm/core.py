@@ -14,10 +14,11 @@ import enum
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from jaxllm.config import CacheGroup
 from jaxllm.errors import RequestError
 
 MAX_STOP_TOKENS = 16
@@ -370,11 +371,15 @@ class Request:
         num_inflight: tokens whose draw is submitted but not collected yet.
         num_computed: tokens whose keys and values are in the cache once every submitted step has run.
         num_cached: prompt tokens that the prefix cache supplied when the request was first admitted.
-        pages: the block table; pages[i] holds positions [i * page, (i + 1) * page).
+        tables: by cache group the block table, or [entry] of states; tables[g][i] holds positions
+            [i * page, (i + 1) * page), and is 0 where that is left behind a window.
+        reach: positions that have pages in every group.
         slot: the row of the device's per-request state, or -1 when not admitted.
         order: where the request stands among all; the smallest is served first and preempted last.
         page_keys: the prefix index's keys, as far as they were needed: [i] is that of the first i pages.
-        num_indexed: how many of `pages`, from the first, the prefix index has been told of.
+        num_indexed: how many pages, from the first, the prefix index has been told of.
+        unshared: nothing that the request computes is told to the prefix index.
+        snapshots_due: positions where its recurrent state is to be copied for others, the next one last.
         prompt_logprobs: what extend steps yielded so far, in order; delivered with the first token.
     """
 
@@ -398,11 +403,14 @@ class Request:
     num_computed: int = 0
     num_cached: int = 0
     num_preemptions: int = 0
-    pages: list[int] = field(default_factory=list)
+    tables: list[list[int]] = field(default_factory=list)
+    reach: int = 0
     slot: int = -1
     order: tuple[int, float, int, int] = (0, 0.0, 0, 0)
     page_keys: list[bytes] = field(default_factory=list)
     num_indexed: int = 0
+    unshared: bool = False
+    snapshots_due: list[int] = field(default_factory=list)
     prompt_logprobs: list["Logprobs"] = field(default_factory=list)
     finish: FinishReason | None = None
     first_scheduled: float | None = None
@@ -443,9 +451,9 @@ class Row:
             rows feed the slot's last token in either case.
         fresh: the slot holds another request's state: send parameters, reset counts.
         draws: the step reaches the request's last token, so a next token is drawn.
-        pages: the request's block table itself, not a copy: it may grow with the next plan, so read it on
+        tables: the request's own, by cache group, not a copy: they may change with the next plan, so read them on
             submit. Decode rows need only new_pages.
-        new_pages: (index, page) added by this plan; at most one in a decode step.
+        new_pages: of a decode row, (group, index, page) added by this plan; at most one in each group.
     """
 
     request: Request
@@ -455,18 +463,26 @@ class Row:
     tokens: list[int]
     fresh: bool
     draws: bool
-    pages: list[int]
-    new_pages: list[tuple[int, int]]
+    tables: list[list[int]]
+    new_pages: list[tuple[int, int, int]]
+
+
+class PageCopy(NamedTuple):
+    """A page, or a recurrent state's entry, to copy within a cache group."""
+
+    group: int
+    source: int
+    target: int
 
 
 @dataclass(slots=True)
 class StepPlan:
-    """What the device does next. `copies` (source page, target page) run first: copy-on-write."""
+    """What the device does next. `copies` run first, in any order: copy-on-write, and snapshots of states."""
 
     kind: Literal["extend", "decode"]
     rows: list[Row]
     num_steps: int = 1
-    copies: list[tuple[int, int]] = field(default_factory=list)
+    copies: list[PageCopy] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -666,6 +682,31 @@ LayerSpecs = CacheSpec | tuple[CacheSpec, ...]
 def all_specs(layers: tuple[LayerSpecs, ...]) -> tuple[CacheSpec, ...]:
     """The specifications of all layers, one after the other."""
     return tuple(spec for layer in layers for spec in (layer if isinstance(layer, tuple) else (layer,)))
+
+
+def pages_of(spec: CacheSpec, page_size: int) -> tuple[tuple[tuple[int, ...], str | None], ...]:
+    """Of each pool of a specification, one page or entry: its shape, and its dtype's name or None for the model's."""
+    if isinstance(spec, RecurrentState):
+        return spec.arrays
+    return tuple(((page_size, *shape), None) for shape in spec.pools())
+
+
+def group_of(spec: CacheSpec) -> CacheGroup:
+    """The group whose block table serves a specification's pools."""
+    match spec:
+        case RecurrentState():
+            return CacheGroup("state")
+        case CrossKV():
+            return CacheGroup("source")
+        case _:
+            return CacheGroup("tokens", window=spec.window if isinstance(spec, PagedKV) else None)
+
+
+def groups_of(layers: tuple[LayerSpecs, ...]) -> tuple[CacheGroup, ...]:
+    """All groups of a model, in the order that SchedulerConfig asks for."""
+    kinds = ("tokens", "source", "state")
+    groups = {group_of(spec) for spec in all_specs(layers)}
+    return tuple(sorted(groups, key=lambda group: (kinds.index(group.kind), group.window or 0)))
 
 
 def elements_per_token(layers: tuple[LayerSpecs, ...]) -> int:

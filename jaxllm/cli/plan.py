@@ -12,6 +12,7 @@ from jaxllm.progress import progress
 
 if TYPE_CHECKING:
     from jaxllm.runner.plan import MemoryPlan
+    from jaxllm.runner.pools import GroupPlan
 
 
 @command(app, engine=EngineConfig)
@@ -29,7 +30,7 @@ def plan(
     with progress() as report:
         memory = plan_memory(config, programs=programs, progress=report)
     if as_json:
-        derived = {name: getattr(memory, name) for name in ("kv_bytes", "cache_tokens", "largest_batch")}
+        derived = {name: getattr(memory, name) for name in ("num_pages", "kv_bytes", "cache_tokens", "largest_batch")}
         print(json.dumps(dataclasses.asdict(memory) | derived, indent=2))
     else:
         _print(memory)
@@ -47,7 +48,7 @@ def _print(memory: "MemoryPlan") -> None:
         ("weights", _bytes(memory.weight_bytes)),
         ("state of requests", _bytes(memory.state_bytes)),
         ("hungriest program", _bytes(memory.program_bytes)),
-        ("KV cache", f"{_bytes(memory.kv_bytes)} in {memory.num_pages:,} pages of {memory.page_size} tokens"),
+        *(_cache_row(plan, memory.page_size) for plan in memory.groups),
         ("KV cache per token", _bytes(memory.kv_bytes_per_token)),
         ("budget of the device", budget),
         ("tokens cached at once", f"{memory.cache_tokens:,}"),
@@ -62,6 +63,18 @@ def _print(memory: "MemoryPlan") -> None:
         for program in memory.programs:
             table.add_row(program.name, _bytes(program.temp_bytes), f"{program.flops / 1e9:,.3f}")
         console.print(table)
+
+
+def _cache_row(plan: "GroupPlan", page_size: int) -> tuple[str, str]:
+    """The name of a cache group, and what it has."""
+    window = plan.group.window
+    names = {
+        "tokens": "KV cache" if window is None else f"KV cache, window of {window:,}",
+        "source": "KV cache of sources",
+        "state": "recurrent states",
+    }
+    unit = "entries" if plan.group.kind == "state" else f"pages of {page_size} tokens"
+    return names[plan.group.kind], f"{_bytes(plan.bytes)} in {plan.num_pages:,} {unit}"
 
 
 def _bytes(size: int) -> str:

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Sequence
 
+from jaxllm.cache import tokens_at_most
 from jaxllm.config import SchedulerConfig
 from jaxllm.core import MAX_STOP_TOKENS, ModelInfo, PoolingParams, PoolingRequest, Request, SamplingParams
 from jaxllm.engine.groups import Beams
@@ -240,8 +241,7 @@ class Intake:
         """Prompt and output tokens at most; RequestError if the whole KV cache could not hold them."""
         limit = self._info.max_model_len
         max_total = limit if params.max_tokens is None else min(limit, num_prompt + params.max_tokens)
-        # The last token's keys and values are never computed; page 0 is the padding sink.
-        capacity = (self._config.num_pages - 1) * self._config.page_size + 1
+        capacity = tokens_at_most(self._config)
         if max_total <= capacity:
             return max_total
         if params.max_tokens is None and num_prompt < capacity:

@@ -26,7 +26,7 @@ from operator import attrgetter
 
 import numpy as np
 
-from jaxllm.cache import PagePool, PrefixIndex
+from jaxllm.cache import CacheSpace
 from jaxllm.config import SchedulerConfig
 from jaxllm.core import Delta, FinishReason, Load, Logprobs, Request, Row, StepOutput, StepPlan
 from jaxllm.engine.stop import accept
@@ -36,7 +36,7 @@ _by_order = attrgetter("order")
 
 
 class Scheduler:
-    """Continuous batching over one page pool.
+    """Continuous batching over one cache.
 
     step_seconds(rows) is the measured time of one decode step of that many rows; without it no decode step
     is held too long for the stream interval.
@@ -46,8 +46,6 @@ class Scheduler:
     """
 
     def __init__(self, config: SchedulerConfig, step_seconds: Callable[[int], float] | None = None):
-        if config.num_pages < 2:
-            raise ConfigError(f"num_pages={config.num_pages}: page 0 is the sink, so there must be 2 or more")
         if config.max_num_batched_tokens < config.max_num_seqs:
             raise ConfigError(
                 f"max_num_batched_tokens={config.max_num_batched_tokens} is below max_num_seqs={config.max_num_seqs}: "
@@ -58,8 +56,7 @@ class Scheduler:
                 f"decode_steps={config.decode_steps}: must hold 1 and nothing above the page size {config.page_size}"
             )
         self.config = config
-        self.index = PrefixIndex(config.page_size)
-        self.pool = PagePool(config.num_pages - 1, on_evict=self.index.remove)
+        self.cache = CacheSpace(config)
         self.waiting: list[Request] = []
         self.prefilling: dict[str, Request] = {}
         self.decoding: dict[str, Request] = {}
@@ -70,9 +67,7 @@ class Scheduler:
         self._arrivals = itertools.count()
         self._followers: dict[str, list[Request]] = {}  # by the leader that computes their prompt
         self._next_deadline = math.inf  # no request's deadline is earlier
-        # Kept free on admission while others run, lest their next pages preempt the newcomer at once.
-        self._watermark = config.num_pages // 100
-        self._load = Load(pages_total=self.pool.num_pages)
+        self._load = Load(pages_total=self.cache.size[0])
 
     @property
     def has_work(self) -> bool:
@@ -82,7 +77,7 @@ class Scheduler:
     def load(self) -> Load:
         waiting = len(self.waiting) + sum(map(len, self._followers.values()))
         running = len(self._requests) - waiting
-        return replace(self._load, running=running, waiting=waiting, pages_free=self.pool.free)
+        return replace(self._load, running=running, waiting=waiting, pages_free=self.cache.size[1])
 
     def add(self, request: Request, entering: bool = True) -> None:
         """Queues a request; one that has a leader waits until the leader's prompt is computed.
@@ -102,29 +97,18 @@ class Scheduler:
                 f"within {request.max_total}",
                 "prompt",
             )
-        # The last token's keys and values are never computed.
-        pages = self._pages_for(request.max_total - 1)
-        if pages > self.pool.num_pages:
-            raise RequestError(
-                f"prompt and output of up to {request.max_total} tokens need {pages} pages of "
-                f"{self.config.page_size}, and the KV cache has {self.pool.num_pages}: ask for fewer tokens, or "
-                "start the engine with more KV cache",
-                "max_tokens",
-            )
+        self.cache.check(request)
         if entering and self._num_queued() >= self.config.max_queued:
             raise QueueFullError(
                 f"{self.config.max_queued} requests wait already: try again later, or raise --max-queued"
             )
         arrival = next(self._arrivals)
         urgency = (request.priority, request.arrival) if self.config.policy == "priority" else (0, 0.0)
-        salt, family = request.cache_salt, request.family
-        if family is not None:
-            if family.arrival < 0:
-                family.arrival = arrival
-            if not self.config.enable_prefix_caching:
-                salt = f"{family.name}\0{salt}"  # none but the family finds what it keeps
+        family = request.family
+        if family is not None and family.arrival < 0:
+            family.arrival = arrival
         request.order = (*urgency, arrival if family is None else family.arrival, arrival)
-        request.page_keys = [self.index.root(salt)]
+        request.page_keys = [self.cache.root(request)]
         if request.deadline is not None:
             self._next_deadline = min(self._next_deadline, request.deadline)
         leader = request.leader
@@ -160,11 +144,7 @@ class Scheduler:
 
     def flush_prefix_cache(self) -> int:
         """Forgets every cached prefix; returns how many pages held nothing else. Running requests go on."""
-        self.index.clear()
-        for request in self._running():
-            # What was computed before the flush, and what rests on it, is not to be shared after it.
-            request.num_indexed = request.max_total
-        return self.pool.forget()
+        return self.cache.flush(self._running())
 
     def _num_queued(self) -> int:
         """Requests that wait for their first step. Preempted ones were let in before and take nobody's place."""
@@ -177,9 +157,13 @@ class Scheduler:
     def plan(self, now: float) -> StepPlan | None:
         """The next step, which the caller submits; None when no request can advance before the next commit."""
         reserved = self._reserve_for_decode()
-        chunks, copies = self._plan_chunks(self.config.max_num_batched_tokens - len(self.decoding), reserved, now)
+        chunks = self._plan_chunks(self.config.max_num_batched_tokens - len(self.decoding), reserved, now)
+        while self.prefilling and not chunks and not self.decoding:
+            # The windows of several prompts leave none of them room to move: the last in order gives way.
+            self._preempt(max(self._running(), key=_by_order))
+            chunks = self._plan_chunks(self.config.max_num_batched_tokens, 0, now)
         if chunks:
-            plan = StepPlan("extend", self._decode_rows(1) + chunks, copies=copies)
+            plan = StepPlan("extend", self._decode_rows(1) + chunks)
             self._load.steps_extend += 1
         elif self.decoding:
             steps = self._choose_steps()
@@ -188,8 +172,7 @@ class Scheduler:
         else:
             return None
         self._account_for_chunks(chunks)
-        # From here on the copies precede whatever could overwrite their sources.
-        self.pool.release([source for source, _ in copies])
+        plan.copies = self.cache.end_plan()
         return plan
 
     def _reserve_for_decode(self) -> int:
@@ -199,10 +182,10 @@ class Scheduler:
         in a page which is not full and so is its own alone; one that is short needs a page less. The first in
         order is never preempted while another runs, and alone it fits (`add` saw to that), so it ends some day.
         """
-        if self.pool.free >= len(self.decoding) and not self.prefilling and not (self.waiting and self._slots):
+        if self.cache.free >= len(self.decoding) and not self.prefilling and not (self.waiting and self._slots):
             return 0  # enough for all, and nobody else takes any: no need to count
         short = self._short_of_pages(1)
-        while len(short) > self.pool.free:
+        while len(short) > self.cache.free:
             victim = max(self._running(), key=_by_order)
             self._preempt(victim)
             if victim in short:
@@ -212,13 +195,13 @@ class Scheduler:
     def _short_of_pages(self, steps: int) -> list[Request]:
         """The decoding requests whose pages do not reach as far as `steps` more tokens, or their limit.
 
-        Each is one page short, as no decode program has more steps than a page has tokens.
+        Each is one page short in every group, as no decode program has more steps than a page has tokens.
         """
-        page_size = self.config.page_size
         short = []
         for request in self.decoding.values():
             tokens = len(request.prompt) + len(request.output) + request.num_inflight
-            if min(tokens + steps, request.max_total) - 1 > page_size * len(request.pages):
+            if min(tokens + steps, request.max_total) - 1 > request.reach:
+                self.cache.trim(request)
                 short.append(request)
         return short
 
@@ -229,21 +212,18 @@ class Scheduler:
         self._load.preemptions += 1
         insort(self.waiting, request, key=_by_order)
 
-    def _plan_chunks(self, budget: int, reserved: int, now: float) -> tuple[list[Row], list[tuple[int, int]]]:
+    def _plan_chunks(self, budget: int, reserved: int, now: float) -> list[Row]:
         """Prompt chunks of at most `budget` tokens together, in order over the admitted and the waiting.
 
-        Admissions leave `reserved` pages free.
-
-        Also returns the copies that the admissions ask for; their source pages are held until the plan is done.
+        What they take leaves `reserved` pages free.
         """
         rows: list[Row] = []
-        copies: list[tuple[int, int]] = []
         prefilling = deque(sorted(self.prefilling.values(), key=_by_order))
         admitting = True
         while budget > 0:
             waiting = self.waiting[0] if admitting and self.waiting else None
             if waiting is not None and (not prefilling or waiting.order < prefilling[0].order):
-                admitting = self._admit(waiting, reserved, copies, now)
+                admitting = self._admit(waiting, reserved, now)
                 if not admitting:
                     continue  # none behind the first may overtake it, or it might wait forever
                 request, fresh = waiting, True
@@ -252,90 +232,44 @@ class Scheduler:
             else:
                 break
             start = request.num_computed
-            count = min(request.todo, budget)
+            count = self.cache.may_compute(request, min(request.todo, budget), reserved)
+            if count == 0:
+                break  # none behind it may take the pages that it waits for
+            if start + count > request.reach:
+                self.cache.grow(request, start + count)
             budget -= count
             tokens = request.token_ids(start, start + count)
-            new_pages = list(enumerate(request.pages)) if fresh else []
             draws = count == request.todo
-            rows.append(Row(request, request.slot, start, count, tokens, fresh, draws, request.pages, new_pages))
-        return rows, copies
+            rows.append(Row(request, request.slot, start, count, tokens, fresh, draws, request.tables, []))
+        return rows
 
-    def _admit(self, request: Request, reserved: int, copies: list[tuple[int, int]], now: float) -> bool:
+    def _admit(self, request: Request, reserved: int, now: float) -> bool:
         """Gives the first of the queue a slot and pages for all its tokens, cached ones where there are.
 
         Not while tokens of it are in flight: they would have to be computed too, and nobody knows them.
         """
         if not self._slots or request.num_inflight:
             return False
-        shared, source, cached = self._cached_prefix(request)
-        needed = self._pages_for(request.num_known) - len(shared)
-        spare = self.pool.free - reserved - sum(map(self.pool.is_idle, shared))
-        if self.prefilling or self.decoding:
-            spare -= self._watermark
-        if source is not None and spare - self.pool.is_idle(source) < needed:
-            source, cached = None, len(shared) * self.config.page_size
-        if spare < needed:
+        if not self.cache.admit(request, reserved, alone=not (self.prefilling or self.decoding)):
             return False
-
         del self.waiting[0]
         self.prefilling[request.request_id] = request
         request.slot = self._slots.pop()
-        self.pool.share(shared)
-        if source is not None:
-            self.pool.share([source])
-        request.pages = shared + self.pool.take(needed)
-        if source is not None:
-            copies.append((source, request.pages[len(shared)]))
-        request.num_computed = cached
-        request.num_indexed = len(shared)
         if request.first_scheduled is None:  # after a preemption it finds its own pages, which saved nobody anything
             request.first_scheduled = now
-            request.num_cached = cached
+            request.num_cached = request.num_computed
             self._load.prompt_tokens += len(request.source) + len(request.prompt)
-            if self._may_read_cache(request):
+            if self.cache.may_read(request):
                 self._load.prefix_queries += len(request.prompt)
-                self._load.prefix_hits += cached
+                self._load.prefix_hits += request.num_cached
         return True
-
-    def _is_cached(self, request: Request) -> bool:
-        """What it computes is kept for others to share."""
-        return self.config.enable_prefix_caching or request.family is not None
-
-    def _may_read_cache(self, request: Request) -> bool:
-        """Prompt logprobs need the whole prompt computed."""
-        return self._is_cached(request) and request.params.prompt_logprobs is None
-
-    def _cached_prefix(self, request: Request) -> tuple[list[int], int | None, int]:
-        """Full pages to share, a page to copy (or None), and the tokens that both cover together.
-
-        Never the last token: it must be computed for the next one to be drawn.
-        """
-        if not self._may_read_cache(request):
-            return [], None, 0
-        page_size = self.config.page_size
-        usable = request.num_known - 1
-        shared: list[int] = []
-        while (len(shared) + 1) * page_size <= usable:
-            page = self.index.page(self._page_key(request, len(shared)))
-            if page is None:
-                break
-            shared.append(page)
-        start = len(shared) * page_size
-        rest = request.token_ids(start, min(usable, start + page_size))
-        source, partial = self.index.partial(request.page_keys[len(shared)], rest)
-        leader = request.leader
-        if leader is not None and len(leader.pages) > len(shared):  # it runs, and its last page is in no index yet
-            common = min(len(leader.prompt), leader.num_computed) - start
-            if min(common, len(rest)) > partial:
-                source, partial = leader.pages[len(shared)], min(common, len(rest))
-        return shared, source if partial else None, start + partial
 
     def _account_for_chunks(self, chunks: list[Row]) -> None:
         """Advances the requests of these rows to where the plan takes them."""
         for row in chunks:
             request = row.request
             request.num_computed += row.count
-            self._index_full_pages(request)
+            self.cache.index(request)
             if row.draws:
                 request.num_inflight += 1
                 self._release_followers(request)
@@ -368,27 +302,23 @@ class Scheduler:
             if (
                 steps * seconds <= self.config.stream_interval
                 and any(request.max_total - request.num_tokens >= steps for request in self.decoding.values())
-                and (self.pool.free >= len(self.decoding) or self.pool.free >= len(self._short_of_pages(steps)))
+                and (self.cache.free >= len(self.decoding) or self.cache.free >= len(self._short_of_pages(steps)))
             ):
                 return steps
         return 1  # whatever the clock says; its pages are reserved
 
     def _decode_rows(self, steps: int) -> list[Row]:
         """A row for every decoding request, all of which advance by `steps` or to their limit."""
-        page_size = self.config.page_size
         rows = []
         leaving = []
         for request in self.decoding.values():
             inflight = request.num_inflight
-            pages = request.pages
             tokens = len(request.prompt) + len(request.output) + inflight
             count = min(steps, request.max_total - tokens)
             known = [] if inflight else request.output[-1:]
-            new_pages = []
-            if tokens - 1 + count > page_size * len(pages):
-                new_pages.append((len(pages), self.pool.take(1)[0]))
-                pages.append(new_pages[0][1])
-            rows.append(Row(request, request.slot, tokens - 1, count, known, False, True, pages, new_pages))
+            end = tokens - 1 + count
+            new_pages = self.cache.grow(request, end) if end > request.reach else []
+            rows.append(Row(request, request.slot, tokens - 1, count, known, False, True, request.tables, new_pages))
             request.num_computed += count
             request.num_inflight = inflight + count
             if tokens + count == request.max_total:
@@ -429,7 +359,7 @@ class Scheduler:
             if finish is not None:
                 self._end(request, finish)
             elif request.num_computed >= page_size * (request.num_indexed + 1):
-                self._index_full_pages(request)
+                self.cache.index(request)
             delta = delta_of(request, now, tokens)
             if result.logprobs is not None:
                 delta.logprobs = _slice(result.logprobs, 0, len(tokens))
@@ -450,66 +380,21 @@ class Scheduler:
     def _running(self) -> Iterable[Request]:
         return itertools.chain(self.prefilling.values(), self.decoding.values())
 
-    def _pages_for(self, tokens: int) -> int:
-        return -(-tokens // self.config.page_size)
-
-    def _page_key(self, request: Request, number: int) -> bytes:
-        """The prefix index's key of a full page of known tokens; those before it are in page_keys already."""
-        keys = request.page_keys
-        if number + 1 == len(keys):
-            page_size = self.config.page_size
-            keys.append(self.index.key(keys[number], request.token_ids(number * page_size, (number + 1) * page_size)))
-        return keys[number + 1]
-
-    def _index_full_pages(self, request: Request) -> None:
-        """Tells the prefix index of the pages that are full of known tokens whose computation is planned.
-
-        Planned is enough: the plan is submitted before the next one is made, so whoever shares the page
-        then, or copies it, reads it in a later step. This plan's own admissions and copies are over.
-        """
-        if not self._is_cached(request):
-            return
-        page_size = self.config.page_size
-        full = min(request.num_computed, request.num_known) // page_size
-        while request.num_indexed < full:
-            number = request.num_indexed
-            key = self._page_key(request, number)
-            tokens = request.token_ids(number * page_size, (number + 1) * page_size)
-            if self.index.add(request.pages[number], request.page_keys[number], tokens, key):
-                self.pool.keep(request.pages[number])
-            request.num_indexed += 1
-
-    def _index_last_page(self, request: Request) -> None:
-        """Tells the prefix index of the page that will not become full, as its holder lets go of it.
-
-        A row of this request may still be in flight, but it writes behind the tokens that are told of.
-        """
-        page_size = self.config.page_size
-        computed = min(request.num_computed, request.num_known)
-        full = computed // page_size
-        if not self._is_cached(request) or request.num_indexed != full or computed == full * page_size:
-            return
-        tokens = request.token_ids(full * page_size, computed)
-        if self.index.add(request.pages[full], request.page_keys[full], tokens, None):
-            self.pool.keep(request.pages[full])
-
     def _release(self, request: Request) -> None:
         """Takes a running request's slot and pages back; what they hold stays in the prefix cache."""
-        self._index_full_pages(request)
-        self._index_last_page(request)
-        self.pool.release(request.pages)
+        self.cache.release(request)
         self._slots.append(request.slot)
         self.prefilling.pop(request.request_id, None)
         self.decoding.pop(request.request_id, None)
-        request.pages = []  # not cleared: rows of submitted steps share the old list
         request.slot = -1
         request.num_computed = 0
 
     def _end(self, request: Request, reason: FinishReason) -> None:
         """Ends a request wherever it is."""
         request.finish = reason
-        # The last token's keys and values count for nothing: if the device ended the row, it never computed them.
-        request.num_computed = min(request.num_computed, request.num_known - 1)
+        if reason is FinishReason.STOP:
+            # The device, which knows every stop id, ended the row here as well, and never computed the last token.
+            request.num_computed = min(request.num_computed, request.num_known - 1)
         del self._requests[request.request_id]
         self._promote_follower(request)
         if request.slot >= 0:

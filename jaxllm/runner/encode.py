@@ -182,7 +182,7 @@ def _prepare(config: EngineConfig, model_class: Any) -> _Prepared:
         budget_bytes=device_budget(resolved),
         kv_bytes_per_token=0,
         page_size=resolved.block_size,
-        num_pages=1,
+        groups=(),
         max_model_len=given(resolved.max_model_len),
         max_num_seqs=given(resolved.max_num_seqs),
     )
@@ -265,7 +265,7 @@ class EncodeRunner:
         """The numbers the scheduler works with; pages mean nothing to it."""
         c = self.config
         return SchedulerConfig(
-            num_pages=self.memory_plan.num_pages,
+            groups=(),
             page_size=c.block_size,
             max_num_seqs=given(c.max_num_seqs),
             max_num_batched_tokens=given(c.max_num_batched_tokens),

@@ -1,17 +1,18 @@
 """The one int32 array a program takes and the one it yields: how plans are written and outputs read. Host only."""
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from jaxllm.core import Logprobs, Request, Row, RowOutput
+from jaxllm.core import Logprobs, PageCopy, Request, Row, RowOutput
 from jaxllm.runner.state import NUM_PARAMS
+from jaxllm.runner.tables import BlockTables
 
-COPY_PAIRS = 16
-"""Page copies of one copy program."""
+COPIES = 16
+"""Copies of the largest copy program."""
 
 
 class RowFlag(enum.IntFlag):
@@ -22,38 +23,40 @@ class RowFlag(enum.IntFlag):
 
 @dataclass(frozen=True)
 class ExtendLayout:
-    """An extend program's packed array: [R, 4] slot, start, count, flags; [R, NUM_PARAMS]; [R, MP] pages; [T] ids;
-    and, if scored, [T] the token that follows each. Works on numpy arrays (views) and traced ones alike."""
+    """An extend program's packed array: [R, 4] slot, start, count, flags; [R, NUM_PARAMS]; of each cache group the
+    tables [R, sent]; [T] ids; and, if scored, [T] the token that follows each. Works on numpy arrays (views) and
+    traced ones alike."""
 
     rows: int
-    max_pages: int
+    tables: BlockTables
     tokens: int
     scored: bool
 
     @property
     def size(self) -> int:
-        return self.rows * (4 + NUM_PARAMS + self.max_pages) + self.tokens * (1 + self.scored)
+        return self.rows * sum(self._widths) + self.tokens * (1 + self.scored)
+
+    @property
+    def _widths(self) -> tuple[int, ...]:
+        return 4, NUM_PARAMS, *self.tables.sent(self.tokens)
 
     def split(self, packed: Any) -> tuple[Any, Any, Any, Any, Any]:
-        """head, params, pages, ids, targets (empty unless scored)."""
+        """head, params, tables by group, ids, targets (empty unless scored)."""
         parts, at = [], 0
-        for width in (4, NUM_PARAMS, self.max_pages):
+        for width in self._widths:
             parts.append(packed[at : at + self.rows * width].reshape(self.rows, width))
             at += self.rows * width
-        return parts[0], parts[1], parts[2], packed[at : at + self.tokens], packed[at + self.tokens :]
+        return parts[0], parts[1], parts[2:], packed[at : at + self.tokens], packed[at + self.tokens :]
 
     def pack(self, rows: list[Row], params: np.ndarray, sink: int) -> np.ndarray:
         """rows of a plan; params: [S + 1, NUM_PARAMS] int32 by slot."""
         packed = np.zeros(self.size, np.int32)
-        head, row_params, pages, ids, targets = self.split(packed)
+        head, row_params, tables, ids, targets = self.split(packed)
         n = len(rows)
         head[:n] = [(row.slot, row.start, row.count, row.fresh + 2 * row.draws + 4 * (not row.tokens)) for row in rows]
         head[n:, 0] = sink
         row_params[:n] = params[head[:n, 0]]
-        lengths = np.fromiter((len(row.pages) for row in rows), np.int64, n)
-        ends = np.cumsum(lengths)
-        index = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
-        pages[np.repeat(np.arange(n), lengths), index] = list(chain.from_iterable(row.pages for row in rows))
+        self.tables.write(tables, rows, self.tokens)
         at = 0
         for row in rows:
             if row.tokens:
@@ -65,20 +68,39 @@ class ExtendLayout:
         return packed
 
 
-def pack_decode(rows: list[Row], size: int, sink: int, max_pages: int) -> np.ndarray:
-    """[size, 3] slot and the (index, page) to add to its block table, flattened; an index of max_pages adds none."""
-    packed = np.empty((size, 3), np.int32)
-    packed[:] = sink, max_pages, 0
-    packed[: len(rows), 0] = [row.slot for row in rows]
-    for i, row in enumerate(rows):
-        if row.new_pages:
-            packed[i, 1:] = row.new_pages[0]
-    return packed.ravel()
+@dataclass(frozen=True)
+class DecodeLayout:
+    """A decode program's packed array: [B] slot; of each group that grows [B] the column of its new page in the slot's
+    row of tables, and [B] the page. A column behind the last adds none."""
+
+    rows: int
+    tables: BlockTables
+
+    @property
+    def size(self) -> int:
+        return self.rows * (1 + 2 * len(self.tables.growing))
+
+    def split(self, packed: Any) -> tuple[Any, Any, Any]:
+        """slot [B], columns [G, B], pages [G, B]."""
+        parts = packed.reshape(-1, self.rows)
+        groups = len(self.tables.growing)
+        return parts[0], parts[1 : 1 + groups], parts[1 + groups :]
+
+    def pack(self, rows: list[Row], sink: int) -> np.ndarray:
+        packed = np.zeros(self.size, np.int32)
+        slot, columns, pages = self.split(packed)
+        slot[:] = sink
+        slot[: len(rows)] = [row.slot for row in rows]
+        columns[:] = self.tables.width
+        for i, row in enumerate(rows):
+            for group, index, page in row.new_pages:  # groups that grow come first, so that places agree
+                columns[group, i], pages[group, i] = self.tables.column(group, index), page
+        return packed
 
 
-def pack_copies(copies: list[tuple[int, int]]) -> np.ndarray:
-    """At most COPY_PAIRS (source, target) pages, flattened; the rest is (0, 0), the sink onto itself."""
-    packed = np.zeros((COPY_PAIRS, 2), np.int32)
+def pack_copies(copies: Sequence[PageCopy], size: int) -> np.ndarray:
+    """At most `size` copies (group, source, target), flattened; the rest is the sink of the first onto itself."""
+    packed = np.zeros((size, 3), np.int32)
     packed[: len(copies)] = copies
     return packed.ravel()
 

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 
 from jaxllm import weights
 from jaxllm.config import EngineConfig
-from jaxllm.core import elements_per_token
+from jaxllm.core import elements_per_token, groups_of
 from jaxllm.errors import ConfigError
 from jaxllm.models import registry
+from jaxllm.runner.pools import Demand, GroupPlan, divide, exactly, least
 from jaxllm.runner.programs import VARIANTS, FlatModel, Geometry, Programs
 from jaxllm.runner.resolve import claim_memory, device_budget, given, on_gpu, resolve
 from jaxllm.runner.table import ProgramTable, Progress, closed_table, use_compilation_cache
+from jaxllm.runner.tables import BlockTables
 from jaxllm.sampling import make_processors
 
 log = logging.getLogger(__name__)
@@ -39,7 +41,8 @@ class MemoryPlan:
     """How the device's memory is divided. Bytes throughout; budget_bytes is None where the device sets no limit.
 
     program_bytes: of the hungriest program; 0 where the pool's size did not depend on it and nothing was compiled.
-    num_pages counts the padding page. programs: the table, as far as it is compiled.
+    groups: what each cache group has; kv_bytes_per_token is of all that have pages of tokens. programs: the table, as
+    far as it is compiled.
     """
 
     model: str
@@ -52,24 +55,37 @@ class MemoryPlan:
     budget_bytes: int | None
     kv_bytes_per_token: int
     page_size: int
-    num_pages: int
+    groups: tuple[GroupPlan, ...]
     max_model_len: int
     max_num_seqs: int
     programs: tuple[ProgramCost, ...] = ()
 
     @property
     def kv_bytes(self) -> int:
-        return self.num_pages * self.page_size * self.kv_bytes_per_token
+        """Of the whole cache."""
+        return sum(plan.bytes for plan in self.groups)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Pages of each group's pools."""
+        return tuple(plan.num_pages for plan in self.groups)
+
+    @property
+    def num_pages(self) -> int:
+        """Pages of tokens, the padding page included: of whole contexts, where any are held; 0 where there are none."""
+        return next((plan.num_pages for plan in self.groups if plan.group.kind == "tokens"), 0)
 
     @property
     def cache_tokens(self) -> int:
         """Tokens the KV cache holds."""
-        return (self.num_pages - 1) * self.page_size
+        return max(0, self.num_pages - 1) * self.page_size
 
     @property
     def largest_batch(self) -> int:
         """Requests of max_model_len that fit at once."""
-        return (self.num_pages - 1) // -(-self.max_model_len // self.page_size)
+        pages = -(-self.max_model_len // self.page_size)
+        fit = [(plan.num_pages - 1) // least(plan.group, pages, self.page_size) for plan in self.groups]
+        return min(fit, default=self.max_num_seqs)
 
 
 @dataclass
@@ -93,7 +109,7 @@ def plan_memory(
     """
     prepared = prepare(config, model_class=model_class, measure=True)
     if programs:
-        prepared.table.compile(prepared.plan.num_pages, progress)
+        prepared.table.compile(prepared.plan.sizes, progress)
         return with_costs(prepared.plan, prepared.table)
     return prepared.plan
 
@@ -139,7 +155,7 @@ def prepare(config: EngineConfig, *, model_class: Any = None, measure: bool = Fa
         geometry = Geometry(
             max_num_seqs=given(resolved.max_num_seqs),
             page_size=resolved.block_size,
-            max_pages=-(-max_model_len // resolved.block_size),
+            tables=BlockTables(groups_of(specs), resolved.block_size, -(-max_model_len // resolved.block_size)),
             vocab_size=architecture.config.vocab_size,
             num_logprobs=min(resolved.max_logprobs, architecture.config.vocab_size),
             logprobs_mode=resolved.logprobs_mode,
@@ -155,22 +171,31 @@ def prepare(config: EngineConfig, *, model_class: Any = None, measure: bool = Fa
     max_model_len = given(resolved.max_model_len)
     table, state_bytes = build(max_model_len)
     program_bytes = _program_bytes(table) if wants_all or measure else 0
-    page_bytes = resolved.block_size * token_bytes
-    max_pages = table.programs.geometry.max_pages
+    geometry = table.programs.geometry
+    demand = Demand(
+        max_num_seqs=geometry.max_num_seqs,
+        max_num_batched_tokens=given(resolved.max_num_batched_tokens),
+        decode_steps=max(given(resolved.decode_steps)),
+        page_size=resolved.block_size,
+        max_pages=geometry.tables.max_pages,
+        prefixes=config.enable_prefix_caching,
+        # Running requests use no more. On a GPU the rest keeps prefixes for those to come.
+        bounded=budget is None or not config.enable_prefix_caching,
+    )
+    groups = tuple(GroupPlan(group, geometry.page_bytes(i, dtype)) for i, group in enumerate(geometry.tables.groups))
     if config.num_gpu_blocks_override is not None:
-        pages = config.num_gpu_blocks_override
+        groups = exactly(groups, demand, config.num_gpu_blocks_override)
     else:
         if wants_all:
             assert budget is not None
-            free = budget - budget // MARGIN - weight_bytes - state_bytes - program_bytes
-            pages = _round_pages(max(0, free) // page_bytes)
+            cache_bytes = max(0, budget - budget // MARGIN - weight_bytes - state_bytes - program_bytes)
         else:
-            pages = (config.kv_cache_memory_bytes or DEFAULT_CPU_CACHE) // page_bytes
-        if budget is None or not config.enable_prefix_caching:
-            # Running requests use no more. On a GPU the rest keeps prefixes for those to come.
-            pages = min(pages, given(resolved.max_num_seqs) * max_pages + 1)
+            cache_bytes = config.kv_cache_memory_bytes or DEFAULT_CPU_CACHE + demand.state_bytes(groups)
+        groups = divide(groups, demand, cache_bytes, rounded=wants_all)
 
-    if pages - 1 < max_pages:
+    short = [g.num_pages for g in groups if g.group.kind != "state" and g.num_pages - 1 < demand.least(g.group)]
+    if short:
+        pages = min(short)
         held = max(0, pages - 1) * resolved.block_size
         if config.max_model_len is not None or held == 0:
             raise ConfigError(
@@ -195,7 +220,7 @@ def prepare(config: EngineConfig, *, model_class: Any = None, measure: bool = Fa
         budget_bytes=budget,
         kv_bytes_per_token=token_bytes,
         page_size=resolved.block_size,
-        num_pages=pages,
+        groups=groups,
         max_model_len=max_model_len,
         max_num_seqs=given(resolved.max_num_seqs),
     )
@@ -211,16 +236,17 @@ def with_costs(plan: MemoryPlan, table: ProgramTable) -> MemoryPlan:
 
 
 def _program_bytes(table: ProgramTable) -> int:
-    """Bytes of temporaries and outputs of the hungriest program: the largest that does the most, of either kind."""
+    """Bytes of temporaries and outputs of the hungriest program: the largest that does the most, of each kind."""
     demanding = [
         max(
             (key for key in table.keys if key.kind == kind),
             key=lambda key: (VARIANTS.index(key.variant), key.size, key.steps),
         )
-        for kind in ("extend", "decode")
+        for kind in ("extend", "decode", "copy")
     ]
-    pages = table.programs.geometry.max_pages + 1  # any pool does: what a program takes beside it is the same
-    return max(cost(str(key), table.compile_one(key, pages)).temp_bytes for key in demanding)
+    tables = table.programs.geometry.tables
+    sizes = [tables.max_pages + 1] * len(tables.groups)  # any pool does: what a program takes beside it is the same
+    return max(cost(str(key), table.compile_one(key, sizes)).temp_bytes for key in demanding)
 
 
 def cost(name: str, compiled: jax.stages.Compiled) -> ProgramCost:
@@ -229,13 +255,6 @@ def cost(name: str, compiled: jax.stages.Compiled) -> ProgramCost:
     new_outputs = max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
     flops = (compiled.cost_analysis() or {}).get("flops", 0.0)
     return ProgramCost(name, memory.temp_size_in_bytes + new_outputs, flops)
-
-
-def _round_pages(pages: int) -> int:
-    """Down to a multiple of 256, or of a power of two about an eighth of a small pool: a pool that differs a little
-    from start to start would find nothing in the compilation cache."""
-    unit = min(256, 1 << max(0, (pages // 8).bit_length() - 1))
-    return pages // unit * unit
 
 
 def size_of(tree: Any) -> int:

@@ -6,8 +6,9 @@ array each. Cache and state are donated. Layouts of packed and out stand in pack
 """
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -15,11 +16,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.config import LogprobsMode
-from jaxllm.core import CacheSpec, LatentKV, LayerSpecs, PagedKV, all_specs
-from jaxllm.layers.cache import LayerCache, PagedCache
+from jaxllm.core import CacheSpec, LayerSpecs, all_specs, group_of, pages_of
+from jaxllm.layers.cache import Cache, CrossCache, LayerCache, PagedCache, StateCache
 from jaxllm.layers.step import DenseStep, EncodeStep, Step
-from jaxllm.runner.packing import COPY_PAIRS, ExtendLayout, RowFlag, SeedLayout
+from jaxllm.runner.packing import DecodeLayout, ExtendLayout, RowFlag, SeedLayout
 from jaxllm.runner.state import FIRST_PARAM, Column, State, new_state, row_params
+from jaxllm.runner.tables import BlockTables
 from jaxllm.sampling import Processors, Rows, TokenLogprobs, greedy, narrow, sample, token_logprobs
 
 Variant = Literal["greedy", "sampled", "full", "scored"]
@@ -57,7 +59,7 @@ class Geometry:
 
     max_num_seqs: int
     page_size: int
-    max_pages: int  # per request
+    tables: BlockTables
     vocab_size: int
     num_logprobs: int
     logprobs_mode: LogprobsMode
@@ -73,29 +75,59 @@ class Geometry:
         return min(tokens, self.max_num_seqs)
 
     def state(self) -> State:
-        return new_state(self.max_num_seqs, self.max_pages, self.processors)
+        return new_state(self.max_num_seqs, self.tables.width, self.processors)
 
-    def cache(self, num_pages: int, dtype: Any) -> Leaves:
-        """Empty pools of num_pages pages: those of each layer in turn."""
+    def cache(self, num_pages: Sequence[int], dtype: Any) -> Leaves:
+        """Empty pools, those of each layer in turn, of num_pages pages by cache group."""
         return tuple(
-            jnp.zeros((num_pages, self.page_size, *shape), dtype)
+            jnp.zeros((num_pages[self._group(spec)], *shape), name or dtype)
             for spec in all_specs(self.specs)
-            for shape in self._pools(spec)
+            for shape, name in pages_of(spec, self.page_size)
         )
 
-    def by_layer(self, pools: Leaves, page_table: jax.Array, write_index: jax.Array) -> tuple[LayerCache, ...]:
+    def page_bytes(self, group: int, dtype: Any) -> int:
+        """Of one page in all pools of a cache group."""
+        specs = [spec for spec in all_specs(self.specs) if self._group(spec) == group]
+        pools = [pool for spec in specs for pool in pages_of(spec, self.page_size)]
+        return sum(math.prod(shape) * jnp.dtype(name or dtype).itemsize for shape, name in pools)
+
+    def places(
+        self, tables: jax.Array, row: jax.Array, position: jax.Array, writes: jax.Array, active: jax.Array,
+        source_len: jax.Array,
+    ) -> tuple[Cache, ...]:  # fmt: skip
+        """By cache group what its layers are given, but for their pools.
+
+        tables: [R, width]; row, position: [T] of each token; writes: [T] whether it is computed, or goes to the sink;
+        active: [R] whether the row is; source_len: [R].
+        """
+        places: list[Cache] = []
+        for group, table in zip(self.tables.groups, self.tables.split(tables), strict=True):
+            if group.kind == "state":
+                places.append(StateCache((), jnp.where(active, table[:, 0], jnp.int32(0))))
+            elif group.kind == "source":
+                places.append(CrossCache((), table, jnp.where(active, source_len, jnp.int32(0))))
+            else:
+                write = table[row, position // self.page_size] * self.page_size + position % self.page_size
+                places.append(PagedCache((), table, jnp.where(writes, write, jnp.int32(0))))
+        return tuple(places)
+
+    def by_layer(self, pools: Leaves, places: Sequence[Cache]) -> tuple[LayerCache, ...]:
         """What each layer is given, from the pools of all."""
         rest = iter(pools)
 
-        def cache(spec: CacheSpec) -> PagedCache:
-            return PagedCache(tuple(itertools.islice(rest, len(self._pools(spec)))), page_table, write_index)
+        def cache(spec: CacheSpec) -> Cache:
+            own = tuple(itertools.islice(rest, len(pages_of(spec, self.page_size))))
+            return replace(places[self._group(spec)], pools=own)
 
         return tuple(tuple(map(cache, layer)) if isinstance(layer, tuple) else cache(layer) for layer in self.specs)
 
-    def _pools(self, spec: CacheSpec) -> tuple[tuple[int, ...], ...]:
-        if not isinstance(spec, PagedKV | LatentKV):
-            raise NotImplementedError(f"{spec}: only caches of keys and values, or of latents, are served so far")
-        return spec.pools()
+    def by_group(self, pools: Leaves) -> list[tuple[int, jax.Array]]:
+        """All pools, each with the place of its cache group."""
+        groups = [self._group(spec) for spec in all_specs(self.specs) for _ in pages_of(spec, self.page_size)]
+        return list(zip(groups, pools, strict=True))
+
+    def _group(self, spec: CacheSpec) -> int:
+        return self.tables.groups.index(group_of(spec))
 
 
 @dataclass(frozen=True)
@@ -150,15 +182,18 @@ class Programs:
             case "extend":
                 return self.extend_layout(key).size
             case "decode":
-                return 3 * key.size
+                return self.decode_layout(key).size
             case "copy":
-                return 2 * COPY_PAIRS
+                return 3 * key.size
             case "seed":
                 return self.seed_layout(key).size
 
     def extend_layout(self, key: ProgramKey) -> ExtendLayout:
         rows = self.geometry.extend_rows(key.size)
-        return ExtendLayout(rows, self.geometry.max_pages, key.size, scored=key.variant == "scored")
+        return ExtendLayout(rows, self.geometry.tables, key.size, scored=key.variant == "scored")
+
+    def decode_layout(self, key: ProgramKey) -> DecodeLayout:
+        return DecodeLayout(key.size, self.geometry.tables)
 
     def seed_layout(self, key: ProgramKey) -> SeedLayout:
         return SeedLayout(self.geometry.processors.width, key.size)
@@ -171,9 +206,9 @@ class Programs:
         return model.logits(hidden)
 
     def _run_model(
-        self, weights: Leaves, step: Step, pools: Leaves, page_table: jax.Array, write_index: jax.Array
+        self, weights: Leaves, step: Step, pools: Leaves, places: tuple[Cache, ...]
     ) -> tuple[jax.Array, Leaves]:
-        hidden, layers = self.model.merge(weights)(step, self.geometry.by_layer(pools, page_table, write_index))
+        hidden, layers = self.model.merge(weights)(step, self.geometry.by_layer(pools, places))
         caches = itertools.chain.from_iterable(layer if isinstance(layer, tuple) else (layer,) for layer in layers)
         return hidden, tuple(itertools.chain.from_iterable(cache.pools for cache in caches))
 
@@ -182,7 +217,7 @@ class Programs:
     ) -> tuple[Leaves, State, jax.Array]:
         """Computes the given tokens of every row, ragged, and draws a token for the rows that ask for one."""
         geometry, layout = self.geometry, self.extend_layout(key)
-        head, params, pages, ids, targets = layout.split(packed)
+        head, params, sent, ids, targets = layout.split(packed)
         slot, start, count, flags = head[:, 0], head[:, 1], head[:, 2], head[:, 3]
 
         old = state.rows[slot]
@@ -194,16 +229,18 @@ class Programs:
         real = token < query_start[-1]
         position = jnp.where(real, start[row] + token - query_start[row], jnp.int32(0))
         on_device = (flags & RowFlag.ON_DEVICE) != 0
-        page = pages[row, position // geometry.page_size]
+        tables = geometry.tables.expand(sent, key.size)
+        # A request that has met its end on the device owns no page any more: what it writes goes to the sink.
+        places = geometry.places(
+            tables, row, position, real & ~done[row], (count > 0) & ~done, params[:, Column.SOURCE_LEN - FIRST_PARAM]
+        )
         step = Step(
             tokens=jnp.where(on_device[row], old[row, Column.LAST_TOKEN], ids),
             positions=position,
             query_start=query_start,
             kv_len=jnp.where(count > 0, start + count, jnp.int32(0)),
         )
-        # A request that has met its end on the device owns no page any more: its write goes to the sink.
-        write = page * geometry.page_size + position % geometry.page_size
-        hidden, cache = self._forward(weights, step, cache, pages, jnp.where(real & ~done[row], write, jnp.int32(0)))
+        hidden, cache = self._forward(weights, step, cache, places)
 
         model = self.model.merge(weights)
         logits = model.logits(hidden[jnp.maximum(query_start[1:] - 1, jnp.int32(0))])
@@ -215,7 +252,7 @@ class Programs:
         new = new.at[:, Column.LAST_TOKEN].set(jnp.where(draws, drawn.tokens, old[:, Column.LAST_TOKEN]))
         new = new.at[:, Column.POSITION].set(jnp.where(draws, at, old[:, Column.POSITION]))
         new = new.at[:, Column.DONE].set(ended.astype(jnp.int32))
-        state = state._replace(rows=state.rows.at[slot].set(new), pages=state.pages.at[slot].set(pages))
+        state = state._replace(rows=state.rows.at[slot].set(new), tables=state.tables.at[slot].set(tables))
         if drawn.states:  # of rows that draw nothing they are none of the slot's
             slot = jnp.where(draws, slot, jnp.int32(geometry.sink))
             state = state._replace(processors=geometry.processors.scatter(state.processors, slot, drawn.states))
@@ -229,9 +266,9 @@ class Programs:
     ) -> tuple[Leaves, State, jax.Array]:
         """Draws key.steps tokens for every row that has not met its end, each fed to the next step."""
         geometry, size = self.geometry, key.size
-        slot, page_index, page = packed.reshape(size, 3).T
-        pages = state.pages.at[slot, page_index].set(page, mode="drop")
-        rows, table = state.rows[slot], pages[slot]
+        slot, columns, pages = self.decode_layout(key).split(packed)
+        tables = state.tables.at[slot[None, :], columns].set(pages, mode="drop")
+        rows, own = state.rows[slot], tables[slot]
         ramp = jnp.arange(size, dtype=jnp.int32)
         processing = self._process(key.variant, state, slot, rows)
 
@@ -240,7 +277,7 @@ class Programs:
             active = ~done
             # The page is looked up at a place within the table even where the row is at its very end.
             at = jnp.where(active, position, jnp.int32(0))
-            write = table[ramp, at // geometry.page_size] * geometry.page_size + at % geometry.page_size
+            places = geometry.places(own, ramp, at, active, active, rows[:, Column.SOURCE_LEN])
             step = Step(
                 tokens=last,
                 positions=at,
@@ -248,7 +285,7 @@ class Programs:
                 kv_len=jnp.where(active, at + 1, jnp.int32(0)),
                 decode=True,
             )
-            hidden, cache = self._forward(weights, step, cache, table, jnp.where(active, write, jnp.int32(0)))
+            hidden, cache = self._forward(weights, step, cache, places)
             logits = self.model.merge(weights).logits(hidden)
             drawn = self._draw(key.variant, logits, rows, processing._replace(states=states), at + 1)
             out = jax.tree.map(lambda all_steps, new: all_steps.at[i].set(new), out, (drawn.tokens, drawn.logprobs))
@@ -276,7 +313,7 @@ class Programs:
             carry = jax.lax.fori_loop(jnp.int32(0), jnp.int32(key.steps), one, carry)
         cache, states, last, end, done, (tokens, logprobs) = carry
         new = jnp.concatenate([jnp.stack([last, end, done.astype(jnp.int32)], axis=1), rows[:, FIRST_PARAM:]], axis=1)
-        state = state._replace(rows=state.rows.at[slot].set(new), pages=pages)
+        state = state._replace(rows=state.rows.at[slot].set(new), tables=tables)
         if states:  # those of rows that have met their end are of no more use to anyone
             state = state._replace(processors=geometry.processors.scatter(state.processors, slot, states))
         return cache, state, _pack([tokens, end - position, logprobs])
@@ -321,9 +358,14 @@ class Programs:
     def _copy(
         self, key: ProgramKey, weights: Leaves, cache: Leaves, state: State, packed: jax.Array
     ) -> tuple[Leaves, State, jax.Array]:
-        """Copies whole pages in every layer: packed [pairs, 2] of (source, target); (0, 0) is nothing."""
-        source, target = packed.reshape(-1, 2).T
-        cache = tuple(pool.at[target].set(pool[source]) for pool in cache)
+        """Copies whole pages or entries: packed [copies, 3] of (group, source, target); all zeros is nothing."""
+        group, source, target = packed.reshape(-1, 3).T
+        new = []
+        for place, pool in self.geometry.by_group(cache):
+            here = group == place
+            from_, to = jnp.where(here, source, jnp.int32(0)), jnp.where(here, target, jnp.int32(0))
+            new.append(pool.at[to].set(pool[from_]))
+        cache = tuple(new)
         return cache, state, jnp.zeros(0, jnp.int32)
 
     def _seed(

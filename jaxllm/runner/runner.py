@@ -19,9 +19,8 @@ from jaxllm.models.config import ModelConfig
 from jaxllm.models.encoder_decoder import EncoderDecoderConfig
 from jaxllm.runner.guard import CompileGuard
 from jaxllm.runner.packing import (
-    COPY_PAIRS,
+    COPIES,
     pack_copies,
-    pack_decode,
     read_decode,
     read_extend,
 )
@@ -62,7 +61,7 @@ class Runner:
             seed=prepared.config.seed,
             progress=progress,
         )
-        prepared.table.compile(prepared.plan.num_pages, progress)
+        prepared.table.compile(prepared.plan.sizes, progress)
         return cls(prepared, model, progress)
 
     def __init__(self, prepared: Prepared, model: Any, progress: Progress | None = None):
@@ -73,7 +72,7 @@ class Runner:
         self.info = _model_info(prepared)
         self._geometry = self.table.programs.geometry
         self._weights: Leaves = tuple(type(prepared.flat).of(model).leaves)
-        cache = self._geometry.cache(self.memory_plan.num_pages, jnp.dtype(self.config.dtype))
+        cache = self._geometry.cache(self.memory_plan.sizes, jnp.dtype(self.config.dtype))
         self._cache, self._state = self.table.warm(self._weights, cache, self._geometry.state(), progress)
         # By slot: parameters, as programs take them; the least variant that serves the request, and that which does
         # until it has drawn so many tokens.
@@ -89,7 +88,7 @@ class Runner:
         """The numbers the scheduler works with."""
         c = self.config
         return SchedulerConfig(
-            num_pages=self.memory_plan.num_pages,
+            groups=tuple(plan.group for plan in self.memory_plan.groups),
             page_size=c.block_size,
             max_num_seqs=given(c.max_num_seqs),
             max_num_batched_tokens=given(c.max_num_batched_tokens),
@@ -105,8 +104,10 @@ class Runner:
         """Enqueues a plan behind what was submitted before; returns without waiting for the device."""
         started = time.perf_counter()
         with self._guard:
-            for at in range(0, len(plan.copies), COPY_PAIRS):
-                self._run(ProgramKey("copy", COPY_PAIRS), pack_copies(plan.copies[at : at + COPY_PAIRS]))
+            for at in range(0, len(plan.copies), COPIES):
+                copies = plan.copies[at : at + COPIES]
+                key = self.table.choose("copy", len(copies), "greedy")
+                self._run(key, pack_copies(copies, key.size))
             if plan.kind == "extend":
                 for row in plan.rows:
                     if row.fresh:
@@ -121,7 +122,7 @@ class Runner:
                 layout = self.table.programs.extend_layout(key)
                 packed = layout.pack(plan.rows, self._params, self._geometry.sink)
             else:
-                packed = pack_decode(plan.rows, key.size, self._geometry.sink, self._geometry.max_pages)
+                packed = self.table.programs.decode_layout(key).pack(plan.rows, self._geometry.sink)
             out = self._run(key, packed)
             out.copy_to_host_async()
         return Handle(plan, key, out, started)

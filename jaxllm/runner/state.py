@@ -24,16 +24,17 @@ class Column(enum.IntEnum):
     DONE = 2  # the slot's request has met its end
     LIMIT = 3  # Request.max_total
     PROMPT_LEN = 4
-    MIN_TOKENS = 5
-    TOP_K = 6
-    SEED_LOW = 7
-    SEED_HIGH = 8
-    SAMPLE_INDEX = 9
-    PROCESSORS = 10  # a bit for each logits processor that the request uses
-    TEMPERATURE = 11  # float32 bits, as are the next two
-    TOP_P = 12
-    MIN_P = 13
-    STOP_IDS = 14  # MAX_STOP_TOKENS of them, -1 where there is none
+    SOURCE_LEN = 5
+    MIN_TOKENS = 6
+    TOP_K = 7
+    SEED_LOW = 8
+    SEED_HIGH = 9
+    SAMPLE_INDEX = 10
+    PROCESSORS = 11  # a bit for each logits processor that the request uses
+    TEMPERATURE = 12  # float32 bits, as are the next two
+    TOP_P = 13
+    MIN_P = 14
+    STOP_IDS = 15  # MAX_STOP_TOKENS of them, -1 where there is none
 
 
 FIRST_PARAM = Column.LIMIT
@@ -45,21 +46,21 @@ class State(NamedTuple):
     """Generation state of S slots and the sink.
 
     rows: [S + 1, WIDTH] int32, see Column.
-    pages: [S + 1, MP] int32 block tables.
+    tables: [S + 1, width] int32 block tables, see BlockTables.
     processors: what the logits processors know, kept for the requests that use them only.
     """
 
     rows: jax.Array
-    pages: jax.Array
+    tables: jax.Array
     processors: ProcessorState
 
 
-def new_state(max_num_seqs: int, max_pages: int, processors: Processors) -> State:
-    """Empty state for max_num_seqs slots of max_pages pages each."""
+def new_state(max_num_seqs: int, width: int, processors: Processors) -> State:
+    """Empty state for max_num_seqs slots, each with `width` places in block tables."""
     slots = max_num_seqs + 1
     return State(
         rows=jnp.zeros((slots, WIDTH), jnp.int32),
-        pages=jnp.zeros((slots, max_pages), jnp.int32),
+        tables=jnp.zeros((slots, width), jnp.int32),
         processors=processors.new_state(slots),
     )
 
@@ -70,7 +71,8 @@ def pack_params(request: Request, processors: int) -> np.ndarray:
     out = np.full(NUM_PARAMS, -1, np.int32)
     numbers = out[: Column.STOP_IDS - FIRST_PARAM]
     seed = np.asarray([request.seed & 0xFFFFFFFF, request.seed >> 32 & 0xFFFFFFFF], np.uint32)
-    numbers[: Column.SEED_LOW - FIRST_PARAM] = (request.max_total, len(request.prompt), p.min_tokens, p.top_k)
+    lengths = request.max_total, len(request.prompt), len(request.source), p.min_tokens
+    numbers[: Column.SEED_LOW - FIRST_PARAM] = (*lengths, p.top_k)
     numbers[Column.SEED_LOW - FIRST_PARAM : Column.SAMPLE_INDEX - FIRST_PARAM] = seed.view(np.int32)
     numbers[Column.SAMPLE_INDEX - FIRST_PARAM] = request.sample_index
     numbers[Column.PROCESSORS - FIRST_PARAM] = processors

@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxllm.errors import CompileWhileServingError
-from jaxllm.runner.packing import COPY_PAIRS
+from jaxllm.runner.packing import COPIES
 from jaxllm.runner.programs import SCORE_BLOCK, VARIANTS, Leaves, ProgramKey, Programs, Variant
 from jaxllm.runner.state import State
 
@@ -61,7 +61,9 @@ def closed_table(max_rows: int, max_tokens: int, steps: Sequence[int], *, gpu: b
             # Fewer steps than could be are for when somebody waits, which is not for long.
             fewer = sorted(sizes)[::-2] if gpu and n < max(steps) else sizes
             keys += [ProgramKey("decode", size, variant, n) for size in fewer]
-    return [*keys, ProgramKey("copy", COPY_PAIRS), ProgramKey("seed", tokens[-1])]
+    # A state may take hundreds of megabytes: where there is one to copy, it should not be sixteen.
+    keys += [ProgramKey("copy", size) for size in ((1, 4, COPIES) if gpu else (COPIES,))]
+    return [*keys, ProgramKey("seed", tokens[-1])]
 
 
 def use_compilation_cache(directory: str | None) -> None:
@@ -120,15 +122,15 @@ class ProgramTable:
     def size(self) -> int:
         return len(self.keys)
 
-    def compile_one(self, key: ProgramKey, num_pages: int) -> jax.stages.Compiled:
-        """Lowers and compiles one program for pools of num_pages pages."""
+    def compile_one(self, key: ProgramKey, num_pages: Sequence[int]) -> jax.stages.Compiled:
+        """Lowers and compiles one program for pools of num_pages pages, by cache group."""
         geometry = self.programs.geometry
         function = jax.jit(self.programs.build(key), donate_argnums=(1, 2))
         packed = jax.ShapeDtypeStruct((self.programs.packed_size(key),), jnp.int32)
         cache = jax.eval_shape(lambda: geometry.cache(num_pages, self._dtype))
         return function.lower(self._weights, cache, jax.eval_shape(geometry.state), packed).compile()
 
-    def compile(self, num_pages: int, progress: Progress | None = None) -> None:
+    def compile(self, num_pages: Sequence[int], progress: Progress | None = None) -> None:
         """Compiles the whole table in parallel, the largest programs first."""
         started = time.perf_counter()
         order = sorted(self.keys, key=lambda key: (key.size, key.steps), reverse=True)
@@ -189,7 +191,8 @@ class ProgramTable:
         if key.kind == "extend":
             self.programs.extend_layout(key).split(packed)[0][:, 0] = geometry.sink
         elif key.kind == "decode":
-            packed.reshape(-1, 3)[:] = geometry.sink, geometry.max_pages, 0
+            slot, columns, _ = self.programs.decode_layout(key).split(packed)
+            slot[:], columns[:] = geometry.sink, geometry.tables.width
         elif key.kind == "seed":
             packed[:2] = geometry.sink, 1
         return packed

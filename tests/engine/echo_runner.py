@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from jaxllm.config import EngineConfig, SchedulerConfig
+from jaxllm.config import CacheGroup, EngineConfig, SchedulerConfig
 from jaxllm.core import ModelInfo, Request, RowOutput, StepOutput, StepPlan
 from jaxllm.engine import Engine
 
@@ -48,8 +48,9 @@ class EchoRunner:
             max_model_len=max_model_len, eos_token_ids=(EOS,), max_logprobs=5, path="", generation_defaults={},
         )  # fmt: skip
         self.scheduler_config = SchedulerConfig(
-            num_pages=num_pages, page_size=page_size, max_num_seqs=max_num_seqs, max_num_batched_tokens=32,
-            max_model_len=max_model_len, decode_steps=decode_steps, stream_interval=10.0, max_queued=max_queued,
+            groups=(CacheGroup("tokens", num_pages),), page_size=page_size, max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=32, max_model_len=max_model_len, decode_steps=decode_steps, stream_interval=10.0,
+            max_queued=max_queued,
         )  # fmt: skip
         self.plans: list[StepPlan] = []
         self._step_time = step_time

@@ -15,7 +15,7 @@ EMBED = Pooling(task="embed", size=4, sequence="cls", per_token=True, activation
 
 def scheduler(**options) -> EncodeScheduler:
     sizes = {"max_num_seqs": 3, "max_num_batched_tokens": 10, "max_model_len": 10, "max_queued": 5} | options
-    return EncodeScheduler(SchedulerConfig(num_pages=1, page_size=64, **sizes), EMBED)
+    return EncodeScheduler(SchedulerConfig(groups=(), page_size=64, **sizes), EMBED)
 
 
 def request(name: str, length: int = 2, **options) -> PoolingRequest:

@@ -3,15 +3,22 @@
 import numpy as np
 import pytest
 
-from jaxllm.config import SchedulerConfig
+from jaxllm.cache import PagePool
+from jaxllm.config import CacheGroup, SchedulerConfig
 from jaxllm.core import FinishReason, Logprobs, Request, RowOutput, SamplingParams, StepOutput, StepPlan
 from jaxllm.engine.scheduler import Scheduler, delta_of
 from jaxllm.errors import ConfigError, QueueFullError, RequestError
 
 
-def make(step_seconds=None, **changes) -> Scheduler:
-    numbers = {"num_pages": 65, "page_size": 4, "max_num_seqs": 4, "max_num_batched_tokens": 16, "max_model_len": 64}
+def make(step_seconds=None, *, num_pages=65, **changes) -> Scheduler:
+    """Over one group without a window, unless others are given."""
+    groups = (CacheGroup("tokens", num_pages),)
+    numbers = {"groups": groups, "page_size": 4, "max_num_seqs": 4, "max_num_batched_tokens": 16, "max_model_len": 64}
     return Scheduler(SchedulerConfig(**(numbers | changes)), step_seconds)
+
+
+def pages(scheduler: Scheduler) -> PagePool:
+    return scheduler.cache.tokens[0].pool
 
 
 def ask(name: str, prompt: list[int] | int, max_tokens: int = 8, **changes) -> Request:
@@ -124,7 +131,7 @@ def test_several_steps_when_nobody_waits():
     step(scheduler)
     plan = step(scheduler)
     assert (plan.kind, plan.num_steps, shape(plan)) == ("decode", 4, [("a", 3, 4)])
-    assert plan.rows[0].new_pages == [(1, request.pages[1])]
+    assert plan.rows[0].new_pages == [(0, 1, request.tables[0][1])]
     assert request.output == [7] * 5
 
 
@@ -182,7 +189,7 @@ def test_fewer_tokens_than_reserved_end_the_request():
     (delta,) = scheduler.commit(plan, StepOutput([RowOutput([7, 0])]))
     assert (delta.token_ids, delta.finish, delta.stop_token) == ([7, 0], FinishReason.STOP, 0)
     assert scheduler.commit(behind, StepOutput([RowOutput([])])) == []
-    assert scheduler.pool.free == 64
+    assert pages(scheduler).free == 64
 
 
 def test_tokens_behind_a_stop_that_only_the_host_knows_are_dropped():
@@ -266,7 +273,7 @@ def test_slot_and_pages_come_back_with_the_last_step_planned():
     scheduler.commit(one, answer(one))
     scheduler.commit(two, answer(two))
     assert (first.output, second.output) == ([7], [7])
-    assert scheduler.pool.free == 64
+    assert pages(scheduler).free == 64
 
 
 def test_when_pages_run_out_the_latest_is_preempted_and_computed_again():
@@ -279,7 +286,7 @@ def test_when_pages_run_out_the_latest_is_preempted_and_computed_again():
     plan = step(scheduler)
     assert shape(plan) == [("a", 8, 1)]
     assert (first.num_preemptions, second.num_preemptions) == (0, 1)
-    assert (second.slot, second.pages, second.output) == (-1, [], [7, 7])
+    assert (second.slot, second.tables, second.output) == (-1, [], [7, 7])
     while first.finish is None:
         step(scheduler)
     again = step(scheduler)
@@ -342,8 +349,8 @@ def test_an_abort_gives_everything_back_at_once(steps):
     scheduler.add(request)
     plans = [scheduler.plan(0.0) for _ in range(steps)]
     assert scheduler.abort("a") is request
-    assert (request.finish, request.slot, request.pages) == (FinishReason.ABORT, -1, [])
-    assert scheduler.pool.free == 64
+    assert (request.finish, request.slot, request.tables) == (FinishReason.ABORT, -1, [])
+    assert pages(scheduler).free == 64
     assert not scheduler.has_work
     for plan in plans:
         assert scheduler.commit(plan, answer(plan)) == []
@@ -398,8 +405,8 @@ def test_a_deadline_ends_a_prompt_that_is_half_computed():
     flying = scheduler.plan(0.0)
     assert shape(flying) == [("a", 0, 16)]
     assert scheduler.expire(5.0) == [long]
-    assert (long.finish, long.slot, long.pages) == (FinishReason.DEADLINE, -1, [])
-    assert scheduler.pool.free == scheduler.pool.num_pages
+    assert (long.finish, long.slot, long.tables) == (FinishReason.DEADLINE, -1, [])
+    assert pages(scheduler).free == pages(scheduler).num_pages
     assert scheduler.commit(flying, answer(flying)) == []
     scheduler.add(other)
     finish_all(scheduler)
@@ -494,11 +501,11 @@ def test_full_pages_are_shared_and_the_next_is_copied():
     scheduler.add(second)
     plan = step(scheduler)
     assert second.num_cached == 6
-    assert second.pages[0] == first.pages[0]
-    assert plan.copies == [(first.pages[1], second.pages[1])]
+    assert second.tables[0][0] == first.tables[0][0]
+    assert plan.copies == [(0, first.tables[0][1], second.tables[0][1])]
     assert plan.rows[1].tokens == [0, 0]
-    assert scheduler.pool.holders(first.pages[0]) == 2
-    assert scheduler.pool.holders(first.pages[1]) == 1
+    assert pages(scheduler).holders(first.tables[0][0]) == 2
+    assert pages(scheduler).holders(first.tables[0][1]) == 1
     load = scheduler.load()
     assert (load.prefix_queries, load.prefix_hits) == (9 + 8, 6)
 
@@ -562,7 +569,7 @@ def test_prefix_caching_can_be_off():
     for name in "ab":
         scheduler.add(ask(name, [1, 2, 3, 4, 5, 6], max_tokens=2))
         finish_all(scheduler)
-    assert (scheduler.load().prefix_queries, scheduler.pool.idle, len(scheduler.index)) == (0, 0, 0)
+    assert (scheduler.load().prefix_queries, pages(scheduler).idle, len(scheduler.cache.tokens[0].index)) == (0, 0, 0)
 
 
 def test_cached_pages_are_evicted_when_pages_run_short():
@@ -570,7 +577,7 @@ def test_cached_pages_are_evicted_when_pages_run_short():
     scheduler.add(ask("a", 8, max_tokens=1))
     scheduler.add(ask("b", 8, max_tokens=1))
     finish_all(scheduler)
-    assert (scheduler.pool.idle, scheduler.load().pages_free) == (4, 4)
+    assert (pages(scheduler).idle, scheduler.load().pages_free) == (4, 4)
     scheduler.add(ask("c", 8, max_tokens=1))
     finish_all(scheduler)
     scheduler.add(ask("b", 8, max_tokens=1))

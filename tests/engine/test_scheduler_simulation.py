@@ -1,9 +1,10 @@
 """The scheduler against a device made of Python: whatever the schedule, every answer is the solo answer.
 
-The simulated device keeps, for each place of each page, a hash of the whole prefix (and salt) that was computed
-into it, executes plans in order, draws each token from the prefix it reads back, ends rows on its own at their
-limit or stop token, and hands its outputs back one step late. After every step it is compared with what the
-scheduler believes: block tables, prefix index, counts of holders.
+The simulated device keeps, for each place of each page of each cache group, a hash of the whole prefix (and salt)
+that was computed into it, and of each recurrent state the hash of the prefix it has seen. It executes plans in order,
+reads back all that a token sees, draws from that, ends rows on its own at their limit or stop token, and hands its
+outputs back one step late. After every step it is compared with what the scheduler believes: block tables, prefix
+index, snapshots, counts of holders.
 """
 
 import os
@@ -16,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
-from jaxllm.config import SchedulerConfig
-from jaxllm.core import FinishReason, Logprobs, Request, Row, RowOutput, SamplingParams, StepOutput, StepPlan
+from jaxllm.config import CacheGroup, SchedulerConfig
+from jaxllm.core import FinishReason, Logprobs, PageCopy, Request, Row, RowOutput, SamplingParams, StepOutput, StepPlan
 from jaxllm.engine.scheduler import Scheduler, delta_of
 
 VOCABULARY = 7
@@ -61,24 +62,30 @@ class Truth:
 
 def root(request: Request) -> int:
     # sum, not hash: the hash of a string differs from run to run
-    return sum(request.cache_salt.encode())
+    return sum(request.cache_salt.encode()) + hash(tuple(request.source))
 
 
 @dataclass
 class Slot:
     request: Request
     position: int  # of the token to compute next
-    table: list[int] = field(default_factory=list)
+    tables: list[list[int]] = field(default_factory=list)
     last: int | None = None
     done: bool = False
 
 
 class Device:
-    """Executes plans. It knows of a request what a runner would send, and of the stop ids only the first."""
+    """Executes plans. It knows of a request what a runner would send."""
 
-    def __init__(self, config: SchedulerConfig):
+    def __init__(self, config: SchedulerConfig, truths: dict[Request, Truth]):
         self.page_size = config.page_size
-        self.pages: list[list[object]] = [[None] * config.page_size for _ in range(config.num_pages)]
+        self.groups = list(enumerate(config.groups))
+        self.truths = truths
+        # A page is a list of places; an entry of states has one.
+        self.pools: list[list[list[object]]] = [
+            [[None] * (1 if group.kind == "state" else config.page_size) for _ in range(group.num_pages)]
+            for group in config.groups
+        ]
         self.slots: list[Slot | None] = [None] * config.max_num_seqs
         self.seen: Counter[str] = Counter()
 
@@ -86,17 +93,17 @@ class Device:
         assert plan.rows
         assert len({row.slot for row in plan.rows}) == len(plan.rows)
         self._copy(plan.copies)
-        self.seen["copies"] += len(plan.copies)
         self.seen[f"{plan.kind} of {plan.num_steps}"] += 1
         run = self._extend if plan.kind == "extend" else self._decode
         return StepOutput([run(row, plan.num_steps) for row in plan.rows])
 
-    def _copy(self, copies: list[tuple[int, int]]) -> None:
-        targets = [target for _, target in copies]
-        assert len({*targets}) == len(targets)
-        assert not {*targets} & {source for source, _ in copies}, "copies may run in any order"
-        for source, target in copies:
-            self.pages[target] = list(self.pages[source])
+    def _copy(self, copies: list[PageCopy]) -> None:
+        targets = {(group, target) for group, _, target in copies}
+        assert len(targets) == len(copies)
+        assert not targets & {(group, source) for group, source, _ in copies}, "copies may run in any order"
+        for group, source, target in copies:
+            self.pools[group][target] = list(self.pools[group][source])
+            self.seen[f"copies of {self.groups[group][1].kind}"] += 1
 
     def _extend(self, row: Row, num_steps: int) -> RowOutput:
         assert num_steps == 1
@@ -106,12 +113,12 @@ class Device:
         slot = self.slots[row.slot]
         assert slot is not None
         assert slot.request is request
-        assert all(row.pages[index] == page for index, page in row.new_pages)
-        slot.table = list(row.pages)
+        slot.tables = [list(table) for table in row.tables]
+        self.seen["pages left behind"] += sum(table.count(0) for table in row.tables)
         if slot.done:  # the host does not know yet; whatever such a row writes must harm nobody
             self.seen["zombie rows"] += 1
             for position in range(row.start, row.start + row.count):
-                self._write(slot, position, "garbage")
+                self._write(slot, position, "garbage")  # of pages that may be another's by now
             return RowOutput([])
         assert row.start == slot.position
         assert len(row.tokens) == row.count or (not row.tokens and row.count == 1)
@@ -130,16 +137,17 @@ class Device:
         assert slot.request is row.request
         assert not row.fresh
         assert row.count <= num_steps
-        assert len(row.new_pages) <= 1
-        for index, page in row.new_pages:
-            assert index == len(slot.table)
-            slot.table.append(page)
+        assert len({group for group, _, _ in row.new_pages}) == len(row.new_pages)
+        for group, index, page in row.new_pages:
+            assert index == len(slot.tables[group])
+            slot.tables[group].append(page)
         self.seen["zombie rows"] += slot.done
         assert slot.done or slot.position == row.start
         drawn = []
         for step in range(num_steps):
             if slot.done:
-                self.pages[0][slot.position % self.page_size] = "garbage"
+                for pool in self.pools:
+                    pool[0] = ["garbage"] * len(pool[0])
                 continue
             assert step < row.count, "the host reserved less than the row's limit allows"
             assert slot.last is not None
@@ -148,29 +156,39 @@ class Device:
         return RowOutput(drawn, logprobs(drawn))
 
     def _compute(self, slot: Slot, token: int) -> None:
-        """Reads the prefix back, then writes the token's keys and values."""
-        before = self._read(slot, slot.position - 1) if slot.position else root(slot.request)
-        self._write(slot, slot.position, chain(before, token))
+        """Computes the token at the slot's position, from all that is seen there."""
+        position, prefixes = slot.position, self.truths[slot.request].prefixes
+        for place, group in self.groups:
+            if group.kind == "state" and position > 0:
+                assert self.pools[place][slot.tables[place][0]] == [prefixes[position - 1]]
+            elif group.kind == "tokens":
+                table = slot.tables[place]
+                for seen in range(0 if group.window is None else max(0, position - group.window + 1), position):
+                    held = self.pools[place][table[seen // self.page_size]][seen % self.page_size]
+                    assert held == prefixes[seen], f"position {position} does not see {seen}"
+        before = prefixes[position - 1] if position else root(slot.request)
+        self._write(slot, position, chain(before, token))
         slot.position += 1
 
     def _draw(self, slot: Slot) -> int:
         request = slot.request
-        token = draw(self._read(slot, slot.position - 1), request.seed)
+        token = draw(self.truths[request].prefixes[slot.position - 1], request.seed)
         slot.last = token
         total = slot.position + 1
-        stops = token in request.stop_ids[:1] and total - len(request.prompt) >= request.params.min_tokens
+        stops = token in request.stop_ids and total - len(request.prompt) >= request.params.min_tokens
         slot.done = stops or total == request.max_total
         return token
 
-    def _read(self, slot: Slot, position: int) -> int:
-        value = self.pages[slot.table[position // self.page_size]][position % self.page_size]
-        assert isinstance(value, int)
-        return value
-
     def _write(self, slot: Slot, position: int, value: object) -> None:
-        page = slot.table[position // self.page_size]
-        assert page != 0
-        self.pages[page][position % self.page_size] = value
+        for place, group in self.groups:
+            table = slot.tables[place]
+            if group.kind == "state":
+                assert table[0] != 0
+                self.pools[place][0 if slot.done else table[0]] = [value]
+            elif group.kind == "tokens" and not slot.done:
+                page = table[position // self.page_size]
+                assert page != 0
+                self.pools[place][page][position % self.page_size] = value
 
 
 def logprobs(values) -> Logprobs:
@@ -191,6 +209,7 @@ class Spec:
     stop_ids: tuple[int, ...]
     seed: int
     salt: str
+    source: tuple[int, ...]
     priority: int
     prompt_logprobs: bool
     aborted: int | None  # tick
@@ -212,6 +231,7 @@ class Spec:
             arrival=float(self.arrives),
             deadline=self.deadline,
             cache_salt=self.salt,
+            source=list(self.source),
         )
 
 
@@ -239,6 +259,7 @@ SPECS = st.builds(
     stop_ids=st.sampled_from([(), (0,), (0, 1), (2, 3)]),
     seed=st.integers(0, 1),
     salt=st.sampled_from(["", "", "", "salt"]),
+    source=st.sampled_from([(), (), (4,), (1, 2, 3, 4, 5)]),
     priority=st.integers(0, 2),
     prompt_logprobs=st.sampled_from([False, False, False, True]),
     aborted=SELDOM,
@@ -249,6 +270,8 @@ SPECS = st.builds(
 def schedule(
     chosen: list[Spec],
     geometry: tuple[int, tuple[int, ...]],
+    kinds: tuple[str, ...],
+    window: int,
     spare_pages: int,
     max_num_seqs: int,
     spare_budget: int,
@@ -259,8 +282,16 @@ def schedule(
 ) -> Schedule:
     page_size, decode_steps = geometry
     largest = max(-(-(len(spec.prompt) + spec.max_tokens - 1) // page_size) for spec in chosen)
+    seen = min(largest, -(-(window - 1) // page_size) + 1)
+    source = max(-(-len(spec.source) // page_size) for spec in chosen)
+    known = {
+        "full": CacheGroup("tokens", 1 + largest + spare_pages),
+        "window": CacheGroup("tokens", 1 + seen + spare_pages // 2, window),
+        "source": CacheGroup("source", 2 + source + spare_pages // 4),
+        "state": CacheGroup("state", 1 + max_num_seqs + 1 + spare_pages // 4),
+    }
     config = SchedulerConfig(
-        num_pages=1 + largest + spare_pages,
+        groups=tuple(known[kind] for kind in kinds),
         page_size=page_size,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_seqs + spare_budget,
@@ -272,10 +303,16 @@ def schedule(
     return Schedule(tuple(chosen), config, overlapped, flushed)
 
 
+KINDS = [
+    ("full",), ("full",), ("window",), ("state",), ("full", "window"), ("full", "state"), ("full", "source"),
+    ("window", "state"), ("full", "window", "source", "state"), (),
+]  # fmt: skip
 SCHEDULES = st.builds(
     schedule,
     st.lists(SPECS, min_size=1, max_size=9),
     st.sampled_from([(1, (1,)), (2, (1,)), (2, (1, 2)), (4, (1,)), (4, (1, 2)), (4, (1, 2, 4))]),
+    kinds=st.sampled_from(KINDS),
+    window=st.sampled_from([1, 2, 3, 5, 8, 13]),
     spare_pages=st.integers(0, 14),
     max_num_seqs=st.integers(1, 5),
     spare_budget=st.integers(0, 12),
@@ -292,9 +329,9 @@ class Simulation:
     def __init__(self, schedule: Schedule):
         self.schedule = schedule
         self.scheduler = Scheduler(schedule.config)
-        self.device = Device(schedule.config)
         self.requests = [spec.request(number) for number, spec in enumerate(schedule.specs)]
         self.truths = {request: Truth(request) for request in self.requests}
+        self.device = Device(schedule.config, self.truths)
         self.tokens: dict[str, list[int]] = {request.request_id: [] for request in self.requests}
         self.finishes: dict[str, list[FinishReason]] = {request.request_id: [] for request in self.requests}
         self.pending: tuple[StepPlan, StepOutput] | None = None
@@ -373,40 +410,70 @@ class Simulation:
                     self._told(delta_of(request, tick))
 
     def _flush(self) -> None:
-        free, idle = self.scheduler.pool.free, self.scheduler.pool.idle
+        cache = self.scheduler.cache
+        pools = [group.pool for group in self._groups()]
+        free, idle = [pool.free for pool in pools], sum(pool.idle for pool in pools)
         assert self.scheduler.flush_prefix_cache() == idle
-        assert (self.scheduler.pool.free, self.scheduler.pool.idle, len(self.scheduler.index)) == (free, 0, 0)
+        assert [pool.free for pool in pools] == free
+        assert not any(pool.idle for pool in pools)
+        assert not any(len(group.index) for group in [*cache.tokens, *cache.states])
+
+    def _groups(self):
+        cache = self.scheduler.cache
+        return [*cache.tokens, *cache.sources, *cache.states]
 
     def _check_books(self) -> None:
         """What the scheduler believes is so on the device, and no page is lost or held by nobody."""
         scheduler, page_size = self.scheduler, self.schedule.config.page_size
         running = [*scheduler.prefilling.values(), *scheduler.decoding.values()]
-        held = Counter(page for request in running for page in request.pages)
-        pool = scheduler.pool
-        assert all(pool.holders(page) == held[page] for page in range(pool.num_pages + 1))
-        assert pool.free + len(held) == pool.num_pages
-        assert 0 not in held
+        held = []
+        for group in self._groups():
+            counts = Counter(page for request in running for page in request.tables[group.place] if page)
+            assert all(group.pool.holders(page) == counts[page] for page in range(group.pool.num_pages + 1))
+            assert group.pool.free + len(counts) == group.pool.num_pages
+            held.append(counts)
         slots = [request.slot for request in running]
         assert len({*slots}) == len(slots)
         assert {*slots} <= {*range(self.schedule.config.max_num_seqs)}
         for request in running:
-            prefixes = self.truths[request].prefixes
-            for position in range(min(request.num_computed, request.num_known)):
-                place = self.device.pages[request.pages[position // page_size]][position % page_size]
-                assert place == prefixes[position], f"{request.request_id} lost position {position}"
+            computed = min(request.num_computed, request.num_known)
+            prefixes = self.truths[request].prefixes[:computed]
+            for group in scheduler.cache.tokens:
+                table = request.tables[group.place]
+                first = 0 if group.window is None else max(0, request.num_computed - group.window + 1)
+                assert not any(table[: first // page_size]) or len(table) == -(-request.reach // page_size)
+                for position in range(first, computed):
+                    place = self.device.pools[group.place][table[position // page_size]][position % page_size]
+                    assert place == prefixes[position], f"{request.request_id} lost position {position}"
+            for group in scheduler.cache.sources:
+                assert len(request.tables[group.place]) == -(-len(request.source) // page_size)
+            for group in scheduler.cache.states:
+                assert held[group.place][request.tables[group.place][0]] == 1, "a live state is nobody else's"
         for request in scheduler.waiting:
-            assert (request.pages, request.slot) == ([], -1)
+            assert (request.tables, request.slot) == ([], -1)
 
         ends = {}  # what the prefix of each key ends with
         for request, truth in self.truths.items():
             for number, key in enumerate(request.page_keys):
                 ends[key] = truth.prefixes[number * page_size - 1] if number else root(request)
-        for page, entry in scheduler.index._entries.items():
-            assert pool.is_idle(page) or page in held
-            prefix = ends[entry.parent]
-            for offset, (token,) in enumerate(struct.iter_unpack(">I", entry.tokens)):
+
+        def place_of(prefix, tokens):
+            for token in tokens:
                 prefix = chain(prefix, token)
-                assert self.device.pages[page][offset] == prefix, f"page {page} does not hold what is indexed"
+            return prefix
+
+        for group in scheduler.cache.tokens:
+            pages = self.device.pools[group.place]
+            for page, entry in group.index._entries.items():
+                assert group.pool.is_idle(page) or page in held[group.place]
+                prefix = ends[entry.parent]
+                for offset, (token,) in enumerate(struct.iter_unpack(">I", entry.tokens)):
+                    prefix = chain(prefix, token)
+                    assert pages[page][offset] == prefix, f"page {page} does not hold what is indexed"
+        for group in scheduler.cache.states:
+            for entry, place in group.index._places.items():
+                assert group.pool.is_idle(entry)
+                assert self.device.pools[group.place][entry] == [place_of(ends[place.prefix], place.tokens)]
 
     def _check_end(self) -> None:
         for request, truth in self.truths.items():
@@ -418,7 +485,7 @@ class Simulation:
             else:
                 assert tokens == truth.answer[: len(tokens)]
                 assert len(tokens) < len(truth.answer)
-        assert self.scheduler.pool.free == self.scheduler.pool.num_pages
+        assert all(group.pool.free == group.pool.num_pages for group in self._groups())
         assert sorted(self.scheduler._slots) == list(range(self.schedule.config.max_num_seqs))
         assert self.scheduler.plan(0) is None
 
@@ -429,7 +496,13 @@ def test_whatever_the_schedule_every_answer_is_the_solo_answer(schedule):
     Simulation(schedule).run()
 
 
-@pytest.mark.parametrize("what", ["preemptions", "copies", "hits", "zombie rows", "decode of 4", "decode of 2"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "preemptions", "hits", "zombie rows", "decode of 4", "decode of 2", "copies of tokens", "copies of state",
+        "pages left behind",
+    ],
+)  # fmt: skip
 def test_the_schedules_reach_what_they_are_for(what):
     reach = settings(max_examples=500, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
     find(SCHEDULES, lambda schedule: Simulation(schedule).run()[what] >= 2, settings=reach)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxllm.config import EngineConfig
-from jaxllm.core import Request, Row, RowOutput, SamplingParams, StepPlan
+from jaxllm.core import PageCopy, Request, Row, RowOutput, SamplingParams, StepPlan
 from jaxllm.runner import Handle, Runner
 from jaxllm.sampling import LogitsProcessor
 
@@ -120,7 +120,7 @@ class Driver:
         return request
 
     def submit_extend(
-        self, *shares: tuple[Request, int], copies: Sequence[tuple[int, int]] = (), on_device: Sequence[Request] = ()
+        self, *shares: tuple[Request, int], copies: Sequence[PageCopy] = (), on_device: Sequence[Request] = ()
     ) -> Handle:
         """Computes the next `count` tokens of each request; those in on_device feed the slot's last token."""
         rows = []
@@ -131,7 +131,7 @@ class Driver:
             pages = self.pages[request.request_id][: -(-(start + count) // PAGE)]
             fresh = request.request_id in self.fresh
             self.fresh.discard(request.request_id)
-            rows.append(Row(request, request.slot, start, count, tokens, fresh, draws, pages, list(enumerate(pages))))
+            rows.append(Row(request, request.slot, start, count, tokens, fresh, draws, [pages], []))
             request.num_computed += count
             request.num_inflight += draws
         return self.runner.submit(StepPlan("extend", rows, copies=list(copies)))
@@ -144,9 +144,8 @@ class Driver:
             count = min(steps, request.max_total - request.num_tokens)
             last = (start + max(count, 1) - 1) // PAGE
             crosses = start % PAGE == 0 or last > start // PAGE
-            rows.append(
-                Row(request, request.slot, start, count, [], False, True, pages, [(last, pages[last])] * crosses)
-            )
+            new_pages = [(0, last, pages[last])] * crosses
+            rows.append(Row(request, request.slot, start, count, [], False, True, [pages], new_pages))
             request.num_computed += count
             request.num_inflight += count
         return self.runner.submit(StepPlan("decode", rows, num_steps=steps))

@@ -63,7 +63,7 @@ def test_a_context_nobody_asked_for_is_lowered_to_what_fits(
     with caplog.at_level(logging.WARNING):
         prepared = prepare(config.replace(num_gpu_blocks_override=11, max_model_len=None))
     assert prepared.plan.max_model_len == prepared.config.max_model_len == 80
-    assert prepared.table.programs.geometry.max_pages == 10
+    assert prepared.table.programs.geometry.tables.max_pages == 10
     assert "max_model_len lowered from 512 to 80" in caplog.text
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxllm.core import FLOAT32_MAX, MAX_STOP_TOKENS, Row, SamplingParams, StepPlan
+from jaxllm.core import FLOAT32_MAX, MAX_STOP_TOKENS, PageCopy, Row, SamplingParams, StepPlan
 from jaxllm.errors import CompileWhileServingError
 from jaxllm.runner import Runner
 
@@ -138,8 +138,9 @@ def test_pages_are_copied_before_the_step(runner: Runner, driver: Driver) -> Non
     driver.extend((a, 25))
     b = driver.request([*a.prompt[:21], *prompt_of(6, 9)], slot=1)
     b.num_computed = 21
-    pairs = list(zip(driver.pages[a.request_id][:3], driver.pages[b.request_id][:3], strict=True))
-    many = [(0, 0)] * 15  # more than one copy program takes
+    pages = zip(driver.pages[a.request_id][:3], driver.pages[b.request_id][:3], strict=True)
+    pairs = [PageCopy(0, source, target) for source, target in pages]
+    many = [PageCopy(0, 0, 0)] * 15  # more than one copy program takes
     driver.extend((b, 6), (a, 1), copies=[*many, *pairs])
     driver.decode(a, b, steps=4)
     assert a.output == greedy(runner, a.prompt, 6)
@@ -332,10 +333,10 @@ def test_prompt_logits_beside_running_steps(runner: Runner, driver: Driver) -> N
 def test_a_step_outside_the_table_is_an_error_that_names_it(runner: Runner, driver: Driver) -> None:
     request = driver.request(prompt_of(20), slot=0)
     driver.extend((request, 20))
-    row = Row(request, 0, 20, 2, [], False, True, driver.pages[request.request_id], [])
+    row = Row(request, 0, 20, 2, [], False, True, [driver.pages[request.request_id]], [])
     with pytest.raises(CompileWhileServingError, match=r"decode of 1 rows x 2 steps, greedy.*decode_steps"):
         runner.submit(StepPlan("decode", [row], num_steps=2))
-    row = Row(request, 0, 0, 513, [3] * 513, True, False, [1] * 40, [])
+    row = Row(request, 0, 0, 513, [3] * 513, True, False, [[1] * 40], [])
     with pytest.raises(CompileWhileServingError, match=r"extend of 513 tokens.*512 tokens, scored"):
         runner.submit(StepPlan("extend", [row]))
 
@@ -361,7 +362,8 @@ def test_what_the_runner_tells_the_rooms_above(runner: Runner, driver: Driver) -
     assert (info.dtype, info.eos_token_ids, info.max_logprobs) == ("float32", (2,), 5)
     assert info.num_parameters == sum(x.size for x in runner._weights)
     assert (numbers.page_size, numbers.max_num_seqs, numbers.decode_steps) == (PAGE, 4, (1, 4))
-    assert numbers.num_pages == runner.memory_plan.num_pages == runner._cache[0].shape[0]
+    (group,) = numbers.groups
+    assert group.num_pages == runner.memory_plan.num_pages == runner._cache[0].shape[0]
     assert runner.table.compile_seconds > 0
     for rows in (1, 3, 4):
         assert 0 < runner.step_seconds(rows) < 1

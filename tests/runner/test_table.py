@@ -88,7 +88,7 @@ def test_no_program_copies_a_pool_of_latents() -> None:
     pool = (33, 4, 16 + 8)
     for key in prepared.table.keys:
         if key.kind != "seed" and key.variant == "greedy":
-            text = prepared.table.compile_one(key, 33).as_text()
+            text = prepared.table.compile_one(key, [33]).as_text()
             assert f"[{_dims(pool)}]" in text
             assert not _copies_of([pool]).findall(text), key
 
