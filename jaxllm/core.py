@@ -379,6 +379,7 @@ class Request:
         page_keys: the prefix index's keys, as far as they were needed: [i] is that of the first i pages.
         num_indexed: how many pages, from the first, the prefix index has been told of.
         unshared: nothing that the request computes is told to the prefix index.
+        source_read: the pages of its source hold what the encoder made of it for another request.
         snapshots_due: positions where its recurrent state is to be copied for others, the next one last.
         prompt_logprobs: what extend steps yielded so far, in order; delivered with the first token.
     """
@@ -410,6 +411,7 @@ class Request:
     page_keys: list[bytes] = field(default_factory=list)
     num_indexed: int = 0
     unshared: bool = False
+    source_read: bool = False
     snapshots_due: list[int] = field(default_factory=list)
     prompt_logprobs: list["Logprobs"] = field(default_factory=list)
     finish: FinishReason | None = None
@@ -449,7 +451,8 @@ class Row:
     Attributes:
         tokens: the host-known ids at [start, start + count); empty if the one token is on the device. Decode
             rows feed the slot's last token in either case.
-        fresh: the slot holds another request's state: send parameters, reset counts.
+        fresh: the slot holds another request's state: send parameters, reset counts, and, before the step, have an
+            encoder read the request's source unless it is read.
         draws: the step reaches the request's last token, so a next token is drawn.
         tables: the request's own, by cache group, not a copy: they may change with the next plan, so read them on
             submit. Decode rows need only new_pages.

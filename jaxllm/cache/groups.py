@@ -123,24 +123,57 @@ class TokenPages:
 
 
 class SourcePages:
-    """Pages of what an encoder read: for all of it, from admission to the end, shared with nobody."""
+    """Pages of what an encoder read, for all of it, from admission to the end. Requests of one source share them, and
+    so do those to come while the pages stay; what lies in them depends on the whole source, so they share all or none.
+    """
 
     def __init__(self, group: CacheGroup, place: int, page_size: int):
         self.place = place
-        self.pool = _pool(group)
+        self.pool = _pool(group, self._forget)
         self._page_size = page_size
+        self._sources: dict[bytes, list[int]] = {}  # by the key of the empty prefix behind it
+        self._keys: dict[int, bytes] = {}  # by page
 
     def needed(self, request: Request) -> int:
         return -(-len(request.source) // self._page_size)
 
+    def knows(self, request: Request) -> bool:
+        """The source was read for another request, and its pages are still there."""
+        return request.page_keys[0] in self._sources
+
     def fits(self, request: Request, hit: Hit, reserved: int, alone: bool) -> bool:
-        return self.pool.free >= self.needed(request)
+        return self.knows(request) or self.pool.free >= self.needed(request)
 
     def admit(self, request: Request, hit: Hit) -> list[int]:
-        return self.pool.take(self.needed(request))
+        pages = self._sources.get(request.page_keys[0])
+        request.source_read = pages is not None
+        if pages is None:
+            return self.pool.take(self.needed(request))
+        self.pool.share(pages)
+        return list(pages)
+
+    def add(self, request: Request) -> None:
+        """Tells of the source of a request that was just admitted: by the plan in the making the encoder reads it."""
+        key, pages = request.page_keys[0], request.tables[self.place]
+        if pages and not request.source_read:
+            self._sources[key] = list(pages)
+            for page in pages:
+                self.pool.keep(page)
+                self._keys[page] = key
 
     def release(self, table: list[int]) -> None:
         self.pool.release(table)
+
+    def flush(self) -> int:
+        """Forgets every source; returns how many pages held nothing else."""
+        self._sources.clear()
+        self._keys.clear()
+        return self.pool.forget()
+
+    def _forget(self, page: int) -> None:
+        if (key := self._keys.get(page)) is not None:
+            for one in self._sources.pop(key):
+                del self._keys[one]
 
 
 class States:

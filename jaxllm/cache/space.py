@@ -107,6 +107,11 @@ class CacheSpace:
         """What it computes is kept for others to share."""
         return self._caching or request.family is not None
 
+    def to_read(self, request: Request) -> int:
+        """Tokens of its source that an encoder must read once it is admitted."""
+        known = all(sources.knows(request) for sources in self.sources)
+        return 0 if known else len(request.source)
+
     def admit(self, request: Request, reserved: int, *, alone: bool) -> bool:
         """Gives a request its pages, cached ones where there are, and says where it begins (num_computed).
 
@@ -129,6 +134,9 @@ class CacheSpace:
         request.num_computed = hit.pages * self._page_size + hit.tail
         request.num_indexed = hit.pages
         request.unshared = not self._is_shared(request)
+        if not request.unshared:
+            for sources in self.sources:
+                sources.add(request)
         request.reach = self._reach(request)
         request.snapshots_due = [] if request.unshared else self._snapshots_worth_taking(request, hit)
         return True
@@ -312,7 +320,8 @@ class CacheSpace:
             request.unshared = True  # what was computed before, and what rests on it, is not to be shared after
         for group in self._finders:
             group.index.clear()
-        return sum(group.pool.forget() for group in self._finders)
+        freed = sum(group.pool.forget() for group in self._finders)
+        return freed + sum(sources.flush() for sources in self.sources)
 
 
 class _Keys:

@@ -97,6 +97,12 @@ class Scheduler:
                 f"within {request.max_total}",
                 "prompt",
             )
+        if len(request.source) > self.config.max_num_batched_tokens:
+            raise RequestError(
+                f"a source of {len(request.source)} tokens is read in one step, and a step has at most "
+                f"{self.config.max_num_batched_tokens}: send a shorter one, or raise max_num_batched_tokens",
+                "prompt",
+            )
         self.cache.check(request)
         if entering and self._num_queued() >= self.config.max_queued:
             raise QueueFullError(
@@ -213,19 +219,23 @@ class Scheduler:
         insort(self.waiting, request, key=_by_order)
 
     def _plan_chunks(self, budget: int, reserved: int, now: float) -> list[Row]:
-        """Prompt chunks of at most `budget` tokens together, in order over the admitted and the waiting.
+        """Prompt chunks of at most `budget` tokens together, in order over the admitted and the waiting. The sources of
+        the newly admitted have no more tokens than a step.
 
         What they take leaves `reserved` pages free.
         """
         rows: list[Row] = []
+        unread = self.config.max_num_batched_tokens  # of sources, which an encoder reads whole, before the step
         prefilling = deque(sorted(self.prefilling.values(), key=_by_order))
         admitting = True
         while budget > 0:
             waiting = self.waiting[0] if admitting and self.waiting else None
             if waiting is not None and (not prefilling or waiting.order < prefilling[0].order):
-                admitting = self._admit(waiting, reserved, now)
+                to_read = self.cache.to_read(waiting)
+                admitting = to_read <= unread and self._admit(waiting, reserved, now)
                 if not admitting:
                     continue  # none behind the first may overtake it, or it might wait forever
+                unread -= to_read
                 request, fresh = waiting, True
             elif prefilling:
                 request, fresh = prefilling.popleft(), False

@@ -69,6 +69,35 @@ class ExtendLayout:
 
 
 @dataclass(frozen=True)
+class EncodeLayout:
+    """An encode program's packed array: [R] tokens of each source; [R, MP] its pages; [T] ids."""
+
+    rows: int
+    tables: BlockTables
+    tokens: int
+
+    @property
+    def size(self) -> int:
+        return self.rows * (1 + self.tables.max_pages) + self.tokens
+
+    def split(self, packed: Any) -> tuple[Any, Any, Any]:
+        """count, table, ids."""
+        count, rest = packed[: self.rows], packed[self.rows :]
+        pages = self.rows * self.tables.max_pages
+        return count, rest[:pages].reshape(self.rows, self.tables.max_pages), rest[pages:]
+
+    def pack(self, rows: Sequence[Row]) -> np.ndarray:
+        packed = np.zeros(self.size, np.int32)
+        count, table, ids = self.split(packed)
+        count[: len(rows)] = [len(row.request.source) for row in rows]
+        for i, row in enumerate(rows):
+            pages = row.tables[self.tables.source]
+            table[i, : len(pages)] = pages
+        ids[: count.sum()] = [token for row in rows for token in row.request.source]
+        return packed
+
+
+@dataclass(frozen=True)
 class DecodeLayout:
     """A decode program's packed array: [B] slot; of each group that grows [B] the column of its new page in the slot's
     row of tables, and [B] the page. A column behind the last adds none."""

@@ -163,8 +163,9 @@ def prepare(config: EngineConfig, *, model_class: Any = None, measure: bool = Fa
             specs=specs,
         )
         keys = closed_table(
-            geometry.max_num_seqs, given(resolved.max_num_batched_tokens), given(resolved.decode_steps), gpu=on_gpu()
-        )
+            geometry.max_num_seqs, given(resolved.max_num_batched_tokens), given(resolved.decode_steps), gpu=on_gpu(),
+            sources=any(group.kind == "source" for group in geometry.tables.groups),
+        )  # fmt: skip
         table = ProgramTable(Programs(flat, geometry), keys, flat.leaves, dtype)
         return table, size_of(jax.eval_shape(geometry.state))
 
@@ -242,7 +243,7 @@ def _program_bytes(table: ProgramTable) -> int:
             (key for key in table.keys if key.kind == kind),
             key=lambda key: (VARIANTS.index(key.variant), key.size, key.steps),
         )
-        for kind in ("extend", "decode", "copy")
+        for kind in {key.kind for key in table.keys} - {"seed"}
     ]
     tables = table.programs.geometry.tables
     sizes = [tables.max_pages + 1] * len(tables.groups)  # any pool does: what a program takes beside it is the same

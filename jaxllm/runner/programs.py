@@ -19,7 +19,7 @@ from jaxllm.config import LogprobsMode
 from jaxllm.core import CacheSpec, LayerSpecs, all_specs, group_of, pages_of
 from jaxllm.layers.cache import Cache, CrossCache, LayerCache, PagedCache, StateCache
 from jaxllm.layers.step import DenseStep, EncodeStep, Step
-from jaxllm.runner.packing import DecodeLayout, ExtendLayout, RowFlag, SeedLayout
+from jaxllm.runner.packing import DecodeLayout, EncodeLayout, ExtendLayout, RowFlag, SeedLayout
 from jaxllm.runner.state import FIRST_PARAM, Column, State, new_state, row_params
 from jaxllm.runner.tables import BlockTables
 from jaxllm.sampling import Processors, Rows, TokenLogprobs, greedy, narrow, sample, token_logprobs
@@ -39,16 +39,16 @@ SCORE_BLOCK = 256
 
 @dataclass(frozen=True, order=True)
 class ProgramKey:
-    """Names a program. size is tokens (extend, seed), rows (decode) or page pairs (copy)."""
+    """Names a program. size is tokens (extend, encode, seed), rows (decode) or page pairs (copy)."""
 
-    kind: Literal["extend", "decode", "copy", "seed"]
+    kind: Literal["extend", "decode", "encode", "copy", "seed"]
     size: int
     variant: Variant = "greedy"
     steps: int = 1
 
     def __str__(self) -> str:
         steps = f" x {self.steps} steps" if self.kind == "decode" else ""
-        unit = {"extend": "tokens", "decode": "rows", "copy": "pages", "seed": "tokens"}[self.kind]
+        unit = {"extend": "tokens", "decode": "rows", "encode": "tokens", "copy": "pages", "seed": "tokens"}[self.kind]
         variant = f", {self.variant}" if self.kind in ("extend", "decode") else ""
         return f"{self.kind} of {self.size} {unit}{steps}{variant}"
 
@@ -167,7 +167,13 @@ class Programs:
 
     def build(self, key: ProgramKey) -> Callable[[Leaves, Leaves, State, jax.Array], tuple[Leaves, State, jax.Array]]:
         """The function of (weights, cache, state, packed) that `key` names, to be compiled with both donated."""
-        functions = {"extend": self._extend, "decode": self._decode, "copy": self._copy, "seed": self._seed}
+        functions = {
+            "extend": self._extend,
+            "decode": self._decode,
+            "encode": self._encode,
+            "copy": self._copy,
+            "seed": self._seed,
+        }
         function = functions[key.kind]
 
         def program(weights: Leaves, cache: Leaves, state: State, packed: jax.Array) -> tuple[Leaves, State, jax.Array]:
@@ -183,6 +189,8 @@ class Programs:
                 return self.extend_layout(key).size
             case "decode":
                 return self.decode_layout(key).size
+            case "encode":
+                return self.encode_layout(key).size
             case "copy":
                 return 3 * key.size
             case "seed":
@@ -191,6 +199,9 @@ class Programs:
     def extend_layout(self, key: ProgramKey) -> ExtendLayout:
         rows = self.geometry.extend_rows(key.size)
         return ExtendLayout(rows, self.geometry.tables, key.size, scored=key.variant == "scored")
+
+    def encode_layout(self, key: ProgramKey) -> EncodeLayout:
+        return EncodeLayout(self.geometry.extend_rows(key.size), self.geometry.tables, key.size)
 
     def decode_layout(self, key: ProgramKey) -> DecodeLayout:
         return DecodeLayout(key.size, self.geometry.tables)
@@ -209,8 +220,7 @@ class Programs:
         self, weights: Leaves, step: Step, pools: Leaves, places: tuple[Cache, ...]
     ) -> tuple[jax.Array, Leaves]:
         hidden, layers = self.model.merge(weights)(step, self.geometry.by_layer(pools, places))
-        caches = itertools.chain.from_iterable(layer if isinstance(layer, tuple) else (layer,) for layer in layers)
-        return hidden, tuple(itertools.chain.from_iterable(cache.pools for cache in caches))
+        return hidden, _pools(layers)
 
     def _extend(
         self, key: ProgramKey, weights: Leaves, cache: Leaves, state: State, packed: jax.Array
@@ -325,6 +335,24 @@ class Programs:
             return Rows(active, (), ())
         return self.geometry.processors.gather(state.processors, slot, active)
 
+    def _encode(
+        self, key: ProgramKey, weights: Leaves, cache: Leaves, state: State, packed: jax.Array
+    ) -> tuple[Leaves, State, jax.Array]:
+        """Has the encoder read sources, ragged, and writes what every decoder layer makes of them into their pages."""
+        tables, size = self.geometry.tables, self.geometry.page_size
+        count, table, ids = self.encode_layout(key).split(packed)
+        step = EncodeStep.of(ids, count)
+        token = jnp.arange(key.size, dtype=jnp.int32)
+        row = jnp.searchsorted(step.query_start[1:], token, side="right", method="compare_all").astype(jnp.int32)
+        page = table[jnp.minimum(row, jnp.int32(len(count) - 1)), step.positions // size]
+        write = jnp.where(token < step.query_start[-1], page * size + step.positions % size, jnp.int32(0))
+        nothing = jnp.zeros(0, jnp.int32)
+        places: list[Cache] = [PagedCache((), nothing, nothing)] * len(tables.groups)
+        places[tables.source] = CrossCache((), table, count, write)
+        model = self.model.merge(weights)
+        layers = model.read(model.encode(step), self.geometry.by_layer(cache, places))
+        return _pools(layers), state, jnp.zeros(0, jnp.int32)
+
     def _draw(
         self, variant: Variant, logits: jax.Array, rows: jax.Array, processing: Rows, at: jax.Array
     ) -> Drawn:  # fmt: skip
@@ -378,6 +406,12 @@ class Programs:
             state.processors, head[0], head[1] != 0, arguments, jnp.where(drawn, -1 - ids, ids), drawn, head[2]
         )
         return cache, state._replace(processors=processors), jnp.zeros(0, jnp.int32)
+
+
+def _pools(layers: Sequence[LayerCache]) -> Leaves:
+    """All layers' pools, one after the other."""
+    caches = itertools.chain.from_iterable(layer if isinstance(layer, tuple) else (layer,) for layer in layers)
+    return tuple(itertools.chain.from_iterable(cache.pools for cache in caches))
 
 
 def _ends(rows: jax.Array, tokens: jax.Array, at: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxllm import weights
 from jaxllm.config import EngineConfig, SchedulerConfig
-from jaxllm.core import ModelInfo, Request, StepOutput, StepPlan
+from jaxllm.core import ModelInfo, Request, Row, StepOutput, StepPlan
 from jaxllm.errors import ConfigError
 from jaxllm.layers.step import EncodeStep
 from jaxllm.models.config import ModelConfig
@@ -109,9 +109,10 @@ class Runner:
                 key = self.table.choose("copy", len(copies), "greedy")
                 self._run(key, pack_copies(copies, key.size))
             if plan.kind == "extend":
-                for row in plan.rows:
-                    if row.fresh:
-                        self._admit(row.request, row.slot)
+                fresh = [row for row in plan.rows if row.fresh]
+                for row in fresh:
+                    self._admit(row.request, row.slot)
+                self._read_sources([row for row in fresh if row.request.source and not row.request.source_read])
             key = self.table.choose(
                 plan.kind,
                 plan.num_tokens if plan.kind == "extend" else len(plan.rows),
@@ -158,6 +159,12 @@ class Runner:
     def check(self, request: Request) -> None:
         """Raises RequestError where a logits processor does not take what the request has for it."""
         self._geometry.processors.read(request)
+
+    def _read_sources(self, rows: list[Row]) -> None:
+        """Has the encoder read the sources of these rows, together no more tokens than a step's."""
+        if rows:
+            key = self.table.choose("encode", sum(len(row.request.source) for row in rows), "greedy")
+            self._run(key, self.table.programs.encode_layout(key).pack(rows))
 
     def _admit(self, request: Request, slot: int) -> None:
         """Takes a request's parameters for its slot and, if it uses logits processors, prepares what they know."""

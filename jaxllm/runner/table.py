@@ -42,8 +42,13 @@ def row_buckets(max_rows: int, *, gpu: bool) -> list[int]:
     return [size for size in (fine if gpu else [1]) if size < max_rows] + [max_rows]
 
 
-def closed_table(max_rows: int, max_tokens: int, steps: Sequence[int], *, gpu: bool) -> list[ProgramKey]:
-    """Every program of an engine. Rare variants come in fewer sizes; a step takes the next larger one."""
+def closed_table(
+    max_rows: int, max_tokens: int, steps: Sequence[int], *, gpu: bool, sources: bool = False
+) -> list[ProgramKey]:
+    """Every program of an engine. Rare variants come in fewer sizes; a step takes the next larger one.
+
+    sources: the model has an encoder that reads some.
+    """
     tokens, rows = token_buckets(max_tokens, gpu=gpu), row_buckets(max_rows, gpu=gpu)
     extends: dict[Variant, list[int]]
     decodes: dict[Variant, list[int]]
@@ -61,6 +66,8 @@ def closed_table(max_rows: int, max_tokens: int, steps: Sequence[int], *, gpu: b
             # Fewer steps than could be are for when somebody waits, which is not for long.
             fewer = sorted(sizes)[::-2] if gpu and n < max(steps) else sizes
             keys += [ProgramKey("decode", size, variant, n) for size in fewer]
+    if sources:
+        keys += [ProgramKey("encode", size) for size in tokens[::-2]]
     # A state may take hundreds of megabytes: where there is one to copy, it should not be sixteen.
     keys += [ProgramKey("copy", size) for size in ((1, 4, COPIES) if gpu else (COPIES,))]
     return [*keys, ProgramKey("seed", tokens[-1])]

@@ -42,6 +42,11 @@ class BlockTables:
         """The groups that a decode step may add a page to."""
         return tuple(place for place, group in enumerate(self.groups) if group.kind == "tokens")
 
+    @property
+    def source(self) -> int:
+        """The group of what an encoder read."""
+        return next(place for place, group in enumerate(self.groups) if group.kind == "source")
+
     def sent(self, tokens: int) -> tuple[int, ...]:
         """Numbers of a row, by group, in the packed array of an extend step of so many tokens."""
         return tuple(

@@ -683,3 +683,71 @@ def test_load_counts():
     assert (load.running, load.waiting, load.pages_free, load.cache_usage) == (0, 0, 64, 0.0)
     assert (load.prompt_tokens, load.generation_tokens) == (10, 6)
     assert (load.steps_extend, load.steps_decode) == (2, 4)
+
+
+# --- sources ---
+
+WITH_SOURCES = (CacheGroup("tokens", 65), CacheGroup("source", 8))
+
+
+def read(plan: StepPlan) -> list[str]:
+    """Whose sources the encoder reads before the step."""
+    return [row.request.request_id for row in plan.rows if row.fresh and not row.request.source_read]
+
+
+def test_sources_that_are_read_at_once_have_no_more_tokens_than_a_step():
+    scheduler = make(groups=WITH_SOURCES)
+    for name, length in (("a", 9), ("b", 7), ("c", 1)):
+        scheduler.add(ask(name, 3, source=[ord(name)] * length))
+    assert read(step(scheduler)) == ["a", "b"]
+    plan = step(scheduler)
+    assert read(plan) == ["c"]
+    assert shape(plan) == [("a", 3, 1), ("b", 3, 1), ("c", 0, 3)]
+    assert [len(row.tables[1]) for row in plan.rows] == [3, 2, 1]
+    with pytest.raises(RequestError, match="a source of 17 tokens is read in one step, and a step has at most 16"):
+        scheduler.add(ask("d", 3, source=[1] * 17))
+
+
+def test_a_source_is_read_once_for_all_who_bring_it_while_its_pages_stay():
+    scheduler = make(groups=WITH_SOURCES)
+    source, sources = [5] * 10, scheduler.cache.sources[0].pool
+    for name, salt in (("a", ""), ("b", ""), ("c", "salt")):
+        scheduler.add(ask(name, 3, source=source, cache_salt=salt))
+    plan = step(scheduler)
+    assert read(plan) == ["a"], "one of them, and of the other salt there is no room in this step"
+    own, shared = (row.tables[1] for row in plan.rows)
+    assert own == shared
+    assert sources.free == 4
+    finish_all(scheduler)
+    assert sources.free == 7
+    scheduler.add(ask("d", 3, source=source))
+    assert read(step(scheduler)) == []
+    finish_all(scheduler)
+    scheduler.add(ask("e", 3, source=[6] * 16))  # takes the place of what lay idle longest, the other salt's
+    assert read(step(scheduler)) == ["e"]
+    finish_all(scheduler)
+    for name, salt, expected in (("f", "", []), ("g", "salt", ["g"])):
+        scheduler.add(ask(name, 3, source=source, cache_salt=salt))
+        assert read(step(scheduler)) == expected
+        finish_all(scheduler)
+    assert scheduler.flush_prefix_cache() > 0
+    scheduler.add(ask("h", 3, source=source))
+    assert read(step(scheduler)) == ["h"]
+
+
+def test_without_prefixes_a_source_is_read_for_each():
+    scheduler = make(groups=WITH_SOURCES, enable_prefix_caching=False)
+    for name in "ab":
+        scheduler.add(ask(name, 3, source=[5] * 8))
+    plan = step(scheduler)
+    assert read(plan) == ["a", "b"]
+    assert plan.rows[0].tables[1] != plan.rows[1].tables[1]
+    finish_all(scheduler)
+    assert scheduler.cache.sources[0].pool.idle == 0
+
+
+def test_sources_for_which_there_are_no_pages_wait():
+    scheduler = make(groups=WITH_SOURCES)
+    for name in "ab":
+        scheduler.add(ask(name, 3, max_tokens=4, source=[ord(name)] * 16))
+    assert [read(step(scheduler)) for _ in range(6)] == [["a"], [], [], [], ["b"], []]

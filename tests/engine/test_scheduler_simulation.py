@@ -80,6 +80,7 @@ class Device:
     def __init__(self, config: SchedulerConfig, truths: dict[Request, Truth]):
         self.page_size = config.page_size
         self.groups = list(enumerate(config.groups))
+        self.max_tokens = config.max_num_batched_tokens
         self.truths = truths
         # A page is a list of places; an entry of states has one.
         self.pools: list[list[list[object]]] = [
@@ -93,6 +94,7 @@ class Device:
         assert plan.rows
         assert len({row.slot for row in plan.rows}) == len(plan.rows)
         self._copy(plan.copies)
+        self._read(plan.rows)
         self.seen[f"{plan.kind} of {plan.num_steps}"] += 1
         run = self._extend if plan.kind == "extend" else self._decode
         return StepOutput([run(row, plan.num_steps) for row in plan.rows])
@@ -104,6 +106,20 @@ class Device:
         for group, source, target in copies:
             self.pools[group][target] = list(self.pools[group][source])
             self.seen[f"copies of {self.groups[group][1].kind}"] += 1
+
+    def _read(self, rows: list[Row]) -> None:
+        """Sources, before the step that computes what looks at them."""
+        read = [row for row in rows if row.fresh and row.request.source and not row.request.source_read]
+        for place, group in self.groups:
+            if group.kind == "source":
+                assert sum(len(row.request.source) for row in read) <= self.max_tokens
+                self.seen["sources read"] += len(read)
+                self.seen["sources shared"] += sum(row.fresh and row.request.source_read for row in rows)
+                for row in read:
+                    source, pages = row.request.source, row.tables[place]
+                    for position in range(len(source)):
+                        page = pages[position // self.page_size]
+                        self.pools[place][page][position % self.page_size] = (*source, position)
 
     def _extend(self, row: Row, num_steps: int) -> RowOutput:
         assert num_steps == 1
@@ -166,6 +182,10 @@ class Device:
                 for seen in range(0 if group.window is None else max(0, position - group.window + 1), position):
                     held = self.pools[place][table[seen // self.page_size]][seen % self.page_size]
                     assert held == prefixes[seen], f"position {position} does not see {seen}"
+            elif group.kind == "source":
+                source, table = slot.request.source, slot.tables[place]
+                held = [self.pools[place][page][i] for page in table for i in range(self.page_size)]
+                assert held[: len(source)] == [(*source, i) for i in range(len(source))]
         before = prefixes[position - 1] if position else root(slot.request)
         self._write(slot, position, chain(before, token))
         slot.position += 1
@@ -294,7 +314,7 @@ def schedule(
         groups=tuple(known[kind] for kind in kinds),
         page_size=page_size,
         max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_seqs + spare_budget,
+        max_num_batched_tokens=max(max_num_seqs + spare_budget, *(len(spec.source) for spec in chosen)),
         max_model_len=64,
         decode_steps=decode_steps,
         enable_prefix_caching=cached,
@@ -500,7 +520,7 @@ def test_whatever_the_schedule_every_answer_is_the_solo_answer(schedule):
     "what",
     [
         "preemptions", "hits", "zombie rows", "decode of 4", "decode of 2", "copies of tokens", "copies of state",
-        "pages left behind",
+        "pages left behind", "sources read", "sources shared",
     ],
 )  # fmt: skip
 def test_the_schedules_reach_what_they_are_for(what):
