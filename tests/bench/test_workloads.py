@@ -43,7 +43,7 @@ def test_random_lengths_stay_in_range():
 
 
 def test_shapes_are_whole_configurations(tmp_path, monkeypatch):
-    assert shape_names() == ["bert-large", "llama-8b", "qwen3-0.6b", "qwen3-30b-a3b"]
+    assert shape_names() == ["bert-large", "llama-8b", "qwen3-0.6b", "qwen3-30b-a3b", "t5-large"]
     for name in shape_names():
         config = json.loads((shapes.DIRECTORY / name / "config.json").read_text())
         assert config["architectures"]
