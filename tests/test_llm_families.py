@@ -59,7 +59,9 @@ def test_preempted_chunked_and_cached_requests_are_the_references(case: tuple[LL
     for params in ({"logprobs": VOCAB}, {"prompt_logprobs": VOCAB}, {}):
         before = llm.engine.load().preemptions
         together.append(generate(llm, prompts, **params))
-        assert llm.engine.load().preemptions > before
+        # Where every layer has a window, pages return behind it and nobody runs short of them.
+        windowed = llm.engine.config.model.endswith("mistral-window")
+        assert (llm.engine.load().preemptions > before) is not windowed
     known = recorded["greedy"].shape[1]
     for i, (prompt, logits) in enumerate(zip(prompts, reference, strict=True)):
         drawn, scored, plain = (outputs[i] for outputs in together)
