@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.paged_attention.schedule import share_out
+from pallas_kernels.paged_attention.schedule import share_tiles
 
 
 def check_rows(
@@ -104,12 +104,7 @@ def tiles(
     first in its row, the row's count of tokens (0 for padding tokens), entries' number; and first [R + 2] int32, the
     first tile of each row.
     """
-    rows = index.shape[0]
-    starts = jnp.concatenate([query_start, jnp.full((1,), tokens, jnp.int32)])
-    counts = starts[1:] - starts[:-1]
-    row, place, first = share_out((counts + size - 1) // size, -(-tokens // size) + min(rows + 1, tokens))
-    begin = starts[row] + place * size
-    held = jnp.where(row < 0, 0, jnp.minimum(starts[row + 1] - begin, size))
-    counts = counts.at[rows].set(0)
-    entry = jnp.pad(entries(index, fresh), (0, 1))
-    return jnp.stack([begin, held, place * size, counts[row], entry[row]], axis=1), first
+    shared = share_tiles(query_start, tokens, size)
+    counts = jnp.where(shared.row < index.shape[0], shared.end - shared.begin, 0)
+    entry = jnp.pad(entries(index, fresh), (0, 1))[shared.row]
+    return jnp.stack([shared.first, shared.held, shared.first - shared.begin, counts, entry], axis=1), shared.number

@@ -2,7 +2,7 @@
 
 Every implementation of every operation runs over the operation's cases in bfloat16 and float32, on fresh random
 operands, against numpy in float64; device memory is filled with NaN beforehand, so that an element nobody wrote
-shows. --bench times attention and mixtures; --sweep times their configurations, and --write enters the best in
+shows. --bench times attention, mixtures and states; --sweep times their configurations, and --write enters the best in
 the operations' tuning tables, which check and bench then use.
 """
 
@@ -29,10 +29,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import choose, tuning
+from pallas_kernels.causal_conv import causal_conv
 from pallas_kernels.moe import moe
 from pallas_kernels.paged_attention import paged_attention
 from pallas_kernels.ragged_attention import ragged_attention
+from pallas_kernels.selective_scan import selective_scan
 from pallas_kernels.softmax_top_k import softmax_top_k
+from pallas_kernels.ssd import ssd
 
 OPERATIONS = {
     "paged_attention": ("mosaic", "triton", "reference"),
@@ -141,7 +144,10 @@ def _last_line(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Timing:
-    """A call to time, in bfloat16, whose result can be its first operand again: several are chained in a program."""
+    """A call to time, in bfloat16, whose result can be its first operand again: several are chained in a program.
+
+    That operand may be a tuple of arrays.
+    """
 
     name: str
     repeats: int
@@ -156,44 +162,48 @@ class Timing:
         """The arithmetic nothing can leave out."""
         raise NotImplementedError
 
+    @property
+    def floor(self) -> float:
+        """Seconds that the measured ceilings of an H200 would allow."""
+        return max(self.bytes / 4.3e12, self.flops / 7.9e14)
+
     @functools.cached_property
-    def arguments(self) -> list[jax.Array]:
+    def arguments(self) -> list[Any]:
         """The call's operands."""
         raise NotImplementedError
 
-    def call(self, *operands: jax.Array) -> jax.Array:
+    def call(self, *operands: Any) -> Any:
         """The operation."""
         raise NotImplementedError
 
-    def compile(self, kernel: str = "", **config: int) -> Callable[..., jax.Array]:
+    def compile(self, kernel: str = "", **config: int) -> Callable[..., Any]:
         """The chain's program, under a configuration of a kernel if given."""
 
-        def chain(first: jax.Array, *rest: jax.Array) -> jax.Array:
+        def chain(first: Any, *rest: jax.Array) -> Any:
             return jax.lax.fori_loop(0, self.repeats, lambda _, x: self.call(x, *rest), first)
 
         with choose.using("triton") if kernel else nullcontext(), tuning.trying(kernel, **config):
-            program: Callable[..., jax.Array] = jax.jit(chain).lower(*self.arguments).compile()
+            program: Callable[..., Any] = jax.jit(chain).lower(*self.arguments).compile()
         return program
 
-    def seconds(self, run: Callable[..., jax.Array]) -> float:
+    def seconds(self, run: Callable[..., Any]) -> float:
         """The median time of one call of a compiled chain."""
         times = []
         for _ in range(7):
             begin = time.perf_counter()
-            run(*self.arguments).block_until_ready()
+            jax.block_until_ready(run(*self.arguments))
             times.append(time.perf_counter() - begin)
         return statistics.median(times[2:]) / self.repeats
 
     def report(self) -> str:
-        """One line: time, bandwidth, arithmetic rate, and what the measured ceilings of an H200 would allow."""
-        floor = max(self.bytes / 4.3e12, self.flops / 7.9e14)
+        """One line: time, bandwidth, arithmetic rate, and the floor."""
         try:
             seconds = self.seconds(self.compile())
         except Exception as error:  # one case must not end the run
             return f"{self.name:40} FAILED {_last_line(error)}"
         return (
             f"{self.name:40} {seconds * 1e6:9.1f} us {self.bytes / seconds / 1e12:6.2f} TB/s"
-            f" {self.flops / seconds / 1e12:7.1f} TFLOP/s, floor {floor * 1e6:8.1f} us"
+            f" {self.flops / seconds / 1e12:7.1f} TFLOP/s, floor {self.floor * 1e6:8.1f} us"
         )
 
 
@@ -319,6 +329,135 @@ class Mixture(Timing):
         return x + moe(x, gate_up, down, *softmax_top_k(logits, top_k=self.top_k)) * jnp.bfloat16(2**-6)
 
 
+@dataclass(frozen=True)
+class Recurrent(Timing):
+    """An operation with states, which its chain hands on with x: rows of so many tokens; those of more than 1 begin."""
+
+    lengths: tuple[int, ...]
+    decode: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Those of all rows."""
+        return sum(self.lengths)
+
+    @property
+    def states(self) -> int:
+        """How many states have to be read or written."""
+        return sum(1 if length > 1 else 2 for length in self.lengths)
+
+    @property
+    def rows(self) -> list[jax.Array]:
+        """index, query_start, fresh."""
+        lengths = np.array(self.lengths)
+        index = 1 + np.arange(len(lengths), dtype=np.int32)
+        return [*map(jnp.asarray, (index, _starts(self.lengths), lengths > 1))]
+
+    def state(self, *shape: int, dtype: Any = jnp.float32) -> jax.Array:
+        """A pool with an entry for every row."""
+        return jnp.ones((len(self.lengths) + 1, *shape), dtype)
+
+    def time_steps(self, *shape: int) -> jax.Array:
+        """Of a tenth."""
+        return jnp.full((self.tokens, *shape), 0.1, jnp.float32)
+
+
+@dataclass(frozen=True)
+class Convolution(Recurrent):
+    """causal_conv of Mamba2-2.7B."""
+
+    channels, taps = 5376, 4
+
+    @property
+    def bytes(self) -> int:
+        """x, y and the states."""
+        return 2 * self.channels * (2 * self.tokens + self.states * (self.taps - 1))
+
+    @property
+    def flops(self) -> int:
+        """The multiply-adds, which no tensor core can do."""
+        return 2 * self.tokens * self.channels * self.taps
+
+    @functools.cached_property
+    def arguments(self) -> list[Any]:
+        """The call's operands."""
+        x, weight, bias = _normal([(self.tokens, self.channels), (self.channels, self.taps), (self.channels,)])
+        return [(x, self.state(self.channels, self.taps - 1, dtype=jnp.bfloat16)), weight, bias, *self.rows]
+
+    def call(self, carried: tuple[jax.Array, jax.Array], *operands: jax.Array) -> Any:
+        """The operation."""
+        return causal_conv(*carried, *operands, activation="silu", decode=self.decode)
+
+
+@dataclass(frozen=True)
+class Scan(Recurrent):
+    """selective_scan of Mamba-2.8B."""
+
+    channels, size = 5120, 16
+
+    @property
+    def bytes(self) -> int:
+        """x, dt, B, C, y and the states."""
+        return self.tokens * (8 * self.channels + 4 * self.size) + self.states * self.channels * self.size * 4
+
+    @property
+    def flops(self) -> int:
+        """The multiply-adds of the state and of y."""
+        return 4 * self.tokens * self.channels * self.size
+
+    @property
+    def floor(self) -> float:
+        """What the exponentials take of 132 multiprocessors, 16 a cycle at 1.755 GHz, if that is more."""
+        return max(super().floor, self.tokens * self.channels * self.size / (132 * 16 * 1.755e9))
+
+    @functools.cached_property
+    def arguments(self) -> list[Any]:
+        """y stays near x, so that a chain keeps its magnitude."""
+        (x,) = _normal([(self.tokens, self.channels)])
+        by_place = _normal([(self.tokens, self.size)] * 2, scale=1 / 64)
+        A, D = -jnp.ones((self.channels, self.size), jnp.float32), jnp.ones(self.channels, jnp.float32)
+        return [(x, self.state(self.channels, self.size)), self.time_steps(self.channels), A, *by_place, D, *self.rows]
+
+    def call(self, carried: tuple[jax.Array, jax.Array], *operands: jax.Array) -> Any:
+        """The operation."""
+        dt, A, B, C, D, *rows = operands
+        x, states = carried
+        return selective_scan(x, dt, A, B, C, D, states, *rows, decode=self.decode)
+
+
+@dataclass(frozen=True)
+class Dual(Recurrent):
+    """ssd of Mamba2-2.7B."""
+
+    heads, dim, size = 80, 64, 128
+
+    @property
+    def bytes(self) -> int:
+        """x, dt, B, C, y and the states."""
+        states = self.states * self.heads * self.dim * self.size * 4
+        return self.tokens * (self.heads * (4 * self.dim + 4) + 4 * self.size) + states
+
+    @property
+    def flops(self) -> int:
+        """The multiply-adds of the state and of y."""
+        return 4 * self.tokens * self.heads * self.dim * self.size
+
+    @functools.cached_property
+    def arguments(self) -> list[Any]:
+        """y stays near x, so that a chain keeps its magnitude."""
+        (x,) = _normal([(self.tokens, self.heads, self.dim)])
+        by_place = _normal([(self.tokens, 1, self.size)] * 2, scale=1 / 64)
+        A, D = -jnp.ones(self.heads, jnp.float32), jnp.ones(self.heads, jnp.float32)
+        states = self.state(self.heads, self.dim, self.size)
+        return [(x, states), self.time_steps(self.heads), A, *by_place, D, *self.rows]
+
+    def call(self, carried: tuple[jax.Array, jax.Array], *operands: jax.Array) -> Any:
+        """The operation."""
+        dt, A, B, C, D, *rows = operands
+        x, states = carried
+        return ssd(x, dt, A, B, C, D, states, *rows, decode=self.decode)
+
+
 def _starts(lengths: Iterable[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(list(lengths))]).astype(np.int32)
 
@@ -354,6 +493,18 @@ RAGGED = (
 MIXTURES = tuple(
     Mixture(f"moe 128 experts, top 8, {tokens} tokens", repeats, tokens)
     for tokens, repeats in ((1, 100), (8, 50), (64, 20), (256, 20), (8192, 5))
+)
+STATES = tuple(
+    timing(f"{name} {label}", repeats, lengths, decode)
+    for name, timing in (("causal_conv", Convolution), ("selective_scan", Scan), ("ssd", Dual))
+    for label, repeats, lengths, decode in (
+        ("decode B1", 200, (1,), True),
+        ("decode B64", 50, (1,) * 64, True),
+        ("decode B256", 50, (1,) * 256, True),
+        ("extend 1x8192", 10, (8192,), False),
+        ("extend 4x2048", 10, (2048,) * 4, False),
+        ("extend 255 decodes + 7937", 5, (1,) * 255 + (7937,), False),
+    )
 )
 
 
@@ -482,6 +633,81 @@ SWEEPS = (
             (512, MIXTURES[4:], _PREFILL_MIXTURES),
         )
     ),
+    Sweep(
+        "causal_conv",
+        "decode",
+        {"taps": 4, "bytes": 2},
+        STATES[0:3],
+        _configurations("tokens channels warps", (1, 128, 1), (1, 256, 2), (1, 256, 1), (1, 512, 4), (1, 1024, 4)),
+    ),
+    Sweep(
+        "causal_conv",
+        "extend",
+        {"taps": 4, "bytes": 2},
+        STATES[3:6],
+        _configurations(
+            "tokens channels warps",
+            (8, 256, 4),
+            (16, 128, 4),
+            (16, 256, 4),
+            (16, 512, 8),
+            (32, 128, 4),
+            (32, 256, 8),
+            (64, 64, 4),
+        ),
+    ),
+    Sweep(
+        "selective_scan",
+        "decode",
+        {"size": 16},
+        STATES[6:9],
+        _configurations(
+            "channels warps ahead", (16, 1, 1), (32, 1, 1), (32, 2, 1), (64, 2, 1), (64, 4, 1), (128, 4, 1)
+        ),
+    ),
+    Sweep(
+        "selective_scan",
+        "extend",
+        {"size": 16},
+        STATES[9:12],
+        _configurations(
+            "channels warps ahead",
+            (8, 1, 8),
+            (8, 1, 16),
+            (16, 1, 4),
+            (16, 1, 8),
+            (16, 1, 16),
+            (32, 1, 8),
+            (32, 2, 8),
+            (32, 4, 8),
+        ),
+    ),
+    Sweep(
+        "ssd",
+        "decode",
+        {"dim": 64, "size": 128},
+        STATES[12:15],
+        _configurations("dims warps", (8, 1), (16, 2), (16, 4), (32, 4), (32, 8), (64, 4), (64, 8)),
+    ),
+    Sweep(
+        "ssd",
+        "extend",
+        {"dim": 64, "size": 128, "bytes": 2},
+        STATES[15:18],
+        _configurations(
+            "tokens heads dims warps stages pass_dims pass_warps pass_stages",
+            (128, 8, 64, 8, 2, 32, 4, 3),
+            (128, 8, 64, 8, 3, 32, 4, 2),
+            (128, 8, 64, 8, 2, 64, 4, 3),
+            (128, 8, 64, 8, 2, 64, 8, 2),
+            (128, 4, 64, 8, 2, 32, 8, 3),
+            (128, 4, 64, 4, 2, 16, 4, 3),
+            (64, 8, 64, 4, 2, 32, 4, 3),
+            (64, 8, 64, 4, 3, 32, 4, 4),
+            (64, 16, 64, 4, 3, 64, 4, 3),
+            (64, 16, 64, 8, 2, 16, 4, 3),
+        ),
+    ),
 )
 
 
@@ -490,7 +716,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--only", default="", help="run the cases whose operation-name contains this")
     parser.add_argument("--no-check", action="store_true", help="time without checking")
-    parser.add_argument("--bench", action="store_true", help="time attention and mixtures (needs a GPU)")
+    parser.add_argument("--bench", action="store_true", help="time attention, mixtures and states (needs a GPU)")
     parser.add_argument("--sweep", action="store_true", help="time the kernels' configurations first (needs a GPU)")
     parser.add_argument("--write", action="store_true", help="with --sweep: keep the best in the tuning table")
     arguments = parser.parse_args()
@@ -501,7 +727,7 @@ def main() -> int:
     good = arguments.no_check or check(arguments.only)
     if arguments.bench:
         print()
-        for timing in (*DECODES, *EXTENDS, *RAGGED, *MIXTURES):
+        for timing in (*DECODES, *EXTENDS, *RAGGED, *MIXTURES, *STATES):
             print(timing.report(), flush=True)
     print("\nall cases agree" if good else "\nSOME CASES FAILED")
     return 0 if good else 1

@@ -30,7 +30,7 @@ class Tiles(NamedTuple):
     """Tiles of at most one number of tokens of one row each, [tiles] int32; held is 0 in those left over.
 
     row: R for padding tokens; first: the tile's first token; held: how many it has; begin, end: its row's first token
-    and the one behind its last.
+    and the one behind its last. number: [R + 2], each row's first tile.
     """
 
     row: jax.Array
@@ -38,6 +38,7 @@ class Tiles(NamedTuple):
     held: jax.Array
     begin: jax.Array
     end: jax.Array
+    number: jax.Array
 
 
 def share_tiles(query_start: jax.Array, tokens: int, size: int) -> Tiles:
@@ -45,9 +46,9 @@ def share_tiles(query_start: jax.Array, tokens: int, size: int) -> Tiles:
     # The padding tokens are one row more, so that a kernel reaches them too.
     starts = jnp.concatenate([query_start, jnp.full((1,), tokens, jnp.int32)])
     counts = (starts[1:] - starts[:-1] + size - 1) // size
-    row, place, _ = share_out(counts, -(-tokens // size) + counts.shape[0])
+    row, place, number = share_out(counts, -(-tokens // size) + counts.shape[0])
     first, begin, end = starts[row] + place * size, starts[row], starts[row + 1]
-    return Tiles(row, first, jnp.where(row < 0, 0, jnp.minimum(end - first, size)), begin, end)
+    return Tiles(row, first, jnp.where(row < 0, 0, jnp.minimum(end - first, size)), begin, end, number)
 
 
 def share_keys(

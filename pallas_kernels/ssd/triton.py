@@ -94,7 +94,7 @@ def _extend(
     query_start: jax.Array,
     fresh: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    x, dt, A, B, *_ = operands
+    x, B = operands[0], operands[3]
     tokens, heads, dim = x.shape
     size = states.shape[3]
     dim_pad = max(16, triton.next_power_of_2(dim))
@@ -109,32 +109,35 @@ def _extend(
     work, first = tiles(index, query_start, fresh, tokens, config["tokens"])
     precision = "tf32x3" if x.dtype == jnp.float32 else "tf32"  # the first's error is near float32's own
     states_ref = jax.new_ref(states)
-    passed = jax_triton.triton_call(
+    passed, y = jax_triton.triton_call(
         states_ref,
-        x,
-        dt,
-        A,
-        B,
+        *operands,
         entries(index, fresh),
         query_start,
         first,
         kernel=_pass_kernel,
-        out_type=jax.ShapeDtypeStruct((work.shape[0], heads, dim, size), x.dtype),
+        out_type=(
+            jax.ShapeDtypeStruct((work.shape[0], heads, dim, size), x.dtype),
+            jax.ShapeDtypeStruct(x.shape, x.dtype),
+        ),
         grid=(-(-dim // config["pass_dims"]), heads, index.shape[0]),
         name="ssd_pass",
         num_warps=config["pass_warps"],
         num_stages=config["pass_stages"],
+        SKIP=skip,
         TOKENS=config["tokens"],
         PRECISION=precision,
         **_shape(x, B, config["pass_dims"]),
     )
     shared = next(n for n in range(config["heads"], 0, -1) if heads // B.shape[1] % n == 0)
-    y = jax_triton.triton_call(
+    y_ref = jax.new_ref(y)
+    jax_triton.triton_call(
+        y_ref,
         *operands,
         passed,
         work,
         kernel=_chunk_kernel,
-        out_type=jax.ShapeDtypeStruct(x.shape, x.dtype),
+        out_type=(),
         grid=(-(-dim // config["dims"]), heads // shared, work.shape[0]),
         name="ssd_chunk",
         num_warps=config["warps"],
@@ -145,7 +148,45 @@ def _extend(
         PRECISION=precision,
         **_shape(x, B, config["dims"]),
     )
-    return y, jax.freeze(states_ref)
+    return jax.freeze(y_ref), jax.freeze(states_ref)
+
+
+@triton.jit
+def _step(
+    state_ptrs,
+    x_ptr,
+    dt_ptr,
+    A_ptr,
+    B_ptr,
+    C_ptr,
+    D_ptr,
+    y_ptr,
+    token,
+    head,
+    entry,
+    value,
+    place,
+    SKIP: tl.constexpr,
+    HEADS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    DIM: tl.constexpr,
+    SIZE: tl.constexpr,
+):
+    """The recurrence for a row of one token: values [DIMS] of a head, with their states [DIMS, SIZE_PAD]."""
+    mask = (value < DIM)[:, None] & (place < SIZE)[None, :]
+    state = tl.load(state_ptrs, mask=mask & (entry >= 0), other=0.0)
+    dt = tl.load(dt_ptr + token * HEADS + head).to(tl.float32)
+    A = tl.load(A_ptr + head)
+    offset = (token * GROUPS + head // (HEADS // GROUPS)) * SIZE
+    B = tl.load(B_ptr + offset + place, mask=place < SIZE, other=0.0).to(tl.float32)
+    C = tl.load(C_ptr + offset + place, mask=place < SIZE, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + (token * HEADS + head) * DIM + value, mask=value < DIM, other=0.0).to(tl.float32)
+    state = tl.exp(dt * A) * state + (dt * x)[:, None] * B[None, :]
+    tl.store(state_ptrs, state, mask=mask)
+    y = tl.sum(state * C[None, :], axis=1)
+    if SKIP:
+        y += tl.load(D_ptr + head).to(tl.float32) * x
+    tl.store(y_ptr + (token * HEADS + head) * DIM + value, y.to(y_ptr.dtype.element_ty), mask=value < DIM)
 
 
 @triton.jit
@@ -172,23 +213,29 @@ def _decode_kernel(
     row = tl.program_id(2)
     value = tl.program_id(0) * DIMS + tl.arange(0, DIMS)
     place = tl.arange(0, SIZE_PAD)
-    mask = (value < DIM)[:, None] & (place < SIZE)[None, :]
     entry = tl.load(entry_ptr + row)
     own = tl.where(entry < 0, ~entry, entry).to(tl.int64)
     state_ptrs = states_ptr + ((own * HEADS + head) * DIM + value)[:, None] * SIZE + place[None, :]
-    state = tl.load(state_ptrs, mask=mask & (entry >= 0), other=0.0)
-    dt = tl.load(dt_ptr + row * HEADS + head).to(tl.float32)
-    A = tl.load(A_ptr + head)
-    offset = (row * GROUPS + head // (HEADS // GROUPS)) * SIZE
-    B = tl.load(B_ptr + offset + place, mask=place < SIZE, other=0.0).to(tl.float32)
-    C = tl.load(C_ptr + offset + place, mask=place < SIZE, other=0.0).to(tl.float32)
-    x = tl.load(x_ptr + (row * HEADS + head) * DIM + value, mask=value < DIM, other=0.0).to(tl.float32)
-    state = tl.exp(dt * A) * state + (dt * x)[:, None] * B[None, :]
-    tl.store(state_ptrs, state, mask=mask)
-    y = tl.sum(state * C[None, :], axis=1)
-    if SKIP:
-        y += tl.load(D_ptr + head).to(tl.float32) * x
-    tl.store(y_ptr + (row * HEADS + head) * DIM + value, y.to(y_ptr.dtype.element_ty), mask=value < DIM)
+    _step(
+        state_ptrs,
+        x_ptr,
+        dt_ptr,
+        A_ptr,
+        B_ptr,
+        C_ptr,
+        D_ptr,
+        y_ptr,
+        row,
+        head,
+        entry,
+        value,
+        place,
+        SKIP,
+        HEADS,
+        GROUPS,
+        DIM,
+        SIZE,
+    )
 
 
 @triton.jit
@@ -198,10 +245,14 @@ def _pass_kernel(
     dt_ptr,
     A_ptr,
     B_ptr,
+    C_ptr,
+    D_ptr,
     entry_ptr,
     start_ptr,
     first_ptr,
     passed_ptr,
+    y_ptr,
+    SKIP: tl.constexpr,
     HEADS: tl.constexpr,
     GROUPS: tl.constexpr,
     DIM: tl.constexpr,
@@ -213,7 +264,8 @@ def _pass_kernel(
 ):
     """The states of DIMS values of a row's head from chunk to chunk. passed: [chunks, HEADS, DIM, SIZE], those before.
 
-    A chunk at the beginning of a fresh row has none before it: what is passed there is not written.
+    A chunk at the beginning of a fresh row has none before it: nothing is passed. A row of a single token, as a step
+    mostly has many beside its prefills, is finished here.
     """
     head = tl.program_id(1)
     row = tl.program_id(2)
@@ -226,10 +278,32 @@ def _pass_kernel(
     own = tl.where(entry < 0, ~entry, entry).to(tl.int64)
     value = tl.program_id(0) * DIMS + tl.arange(0, DIMS)
     place = tl.arange(0, SIZE_PAD)
-    token = tl.arange(0, TOKENS)
-    mask = (value < DIM)[:, None] & (place < SIZE)[None, :]
     offsets = value[:, None] * SIZE + place[None, :]
     state_ptrs = states_ptr + (own * HEADS + head) * (DIM * SIZE) + offsets
+    if count == 1:
+        _step(
+            state_ptrs,
+            x_ptr,
+            dt_ptr,
+            A_ptr,
+            B_ptr,
+            C_ptr,
+            D_ptr,
+            y_ptr,
+            begin,
+            head,
+            entry,
+            value,
+            place,
+            SKIP,
+            HEADS,
+            GROUPS,
+            DIM,
+            SIZE,
+        )
+        return
+    token = tl.arange(0, TOKENS)
+    mask = (value < DIM)[:, None] & (place < SIZE)[None, :]
     state = tl.load(state_ptrs, mask=mask & (entry >= 0), other=0.0)
     A = tl.load(A_ptr + head) * 1.4426950408889634
     begin = begin.to(tl.int64)
@@ -259,6 +333,7 @@ def _pass_kernel(
 
 @triton.jit
 def _chunk_kernel(
+    y_ptr,
     x_ptr,
     dt_ptr,
     A_ptr,
@@ -267,7 +342,6 @@ def _chunk_kernel(
     D_ptr,
     passed_ptr,
     work_ptr,
-    y_ptr,
     SKIP: tl.constexpr,
     HEADS: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -287,7 +361,7 @@ def _chunk_kernel(
     preceding = tl.load(work_ptr + chunk * 5 + 2)
     count = tl.load(work_ptr + chunk * 5 + 3)
     entry = tl.load(work_ptr + chunk * 5 + 4)
-    if held == 0:
+    if (held == 0) | (count == 1):
         return
     value = tl.program_id(0) * DIMS + tl.arange(0, DIMS)
     place = tl.arange(0, SIZE_PAD)
