@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.layers.linear import Linear
-from jaxllm.layers.mlp import GatedMLP
+from jaxllm.layers.mlp import MLP, GatedMLP
 from jaxllm.layers.parameter import Constant, Dtype, Normal, Parameter, broadcast
 from pallas_kernels.moe import moe
 from pallas_kernels.softmax_top_k import softmax_top_k
@@ -129,7 +129,11 @@ class Mixture:
         shared_size: inner size of the expert that sees every token; 0 for none.
         shared_gate: the shared expert's output is weighted by a sigmoid of its own.
         activation: of the experts, by the operation's names; None is the config's.
-        router_bias, expert_bias: the projections have biases.
+        gated: the experts have gates; otherwise they are down(activation(up(x))), the shared one too.
+        latent_size: of what the experts read and write in place of hidden states, which it is projected from and to;
+            0 where they read and write those.
+        router_bias, expert_bias, shared_bias: the projections have biases; shared_bias goes for those to and from the
+            latent as well.
         correction: the routing adds a learned number per expert to the scores that experts are chosen by.
     """
 
@@ -140,8 +144,11 @@ class Mixture:
     shared_size: int = 0
     shared_gate: bool = False
     activation: str | None = None
+    gated: bool = True
+    latent_size: int = 0
     router_bias: bool = False
     expert_bias: bool = False
+    shared_bias: bool = False
     correction: bool = False
 
 
@@ -150,7 +157,7 @@ _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
 class Experts(nnx.Module):
-    """Every expert's gated MLP, stacked: gate_up [X, E, 2 * F], down [X, F, E]."""
+    """Every expert's MLP, stacked: gate_up [X, E, 2 * F], or [X, E, F] without gates, and down [X, F, E]."""
 
     def __init__(
         self,
@@ -164,13 +171,12 @@ class Experts(nnx.Module):
     ):
         num, inner = mixture.num_experts, mixture.inner_size
         self.activation = mixture.activation or _ACTIVATIONS.get(activation, activation)
+        parts = (inner, inner) if mixture.gated else (inner,)
         self.gate_up = Parameter(
-            (num, size, 2 * inner), dtype, axes=("experts", "embed", "mlp"), init=Normal(std), parts=(inner, inner)
+            (num, size, sum(parts)), dtype, axes=("experts", "embed", "mlp"), init=Normal(std), parts=parts
         )
         self.down = Parameter((num, inner, size), dtype, axes=("experts", "mlp", "embed"), init=Normal(out_std))
-        gate_up_bias = Parameter(
-            (num, 2 * inner), dtype, axes=("experts", "mlp"), init=Constant(0.0), parts=(inner, inner)
-        )
+        gate_up_bias = Parameter((num, sum(parts)), dtype, axes=("experts", "mlp"), init=Constant(0.0), parts=parts)
         down_bias = Parameter((num, size), dtype, axes=("experts", "embed"), init=Constant(0.0))
         self.gate_up_bias = gate_up_bias if mixture.expert_bias else None
         self.down_bias = down_bias if mixture.expert_bias else None
@@ -201,15 +207,22 @@ class MoE(nnx.Module):
         # Float32, since bfloat16 would round the choice.
         correction = Parameter((mixture.num_experts,), jnp.float32, axes=("experts",), init=Constant(0.0))
         self.correction = correction if mixture.correction else None
-        self.experts = Experts(mixture, size, activation, dtype, std=std, out_std=out_std)
-        shared = GatedMLP(size, mixture.shared_size, activation, dtype, bias=False, std=std, out_std=out_std)
+        latent, bias = mixture.latent_size, mixture.shared_bias
+        self.experts = Experts(mixture, latent or size, activation, dtype, std=std, out_std=out_std)
+        self.to_latent = Linear(size, latent, dtype, axes=("embed", "latent"), bias=bias, std=std) if latent else None
+        self.from_latent = Linear(latent, size, dtype, axes=("latent", "embed"), bias=bias, std=std) if latent else None
+        mlp_class = GatedMLP if mixture.gated else MLP
+        shared = mlp_class(size, mixture.shared_size, activation, dtype, bias=bias, std=std, out_std=out_std)
         self.shared = shared if mixture.shared_size else None
         self.shared_gate = Linear(size, 1, dtype, axes=("embed", "gate"), std=std) if mixture.shared_gate else None
 
     def __call__(self, x: jax.Array, real: jax.Array | None = None) -> jax.Array:
         """x [T, E] -> [T, E], zeros but for the shared expert where real [T] says padding; None: no token is."""
         correction = None if self.correction is None else self.correction[...]
-        out = self.experts(x, *self.routing(self.router(x, jnp.float32), correction, real))
+        chosen = self.routing(self.router(x, jnp.float32), correction, real)
+        out = self.experts(x if self.to_latent is None else self.to_latent(x), *chosen)
+        if self.from_latent is not None:
+            out = self.from_latent(out)
         if self.shared is None:
             return out
         shared = self.shared(x)

@@ -49,24 +49,25 @@ class WeightlessRMSNorm(RMSNorm):
     """x / rms(x)."""
 
     def __init__(self, size: int, eps: float, dtype: Dtype):
-        self.eps = eps
+        self.size, self.eps = size, eps
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x [..., E] -> [..., E]."""
-        return rms_norm(x, jnp.ones(x.shape[-1], x.dtype), self.eps)
+    @property
+    def scale(self) -> jax.Array:
+        """[E] float32 ones."""
+        return jnp.ones(self.size, jnp.float32)
 
 
-class GroupRMSNorm(RMSNorm):
+class GroupRMSNorm(nnx.Module):
     """RMSNorm of each of several equal groups of channels for itself; one weight for all channels."""
 
     def __init__(self, size: int, groups: int, eps: float, dtype: Dtype):
-        super().__init__(size, eps, dtype)
-        self.groups = groups
+        self.groups, self.eps = groups, eps
+        self.weight = Parameter((size,), dtype, axes=("norm",), init=Constant(1.0))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [T, C] -> [T, C]."""
         if self.groups == 1:
-            return super().__call__(x)
+            return rms_norm(x, self.weight[...], self.eps)
         wide = x.astype(jnp.float32).reshape(x.shape[0], self.groups, -1)
         wide = wide * jax.lax.rsqrt((wide * wide).mean(axis=-1, keepdims=True) + self.eps)
         return (wide.reshape(x.shape) * broadcast(self.weight[...].astype(jnp.float32), x)).astype(x.dtype)

@@ -71,8 +71,9 @@ class FalconH1Block(LlamaBlock):
         given = self.attention_norm(x)
         recurred, states = self.mamba(given, step, states)
         mixed, pages = self.attention(scaled(given, self.attention_in_factor), rotation, step, pages)
-        x = x + scaled(recurred, self.mamba_out_factor) + scaled(mixed, self.attention_out_factor)
-        return x + scaled(self.mlp(self.mlp_norm(x)), self.mlp_factor), None if cache is None else (pages, states)
+        made = scaled(recurred, self.mamba_out_factor) + scaled(mixed, self.attention_out_factor)
+        normed, x = self.mlp_norm.add(made, x)
+        return x + scaled(self.feed(normed, step), self.mlp_factor), None if cache is None else (pages, states)
 
 
 class FalconH1ForCausalLM(LlamaForCausalLM):

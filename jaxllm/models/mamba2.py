@@ -73,12 +73,17 @@ def read_mamba2(fields: Fields, **family: Any) -> Mamba2:
 
 
 def check_inner_size(fields: Fields, sizes: Mamba2, inner_size: int) -> None:
-    """Raises ConfigError where the heads do not make up the channels, or the groups not the heads."""
+    """Raises ConfigError where the heads do not make up the channels, or do not share the groups evenly."""
+    check_groups(fields, sizes)
     if sizes.inner_size != inner_size:
         raise ConfigError(
             f"{fields.where}{sizes.num_heads} state-space heads of {sizes.head_dim} are not the {inner_size} channels"
             " that the file asks for; take the checkpoint's own config.json"
         )
+
+
+def check_groups(fields: Fields, sizes: Mamba2) -> None:
+    """Raises ConfigError where the heads do not share the groups evenly."""
     if sizes.num_heads % sizes.groups:
         raise ConfigError(
             f"{fields.where}{sizes.num_heads} state-space heads do not share {sizes.groups} groups evenly"

@@ -94,6 +94,7 @@ from jaxllm.models.modernbert import (
 )
 from jaxllm.models.mpt import MPTForCausalLM
 from jaxllm.models.nemotron import Jais2ForCausalLM, NemotronForCausalLM
+from jaxllm.models.nemotron_h import NemotronHForCausalLM
 from jaxllm.models.olmo import Olmo2ForCausalLM, Olmo3ForCausalLM, OlmoForCausalLM
 from jaxllm.models.olmoe import FlexOlmoForCausalLM, OlmoeForCausalLM
 from jaxllm.models.opt import OPTForCausalLM
@@ -207,6 +208,7 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "Mamba2ForCausalLM": ("mamba2", Mamba2ForCausalLM),
     "JambaForCausalLM": ("jamba", JambaForCausalLM),
     "BambaForCausalLM": ("bamba", BambaForCausalLM),
+    "NemotronHForCausalLM": ("nemotron_h", NemotronHForCausalLM),
     "FalconH1ForCausalLM": ("falcon_h1", FalconH1ForCausalLM),
     "Lfm2ForCausalLM": ("lfm2", Lfm2ForCausalLM),
     "Lfm2MoeForCausalLM": ("lfm2_moe", Lfm2MoeForCausalLM),

@@ -42,7 +42,7 @@ def moe(
 
     chosen = (expert_ids >= 0) & (expert_ids < num_experts)
     limit = _CPU_GATHERED_BYTES if jax.default_backend() == "cpu" else _GATHERED_BYTES
-    at_once = limit // (3 * inner * embed * down.dtype.itemsize)
+    at_once = limit // ((gate_up.shape[2] + inner) * embed * down.dtype.itemsize)
     if expert_ids.size <= at_once:
         rows = jnp.repeat(x, per_token, axis=0)[:, None]
         results = run_experts(rows, jnp.where(chosen, expert_ids, 0).reshape(-1))
@@ -87,7 +87,9 @@ def _linear(x: jax.Array, weight: jax.Array, bias: jax.Array | None, expert: jax
 
 
 def _gated(gate_up: jax.Array, activation: str) -> jax.Array:
-    """gate_up: [..., 2 * F] float32 -> [..., F]."""
+    """gate_up: [..., 2 * F] float32, or [..., F] where the activation has no gate -> [..., F]."""
+    if activation == "relu2":
+        return jnp.square(jax.nn.relu(gate_up))
     gate, up = jnp.split(gate_up, 2, axis=-1)
     if activation == "clamped_swiglu":
         gate = jnp.minimum(gate, _CLAMPED_SWIGLU_LIMIT)

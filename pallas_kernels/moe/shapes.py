@@ -37,7 +37,8 @@ class MoECase:
         ids[none] = self.experts + 3
         weights[ids >= self.experts] = np.nan
         weights[ids < 0] = np.nan
-        shapes = [(self.embed, 2 * self.inner), (self.inner, self.embed)]
+        width = self.inner if self.activation == "relu2" else 2 * self.inner
+        shapes = [(self.embed, width), (self.inner, self.embed)]
         matrices = [rng.normal(size=(self.experts, *shape)) / math.sqrt(shape[0]) for shape in shapes]
         unread = np.setdiff1d(np.arange(self.experts), ids)
         for matrix in matrices:
@@ -45,7 +46,7 @@ class MoECase:
         operands = [x.astype(dtype), *(matrix.astype(dtype) for matrix in matrices)]
         operands += [ids.astype(np.int32), weights.astype(np.float32)]
         if self.bias:
-            operands.append((rng.normal(size=(self.experts, 2 * self.inner)) * 3).astype(dtype))
+            operands.append((rng.normal(size=(self.experts, width)) * 3).astype(dtype))
             operands.append(rng.normal(size=(self.experts, self.embed)).astype(dtype))
         return operands, {"activation": self.activation}
 
@@ -61,15 +62,17 @@ class MoECase:
             hidden = x[token] @ gate_up[expert]
             if self.bias:
                 hidden += biases[0][expert]
-            gate, up = np.split(hidden, 2, axis=-1)
-            result = _gated(self.activation, gate, up) @ down[expert]
+            result = _activated(self.activation, hidden) @ down[expert]
             if self.bias:
                 result += biases[1][expert]
             out[token] += weights[token, k][:, None] * result
         return [out]
 
 
-def _gated(activation: str, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+def _activated(activation: str, hidden: np.ndarray) -> np.ndarray:
+    if activation == "relu2":
+        return np.maximum(hidden, 0) ** 2
+    gate, up = np.split(hidden, 2, axis=-1)
     if activation == "silu":
         return gate / (1 + np.exp(-gate)) * up
     if activation == "relu":
@@ -96,6 +99,8 @@ CASES = (
     MoECase("gelu", 6, 4, 2, activation="gelu"),
     MoECase("gelu-tanh", 6, 4, 2, activation="gelu_tanh"),
     MoECase("relu", 6, 4, 2, activation="relu"),
+    MoECase("relu2-ungated", 6, 4, 2, activation="relu2"),
+    MoECase("relu2-biased", 40, 6, 3, activation="relu2", bias=True, embed=72, inner=36),
     MoECase("gpt-oss", 21, 4, 3, activation="clamped_swiglu", bias=True),
     MoECase("biased", 2, 8, 8, bias=True),
     MoECase("decode-large", 64, 128, 8, embed=1024, inner=512, large=True),

@@ -78,6 +78,7 @@ def moe(
         IN=size,
         OUT=inner,
         COLUMNS=config["inner"],
+        GATED=gate_up.shape[2] == 2 * inner,
         BIAS=gate_up_bias is not None,
         ACTIVATION=activation,
         **shape,
@@ -217,6 +218,9 @@ def _gated(gate, up, ACTIVATION: tl.constexpr):
         gate = gate * tl.sigmoid(gate)
     elif ACTIVATION == "relu":
         gate = tl.maximum(gate, 0.0)
+    elif ACTIVATION == "relu2":
+        gate = tl.maximum(gate, 0.0)
+        up = gate
     elif ACTIVATION == "gelu":
         gate = 0.5 * gate * (1.0 + tl.math.erf(gate * 0.7071067811865476))
     elif ACTIVATION == "gelu_tanh":  # 0.5 * (1 + tanh(y)) = sigmoid(2 * y), y = sqrt(2 / pi) * (...)
@@ -247,11 +251,14 @@ def _gate_up_kernel(
     DEPTH: tl.constexpr,
     EXPERTS: tl.constexpr,
     ALONE: tl.constexpr,
+    GATED: tl.constexpr,
     BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """COLUMNS of one block's hidden values. x: [T, IN]; weight: [X, IN, 2 * OUT]; hidden: [T * PER_TOKEN, OUT]."""
+    """COLUMNS of one block's hidden values. x: [T, IN]; weight: [X, IN, WIDTH], WIDTH being 2 * OUT, or OUT where
+    there is no gate; hidden: [T * PER_TOKEN, OUT]."""
+    WIDTH: tl.constexpr = 2 * OUT if GATED else OUT
     block = tl.program_id(1)
     expert, assignment, count = _block(block, order_ptr, expert_ptr, start_ptr, count_ptr, EXPERTS, ROWS, ALONE)
     if count > 0:
@@ -260,7 +267,7 @@ def _gate_up_kernel(
         column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
         depth = tl.arange(0, DEPTH)
         x_ptrs = x_ptr + token[:, None] * IN + depth[None, :]
-        gate_ptrs = weight_ptr + expert * (IN * 2 * OUT) + depth[:, None] * (2 * OUT) + column[None, :]
+        gate_ptrs = weight_ptr + expert * (IN * WIDTH) + depth[:, None] * WIDTH + column[None, :]
         gate = tl.zeros((ROWS, COLUMNS), tl.float32)
         up = tl.zeros((ROWS, COLUMNS), tl.float32)
         for done in range(0, IN, DEPTH):
@@ -268,14 +275,16 @@ def _gate_up_kernel(
             mask = inside[:, None] & (column < OUT)[None, :]
             x = tl.load(x_ptrs + done, mask=(row < count)[:, None] & inside[None, :], other=0.0)
             gate_weight = tl.load(gate_ptrs, mask=mask, other=0.0)
-            up_weight = tl.load(gate_ptrs + OUT, mask=mask, other=0.0)
             gate = tl.dot(x, gate_weight, gate, input_precision=PRECISION)
-            up = tl.dot(x, up_weight, up, input_precision=PRECISION)
-            gate_ptrs += DEPTH * 2 * OUT
+            if GATED:
+                up_weight = tl.load(gate_ptrs + OUT, mask=mask, other=0.0)
+                up = tl.dot(x, up_weight, up, input_precision=PRECISION)
+            gate_ptrs += DEPTH * WIDTH
         if BIAS:
-            bias_ptrs = bias_ptr + expert * (2 * OUT) + column
+            bias_ptrs = bias_ptr + expert * WIDTH + column
             gate += tl.load(bias_ptrs, mask=column < OUT, other=0.0).to(tl.float32)[None, :]
-            up += tl.load(bias_ptrs + OUT, mask=column < OUT, other=0.0).to(tl.float32)[None, :]
+            if GATED:
+                up += tl.load(bias_ptrs + OUT, mask=column < OUT, other=0.0).to(tl.float32)[None, :]
         hidden = _gated(gate, up, ACTIVATION).to(hidden_ptr.dtype.element_ty)
         mask = (row < count)[:, None] & (column < OUT)[None, :]
         tl.store(hidden_ptr + assignment[:, None] * OUT + column[None, :], hidden, mask=mask)

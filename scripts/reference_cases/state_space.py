@@ -286,6 +286,29 @@ CASES = (
         dtype=torch.bfloat16,
     ),
     Case(
+        "nemotron-h-latent-experts",
+        "nemotron_h",
+        HYBRID
+        | {
+            "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+            "head_dim": 8,
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 16,
+            "n_groups": 4,
+            "ssm_state_size": 8,
+            "chunk_size": 4,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 20,
+            "moe_latent_size": 12,
+            "moe_shared_expert_intermediate_size": 24,
+            "norm_topk_prob": False,
+        },
+        dtype=torch.bfloat16,
+        adapt=_remember,
+        written={"layers_block_type": ["mamba", "moe", "attention", "moe"]},
+    ),
+    Case(
         "falcon-h1-factors",
         "falcon_h1",
         HYBRID

@@ -9,7 +9,7 @@ import pytest
 
 from jaxllm import weights
 from jaxllm.bench.shapes import model_directory
-from jaxllm.core import elements_per_token
+from jaxllm.core import PagedKV, RecurrentState, elements_per_token
 from jaxllm.errors import ConfigError, UnknownModelError
 from jaxllm.layers.parameter import count_parameters, parameters
 from jaxllm.layers.rope import Linear, Llama3, Rope, Yarn
@@ -50,6 +50,9 @@ PUBLISHED = {
     "mlc-presets/gpt_j.json": 6_050_882_784,
     "mlc-presets/starcoder2.json": 7_173_923_840,
     "mlc-presets/baichuan.json": 7_505_973_248,
+    "aiconfigurator/nvidia--NVIDIA-Nemotron-3-Nano-30B-A3B-BF16_config.json": 31_577_940_288,
+    "../derived/configs-transformers-defaults/jamba.json": 51_570_323_328,
+    "../derived/configs-transformers-defaults/mamba2.json": 7_285_403_648,
     "../derived/configs-transformers-defaults/gpt_neox.json": 20_554_567_680,
     "../derived/configs-transformers-defaults/falcon.json": 6_921_720_704,
     "../derived/configs-transformers-defaults/opt.json": 125_239_296,
@@ -76,6 +79,14 @@ GPT2 = {
     "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 32, "n_embd": 16, "n_layer": 2,
     "n_head": 2, "n_positions": 64,
 }  # fmt: skip
+
+
+MAMBA = {
+    "architectures": ["MambaForCausalLM"], "model_type": "mamba", "vocab_size": 32, "hidden_size": 16,
+    "num_hidden_layers": 2,
+}  # fmt: skip
+BAMBA = LLAMA | {"architectures": ["BambaForCausalLM"], "model_type": "bamba", "mamba_n_heads": 4}
+JAMBA = LLAMA | {"architectures": ["JambaForCausalLM"], "model_type": "jamba"}
 
 
 def config_of(values: dict, **changes):
@@ -105,6 +116,30 @@ def test_deepseek_v3_without_its_quantisation_has_the_published_count(material):
     assert architecture.config.max_position_embeddings == 163_840
     specs = architecture.build("bfloat16").cache_specs()
     assert elements_per_token(specs) == 61 * 576
+
+
+def test_mamba_130m_has_the_published_count_and_a_state_of_one_size(material):
+    path = material / "derived" / "configs-transformers-defaults" / "mamba.json"
+    model = registry.resolve(json.loads(path.read_text()) | {"num_hidden_layers": 24}).build("bfloat16")
+    assert count_parameters(model) == 129_135_360
+    assert model.cache_specs() == (RecurrentState((((1536, 3), None), ((1536, 16), "float32"))),) * 24
+    assert elements_per_token(model.cache_specs()) == 0
+
+
+def test_layers_of_one_thing_each(material):
+    path = material / "configs" / "aiconfigurator" / "nvidia--NVIDIA-Nemotron-3-Nano-30B-A3B-BF16_config.json"
+    values = json.loads(path.read_text())
+    model = registry.resolve(values).build("bfloat16")
+    state = RecurrentState((((6144, 3), None), ((64, 64, 128), "float32")))
+    kinds = {"M": state, "*": PagedKV(2, 128), "E": ()}
+    assert model.cache_specs() == tuple(kinds[letter] for letter in values["hybrid_override_pattern"])
+    assert model.config.rope is None
+    with pytest.raises(ConfigError, match="must name the layers"):
+        registry.resolve(values | {"hybrid_override_pattern": "MX"})
+    with pytest.raises(ConfigError, match="num_hidden_layers=52 is not supported, only 2"):
+        registry.resolve(values | {"hybrid_override_pattern": "M*"})
+    with pytest.raises(ConfigError, match="64 state-space heads do not share 7 groups"):
+        registry.resolve(values | {"n_groups": 7})
 
 
 def test_the_bundled_mixture_has_the_published_count():
@@ -284,6 +319,13 @@ def test_model_type_alone_suffices():
         (GPT2, {"add_cross_attention": True}, "add_cross_attention=True is not supported"),
         (GPT2, {"n_ctx": 32}, "n_ctx=32 is not supported, only 64"),
         (GPT2, {"rope_theta": 1e4}, "unknown field rope_theta"),
+        (MAMBA, {"hidden_act": "gelu"}, "hidden_act='gelu' is not supported, only 'silu'"),
+        (MAMBA, {"d_inner": 40}, "d_inner=40 is not supported, only 32"),
+        (MAMBA, {"rms_norm": False}, "rms_norm=False is not supported"),
+        (MAMBA, {"time_step_rank": "large"}, "time_step_rank='large' must be of type int"),
+        (BAMBA, {"time_step_limit": [0.1]}, r"time_step_limit=\[0.1\] must be two numbers"),
+        (BAMBA, {"mamba_d_head": 4}, "4 state-space heads of 4 are not the 32 channels"),
+        (JAMBA, {"attn_layer_offset": 9}, "attn_layer_offset=9 must be within attn_layer_period=8"),
     ],
 )
 def test_a_field_that_cannot_be_honoured_is_named(values, changes, message):

@@ -112,9 +112,10 @@ def _calls() -> list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]
     for heads in (16, 128):
         operands = (zeros(8, heads, 576), zeros(5, 64, 576), ints(8, 9), ints(9), ints(8))
         calls.append((mla_attention, operands, {"rank": 512, "scale": 0.1, "decode": True}))
-    for tokens, activation in ((1, "silu"), (512, "clamped_swiglu"), (1024, "silu")):
+    for tokens, activation in ((1, "silu"), (512, "clamped_swiglu"), (1024, "silu"), (1, "relu2"), (512, "relu2")):
         chosen, weights = ints(tokens, 2), zeros(tokens, 2, dtype=jnp.float32)
-        operands = (zeros(tokens, 1024), zeros(8, 1024, 1024), zeros(8, 512, 1024), chosen, weights)
+        width = 512 if activation == "relu2" else 1024
+        operands = (zeros(tokens, 1024), zeros(8, 1024, width), zeros(8, 512, 1024), chosen, weights)
         calls.append((moe, operands, {"activation": activation}))
     real = zeros(9, dtype=jnp.bool_)
     for experts, options in ((128, {"top_k": 8}), (256, {"top_k": 8, "norm": None})):
