@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
+from jaxllm.errors import ConfigError
 from jaxllm.layers.cache import PagedCache
 from jaxllm.layers.norm import RMSNorm
 from jaxllm.layers.rope import Rotation, rotate
@@ -89,7 +90,7 @@ def attend(
         assert cache is None
         assert position_bias is None, "encoders that add one call ragged_attention themselves"
         if sinks is not None:
-            raise NotImplementedError("attention sinks within whole sequences: the model serves generation alone")
+            raise ConfigError("attention sinks are served in generation alone: leave the task on auto")
         bias = None if alibi_slopes is None else _alibi_bias(alibi_slopes, q.shape[0])
         return ragged_attention(
             q, k, v, step.query_start,

@@ -106,32 +106,26 @@ def test_what_is_refused_leaves_nothing_behind():
     assert s.flush_prefix_cache() == 0
 
 
-@given(
-    st.lists(st.tuples(st.integers(1, 10), st.integers(-2, 2), st.sampled_from(["", "abort"])), max_size=30),
-    st.integers(1, 4),
-)
+@given(st.lists(st.tuples(st.integers(1, 10), st.integers(-2, 2), st.integers(0, 40)), max_size=30), st.integers(1, 4))
 def test_every_request_ends_once_and_no_step_is_too_large(arrivals, rows):
+    """arrivals: tokens, priority, and the number of the request that its arrival has aborted, if it runs."""
     s = scheduler(max_num_seqs=rows, max_queued=100, policy="priority")
-    ended: list[str] = []
-    submitted: list[EncodePlan] = []
-    queue = list(enumerate(arrivals))
-    while queue or s.has_work or submitted:
-        if queue:
-            i, (length, priority, end) = queue.pop()
-            s.add(request(str(i), length, priority=priority))
-            if end:
-                s.abort(str(i // 2))
-                ended += [str(i // 2)] if str(i // 2) not in ended and i // 2 >= i else []
+    ended, aborted, number = [], [], 0
+    before: EncodePlan | None = None
+    while number < len(arrivals) or s.has_work or before:
+        if number < len(arrivals):
+            length, priority, victim = arrivals[number]
+            s.add(request(str(number), length, priority=priority))
+            aborted += [str(victim)] * (s.abort(str(victim)) is not None)
+            number += 1
         plan = s.plan(0.0)
         if plan is not None:
             assert 0 < len(plan.rows) <= rows
             assert plan.num_tokens <= 10
-        if submitted:
-            before = submitted.pop()
+        if before is not None:
             ended += [delta.request_id for delta in s.commit(before, output(before))]
-        if plan is not None:
-            submitted.append(plan)
-    assert len(set(ended)) == len(ended)
+        before = plan
+    assert sorted(ended + aborted, key=int) == [str(i) for i in range(len(arrivals))]
 
 
 def test_values_as_a_request_wants_them():
