@@ -31,20 +31,12 @@ def write_source(k: jax.Array, v: jax.Array, cache: CrossCache) -> CrossCache:
 
 
 def attend_source(q: jax.Array, step: Step, cache: CrossCache, *, scale: float) -> jax.Array:
-    """q: [T, H, D] -> [T, H, D]: each token over the whole source of its row.
-
-    It is paged attention's decode form with a row for every token, since a decoding token is what sees all that its
-    row has cached. A prompt's tokens read the source once each; decoder prompts are a token or two.
-    """
+    """q: [T, H, D] -> [T, H, D]: each token over the whole source of its row."""
     k_pages, v_pages = cache.pools
-    page_table, kv_len = cache.page_table, cache.kv_len
-    if not step.decode:
-        token = jnp.arange(q.shape[0], dtype=jnp.int32)
-        row = jnp.searchsorted(step.query_start[1:], token, side="right", method="compare_all")
-        row = jnp.minimum(row, kv_len.shape[0] - 1)
-        page_table, kv_len = page_table[row], jnp.where(token < step.query_start[-1], kv_len[row], jnp.int32(0))
-    every_token = jnp.arange(q.shape[0] + 1, dtype=jnp.int32)
-    return paged_attention(q, k_pages, v_pages, page_table, every_token, kv_len, scale=scale, decode=True)
+    return paged_attention(
+        q, k_pages, v_pages, cache.page_table, step.query_start, cache.kv_len,
+        scale=scale, causal=False, decode=step.decode,
+    )  # fmt: skip
 
 
 def attend_source_dense(

@@ -1,4 +1,4 @@
-"""Causal attention of a step's ragged queries over paged keys and values."""
+"""Attention of a step's ragged queries over paged keys and values, causal unless they are a source's."""
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ def paged_attention(
     kv_len: jax.Array,
     *,
     scale: float,
+    causal: bool = True,
     window: int | None = None,
     soft_cap: float | None = None,
     alibi_slopes: jax.Array | None = None,
@@ -27,7 +28,9 @@ def paged_attention(
     q: [T, H, D]; k_pages, v_pages: [P, page, KH, D], H a multiple of KH; page_table: [R, MP] int32;
     query_start: [R + 1] int32; kv_len: [R] int32. Row r's queries are q[query_start[r] : query_start[r + 1]];
     query i of it stands at position kv_len[r] - (query_start[r + 1] - i) and sees the positions up to its own,
-    of these only the last `window` if given. Scores are scale * q.k, then soft_cap * tanh(scores / soft_cap) if given.
+    of these only the last `window` if given. Not causal, every query sees all of its row, which may then have fewer
+    positions than queries: its keys are not the queries' own. Scores are scale * q.k, then
+    soft_cap * tanh(scores / soft_cap) if given.
     alibi_slopes: [H], adds slope * (key position - query position) to them (Press et al. 2022).
     position_bias: [H, W + 1] float32, adds to them the number at min(query position - key position, W) (T5, Raffel et
     al. 2020).
@@ -48,6 +51,8 @@ def paged_attention(
         )
     if window is not None and window < 1:
         raise ValueError(f"paged_attention: window={window} must be at least 1, or None for full attention")
+    if not causal and any(x is not None for x in (window, alibi_slopes, position_bias)):
+        raise ValueError("paged_attention: without causality there are no distances for windows, slopes or biases")
     for name, per_head in (("alibi_slopes", alibi_slopes), ("sinks", sinks)):
         if per_head is not None and per_head.shape != (heads,):
             raise ValueError(f"paged_attention: {name} {per_head.shape} must hold one number for each of {heads} heads")
@@ -65,6 +70,7 @@ def paged_attention(
         query_start,
         kv_len,
         scale=scale,
+        causal=causal,
         window=window,
         soft_cap=soft_cap,
         alibi_slopes=None if alibi_slopes is None else jnp.asarray(alibi_slopes, jnp.float32),

@@ -34,6 +34,7 @@ def paged_attention(
     kv_len: jax.Array,
     *,
     scale: float,
+    causal: bool,
     window: int | None,
     soft_cap: float | None,
     alibi_slopes: jax.Array | None,
@@ -44,6 +45,8 @@ def paged_attention(
     """See pallas_kernels.paged_attention."""
     if decode:
         raise NotImplementedError("decodes are bound by memory, which Triton's kernel reads as fast")
+    if not causal:
+        raise NotImplementedError("queries see what stands before them")
     if any(x is not None for x in (window, soft_cap, alibi_slopes, sinks, position_bias)):
         raise NotImplementedError("it knows no windows, soft caps, slopes, sinks or biases")
     tokens, _, dim = q.shape
@@ -61,7 +64,8 @@ def paged_attention(
     place = jnp.where(single, query_start[:-1], tokens)
     alone = triton.paged_attention(
         q.at[place].get(mode="clip"), k_pages, v_pages, page_table, query_start, jnp.where(single, kv_len, 0),
-        scale=scale, window=None, soft_cap=None, alibi_slopes=None, sinks=None, position_bias=None, decode=True,
+        scale=scale, causal=True, window=None, soft_cap=None, alibi_slopes=None, sinks=None, position_bias=None,
+        decode=True,
     )  # fmt: skip
     out = extend(q, k_pages, v_pages, page_table, query_start, kv_len, scale=scale)
     return out.at[place].set(alone, mode="drop")

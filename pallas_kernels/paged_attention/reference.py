@@ -30,6 +30,7 @@ def paged_attention(
     kv_len: jax.Array,
     *,
     scale: float,
+    causal: bool,
     window: int | None,
     soft_cap: float | None,
     alibi_slopes: jax.Array | None,
@@ -54,6 +55,7 @@ def paged_attention(
         kv_heads=k_pages.shape[2],
         value_dim=v_pages.shape[3],
         scale=scale,
+        causal=causal,
         window=window,
         soft_cap=soft_cap,
         alibi_slopes=alibi_slopes,
@@ -140,7 +142,9 @@ def attend_rows(
         first = query_start[row] + place * tile
         index = first[:, None] + jnp.arange(tile, dtype=jnp.int32)[None, :]
         end = jnp.where(row >= 0, query_start[row + 1], 0)[:, None]
-        position = jnp.where(index < end, kv_len[row][:, None] - end + index, -1)
+        position = kv_len[row][:, None] - end + index
+        # Not causal, a row may have more queries than keys, which have no places of their own.
+        position = jnp.where(index < end, position if causal else jnp.maximum(position, 0), -1)
         out = attend(q[jnp.minimum(index, tokens - 1)], position, row, kv_len[row])
         return tiles_out.at[group].set(out)
 

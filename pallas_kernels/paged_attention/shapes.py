@@ -26,6 +26,7 @@ class AttentionCase:
     padding: int = 0  # tokens behind the last row
     spare_pages: int = 1  # columns of the page table no row uses
     large: bool = False
+    causal: bool = True
 
     def arguments(self, rng: np.random.Generator, dtype: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
         """Rows lie on shuffled pages; every value no query sees is NaN, page 0 and pages behind a window included."""
@@ -49,6 +50,7 @@ class AttentionCase:
         kv_lens = np.array([kv_len for _, kv_len in self.rows], np.int32)
         options: dict[str, Any] = {
             "scale": self.dim**-0.5,
+            "causal": self.causal,
             "window": self.window,
             "soft_cap": self.soft_cap,
             "decode": self.decode,
@@ -71,10 +73,10 @@ class AttentionCase:
             )
             place = np.arange(kv_len - queries, kv_len)[:, None]
             key = np.arange(kv_len)[None, :]
-            hidden = key > place
+            hidden = key > place if self.causal else np.zeros((queries, kv_len), bool)
             if self.window is not None:
                 hidden |= key <= place - self.window
-            for head in range(self.heads if queries else 0):
+            for head in range(self.heads if queries and kv_len else 0):
                 kv_head = head // (self.heads // self.kv_heads)
                 scores = q[tokens, head].astype(np.float64) @ np.nan_to_num(k[:, kv_head]).T * options["scale"]
                 if self.soft_cap is not None:
@@ -105,6 +107,7 @@ _RAGGED = ((70, 200), (0, 0), (1, 130), (130, 130), (64, 128), (1, 1), (900, 901
 CASES = (
     _decode("decode-one-token", 1),
     _decode("decode-page-borders", 15, 16, 17, 0, 1, 33),
+    _decode("decode-source", 3, 0, 70, causal=False),
     _decode("decode-all-padding", 0, 0, spare_pages=2),
     _decode("decode-splits", 300, 0, 5, 131, page=16, dim=64),
     _decode("decode-page-64", 70, 200, 64, page=64, dim=128),
@@ -136,6 +139,8 @@ CASES = (
     _extend("extend-padding-rows", (3, 3), (0, 0), (0, 0), padding=5),
     _extend("extend-nothing", (0, 0), (0, 0), padding=16),
     _extend("extend-ragged", (5, 5), (1, 40), (33, 70), (1, 1), (2, 100), padding=3),
+    _extend("extend-source", (5, 40), (1, 9), (0, 0), (20, 3), (70, 33), (2, 0), causal=False, padding=3),
+    _extend("extend-source-dim-80-capped", (33, 17), (3, 200), causal=False, dim=80, soft_cap=5.0, page=32),
     _extend("extend-chunk", (70, 150), (1, 64), page=64, dim=128),
     _extend("extend-page-128", (20, 150), page=128),
     _extend("extend-dim-80-group-3", (30, 45), (1, 9), heads=6, dim=80, page=32),

@@ -33,6 +33,7 @@ def paged_attention(
     kv_len: jax.Array,
     *,
     scale: float,
+    causal: bool,
     window: int | None,
     soft_cap: float | None,
     alibi_slopes: jax.Array | None,
@@ -68,7 +69,7 @@ def paged_attention(
     slopes, sinks, bias = (kv_len if x is None else x for x in (alibi_slopes, sinks, position_bias))
     if decode:
         return _decode(q, k_pages, v_pages, page_table, kv_len, slopes, sinks, bias, shape)
-    return _extend(q, k_pages, v_pages, page_table, query_start, kv_len, slopes, sinks, bias, shape)
+    return _extend(q, k_pages, v_pages, page_table, query_start, kv_len, slopes, sinks, bias, causal, shape)
 
 
 def _decode(
@@ -144,6 +145,7 @@ def _extend(
     slopes: jax.Array,
     sinks: jax.Array,
     bias: jax.Array,
+    causal: bool,
     shape: dict[str, Any],
 ) -> jax.Array:
     tokens, _, dim = q.shape
@@ -161,8 +163,9 @@ def _extend(
     if not size:
         raise NotImplementedError(f"{group} query heads per KV head are over {config['queries']}")
     tiles = share_tiles(query_start, tokens, size)
-    # The first token's position is negative in the row of padding: it sees nothing.
-    position = jnp.pad(kv_len, (0, 1))[tiles.row] - tiles.end + tiles.first
+    # The first token's position, or the last one that all see; negative in the row of padding, which sees nothing.
+    kv_len = jnp.pad(kv_len, (0, 1))[tiles.row]
+    position = kv_len - tiles.end + tiles.first if causal else kv_len - 1
     work = jnp.stack([jnp.clip(tiles.row, 0, rows - 1), tiles.first, tiles.held, position], axis=1)
     out: jax.Array = jax_triton.triton_call(
         q,
@@ -182,6 +185,7 @@ def _extend(
         backend_options={"maxnreg": config["registers"]} if config["registers"] else None,
         QUERIES=config["queries"],
         BLOCK=config["block"],
+        CAUSAL=causal,
         **shape,
     )
     return out
@@ -369,6 +373,7 @@ def _extend_kernel(
     QUERIES: tl.constexpr,
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
+    CAUSAL: tl.constexpr,
 ):
     """One tile, tokens of one row with the query heads of one KV head, QUERIES at most."""
     # A row's later tiles have more to read: they start first.
@@ -377,7 +382,7 @@ def _extend_kernel(
     row = tl.load(work_ptr + tile * 4)
     first = tl.load(work_ptr + tile * 4 + 1)
     tokens = tl.load(work_ptr + tile * 4 + 2)
-    position = tl.load(work_ptr + tile * 4 + 3)  # of the first token
+    position = tl.load(work_ptr + tile * 4 + 3)  # of the first token, or without causality the last that all see
     if tokens == 0:
         return
     table_ptr += row * MAX_PAGES
@@ -385,11 +390,13 @@ def _extend_kernel(
         _extend_tile(
             q_ptr, k_ptr, v_ptr, table_ptr, slopes_ptr, sinks_ptr, bias_ptr, out_ptr, head, first, tokens, position,
             SCALE, SOFT_CAP, WINDOW, ALIBI, SINKS, BIAS, KV_HEADS, GROUP, DIM, DIM_PAD, PAGE, 16, BLOCK, PRECISION,
+            CAUSAL,
         )  # fmt: skip
     else:
         _extend_tile(
             q_ptr, k_ptr, v_ptr, table_ptr, slopes_ptr, sinks_ptr, bias_ptr, out_ptr, head, first, tokens, position,
             SCALE, SOFT_CAP, WINDOW, ALIBI, SINKS, BIAS, KV_HEADS, GROUP, DIM, DIM_PAD, PAGE, QUERIES, BLOCK, PRECISION,
+            CAUSAL,
         )  # fmt: skip
 
 
@@ -421,8 +428,10 @@ def _extend_tile(
     QUERIES: tl.constexpr,
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
+    CAUSAL: tl.constexpr,
 ):
-    """first: the tile's first token; position: where it stands; tokens: how many the tile holds."""
+    """first: the tile's first token; position: where it stands, or the last that all see; tokens: how many the tile
+    holds."""
     query = tl.arange(0, QUERIES)
     token = query // GROUP
     dims = tl.arange(0, DIM_PAD)
@@ -432,7 +441,7 @@ def _extend_tile(
     q = tl.load(q_ptr + offsets, mask=mask, other=0.0)
 
     # Positions from full to full_end are seen by every query.
-    end = tl.maximum(position + tokens, 0)
+    end = tl.maximum(position + tokens if CAUSAL else position + 1, 0)
     full_end = position + 1
     oldest = 0
     full = 0
@@ -445,7 +454,7 @@ def _extend_tile(
     bias = bias_ptr + heads * BIAS
     top, total = start_softmax(per_head(sinks_ptr, heads, token < tokens, SINKS), SINKS)
     state = (top, total, tl.zeros([QUERIES, DIM_PAD], tl.float32))
-    positions = position + token
+    positions = position + (token if CAUSAL else tl.zeros_like(token))
     state = _attend(
         state, q, positions, slopes, bias, k_ptr, v_ptr, table_ptr, head, begin, end, oldest, full, full_end,
         SCALE, SOFT_CAP, WINDOW, ALIBI, BIAS, KV_HEADS, DIM, DIM_PAD, PAGE, BLOCK, PRECISION,

@@ -96,6 +96,7 @@ def _calls() -> list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]
         (False, 256, {}),
         (True, 64, {"position_bias": zeros(16, 129, dtype=jnp.float32)}),
         (False, 64, {"position_bias": zeros(16, 129, dtype=jnp.float32)}),
+        (False, 64, {"causal": False}),
     ):
         pool = zeros(5, 64, 4, dim)
         operands = (zeros(8, 16, dim), pool, pool, ints(8, 9), ints(9), ints(8))
