@@ -40,7 +40,8 @@ def row_of_tokens(query_start: jax.Array, tokens: int) -> jax.Array:
 def read(states: jax.Array, index: jax.Array, fresh: jax.Array) -> jax.Array:
     """The rows' states, [R, ...]."""
     fresh = fresh.reshape(-1, *[1] * (states.ndim - 1))
-    return jnp.where(fresh, jnp.zeros((), states.dtype), states[index])
+    # Fused with the write behind it, the read would make XLA copy the pool.
+    return jnp.where(fresh, jnp.zeros((), states.dtype), jax.lax.optimization_barrier(states[index]))
 
 
 def write(states: jax.Array, new: jax.Array, index: jax.Array, query_start: jax.Array | None) -> jax.Array:
@@ -49,7 +50,8 @@ def write(states: jax.Array, new: jax.Array, index: jax.Array, query_start: jax.
     if index.shape == (1,):
         # Inside a loop XLA copies the whole pool for a scatter of one entry.
         if query_start is not None:
-            new = jnp.where(query_start[1] > query_start[0], new, states[index])
+            old = jax.lax.optimization_barrier(states[index])
+            new = jnp.where(query_start[1] > query_start[0], new, old)
         result = jax.lax.dynamic_update_slice(states, new, [index[0]] + [jnp.int32(0)] * (states.ndim - 1))
     else:
         if query_start is not None:

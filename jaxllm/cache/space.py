@@ -105,7 +105,7 @@ class CacheSpace:
 
     def _is_shared(self, request: Request) -> bool:
         """What it computes is kept for others to share."""
-        return self._caching or request.family is not None
+        return bool(self._finders) and (self._caching or request.family is not None)
 
     def to_read(self, request: Request) -> int:
         """Tokens of its source that an encoder must read once it is admitted."""
@@ -171,7 +171,7 @@ class CacheSpace:
             if pages == 0 or all(sources[states.place] for states in self.states):
                 break
             pages -= 1
-        return Hit(request.page_keys, pages, len(tail) if self._finders else 0, matched, tuple(sources))
+        return Hit(request.page_keys, pages, len(tail), matched, tuple(sources))
 
     def _tail(
         self, request: Request, group: TokenPages | States, prefix: bytes, pages: int, tokens: list[int]

@@ -65,6 +65,8 @@ class Demand:
         if group.window is None:
             return contexts if self.bounded or group.kind == "source" else None
         windows = self.max_num_seqs * (-(-(group.window - 1 + self.decode_steps) // self.page_size) + 1)
+        # A prefix is of use only while the window behind its end is there: as many again are kept of those that ended.
+        windows *= 1 + self.prefixes
         return min(contexts, windows + -(-self.max_num_batched_tokens // self.page_size) + 1)
 
 

@@ -277,7 +277,7 @@ class Programs:
         """Draws key.steps tokens for every row that has not met its end, each fed to the next step."""
         geometry, size = self.geometry, key.size
         slot, columns, pages = self.decode_layout(key).split(packed)
-        tables = state.tables.at[slot[None, :], columns].set(pages, mode="drop")
+        tables = state.tables.at[jnp.tile(slot, len(columns)), columns.ravel()].set(pages.ravel(), mode="drop")
         rows, own = state.rows[slot], tables[slot]
         ramp = jnp.arange(size, dtype=jnp.int32)
         processing = self._process(key.variant, state, slot, rows)

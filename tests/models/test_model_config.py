@@ -161,7 +161,7 @@ def test_the_bundled_encoder_decoder_has_the_published_count():
 def test_real_configs_are_read_or_refused_by_name(material):
     """Every config.json of an architecture in the registry: read, or refused for a field that is named."""
     read, refused = [], []
-    models = registry.MODELS | registry.POOLING_MODELS
+    models = registry.MODELS | registry.ENCODER_DECODERS | registry.POOLING_MODELS
     model_types = {model_type for model_type, _ in models.values()}
     folders = (material / "configs", material / "derived" / "configs-transformers-defaults")
     for path in sorted(path for folder in folders for path in folder.rglob("*.json")):

@@ -68,7 +68,7 @@ def test_no_program_copies_a_pool_or_the_counts(runner: Runner) -> None:
     state = jax.tree.leaves(runner._state)
     per_token = [array.shape for array in state if array.ndim == 2 and array.shape[1] == VOCAB]
     assert per_token, "the penalties' counts"
-    copies = _copies_of([pool.shape for pool in runner._cache], *per_token)
+    copies = copies_of([pool.shape for pool in runner._cache], *per_token)
     for key, compiled in runner.table.compiled.items():
         text = compiled.as_text()
         assert all(f"[{pool}]" in text for pool in pools) or key.kind == "seed", key
@@ -90,14 +90,14 @@ def test_no_program_copies_a_pool_of_latents() -> None:
         if key.kind != "seed" and key.variant == "greedy":
             text = prepared.table.compile_one(key, [33]).as_text()
             assert f"[{_dims(pool)}]" in text
-            assert not _copies_of([pool]).findall(text), key
+            assert not copies_of([pool]).findall(text), key
 
 
 def _dims(shape: tuple[int, ...]) -> str:
     return ",".join(map(str, shape))
 
 
-def _copies_of(pools: list[tuple[int, ...]], *others: tuple[int, ...]) -> re.Pattern[str]:
+def copies_of(pools: list[tuple[int, ...]], *others: tuple[int, ...]) -> re.Pattern[str]:
     """Copies, in a program's text, of pools, of pools as slots, and of arrays of other shapes."""
     slots = [(pool[0] * pool[1], *pool[2:]) for pool in pools]
     shapes = "|".join({_dims(shape) for shape in (*pools, *slots, *others)})
