@@ -232,13 +232,15 @@ class Scheduler:
             waiting = self.waiting[0] if admitting and self.waiting else None
             if waiting is not None and (not prefilling or waiting.order < prefilling[0].order):
                 to_read = self.cache.to_read(waiting)
-                admitting = to_read <= unread and self._admit(waiting, reserved, now)
+                admitting = to_read <= unread and self._admit_or_displace(waiting, reserved, now)
                 if not admitting:
                     continue  # none behind the first may overtake it, or it might wait forever
                 unread -= to_read
                 request, fresh = waiting, True
             elif prefilling:
                 request, fresh = prefilling.popleft(), False
+                if request.slot < 0:
+                    continue  # displaced
             else:
                 break
             start = request.num_computed
@@ -252,6 +254,18 @@ class Scheduler:
             draws = count == request.todo
             rows.append(Row(request, request.slot, start, count, tokens, fresh, draws, request.tables, []))
         return rows
+
+    def _admit_or_displace(self, request: Request, reserved: int, now: float) -> bool:
+        """Admits the first of the queue; running ones of a lower priority give way to it, the last in order first.
+
+        Those have no row in the plan yet: chunks are planned in order, and the rows of decodes behind them.
+        """
+        while not self._admit(request, reserved, now):
+            last = max(self._running(), key=_by_order, default=None)
+            if request.num_inflight or last is None or last.order[0] <= request.order[0]:
+                return False
+            self._preempt(last)
+        return True
 
     def _admit(self, request: Request, reserved: int, now: float) -> bool:
         """Gives the first of the queue a slot and pages for all its tokens, cached ones where there are.

@@ -235,6 +235,30 @@ def test_a_more_urgent_prompt_goes_before_the_rest_of_a_long_one():
     assert shape(step(scheduler)) == [("b", 0, 5), ("a", 8, 3)]
 
 
+@pytest.mark.parametrize(("policy", "running"), [("priority", {"a", "c"}), ("fcfs", {"a", "b"})])
+@pytest.mark.parametrize("scarce", [{"max_num_seqs": 2}, {"num_pages": 6}])
+def test_a_more_urgent_request_displaces_the_least_urgent_that_runs(policy, running, scarce):
+    scheduler = make(policy=policy, **scarce)
+    requests = [ask("a", 7, max_tokens=9, priority=1), ask("b", 7, max_tokens=9, priority=2)]
+    for one in requests:
+        scheduler.add(one)
+    step(scheduler)
+    requests.append(ask("c", 7, max_tokens=1, priority=0))
+    scheduler.add(requests[-1])
+    assert {name for name, _, _ in shape(step(scheduler))} == running
+    finish_all(scheduler)
+    assert [len(one.output) for one in requests] == [9, 9, 1]
+    assert requests[0].num_preemptions == 0
+
+
+def test_a_request_displaces_none_of_its_own_priority():
+    scheduler = make(max_num_seqs=1, policy="priority")
+    scheduler.add(ask("a", 3, max_tokens=3, priority=1, arrival=2.0))
+    step(scheduler)
+    scheduler.add(ask("b", 3, max_tokens=3, priority=1, arrival=1.0))
+    assert [name for name, _, _ in shape(step(scheduler))] == ["a"]
+
+
 def test_nobody_overtakes_the_first_in_the_queue():
     scheduler = make(num_pages=9)
     scheduler.add(ask("a", 16, max_tokens=4))
