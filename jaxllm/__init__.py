@@ -11,7 +11,8 @@ The rooms, and what may be imported from where: server -> engine -> runner -> mo
     pooling.py  its part for models that generate nothing (embed, classify, score, encode)
     prompts.py  what callers give as a prompt
     config.py   frozen configurations, validated once
-    core.py     Request, SamplingParams, StepPlan, StepOutput: plain data
+    core.py     Request, StepPlan, StepOutput: plain data
+    sampling_params.py, structured_outputs.py: what a request may ask for
     errors.py   every error says what is wrong, why, and what to do
     progress.py bars on a terminal, log lines elsewhere
     interrupts.py Ctrl-C between two steps of an engine
@@ -34,11 +35,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxllm.core import SamplingParams
     from jaxllm.llm import LLM, CompletionOutput, RequestOutput
     from jaxllm.sampling.processors import LogitsProcessor
+    from jaxllm.sampling_params import SamplingParams
+    from jaxllm.structured_outputs import StructuredOutputs
 
-__all__ = ["LLM", "CompletionOutput", "LogitsProcessor", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM", "CompletionOutput", "LogitsProcessor", "RequestOutput", "SamplingParams", "StructuredOutputs", "__version__"
+]  # fmt: skip
 
 __version__ = "0.1.0"
 
@@ -47,7 +51,8 @@ _HOMES = {
     "CompletionOutput": "jaxllm.llm",
     "LogitsProcessor": "jaxllm.sampling.processors",
     "RequestOutput": "jaxllm.llm",
-    "SamplingParams": "jaxllm.core",
+    "SamplingParams": "jaxllm.sampling_params",
+    "StructuredOutputs": "jaxllm.structured_outputs",
 }
 
 

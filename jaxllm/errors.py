@@ -17,6 +17,10 @@ class RequestError(JaxllmError, ValueError):
         self.param = param
 
 
+class ConstraintError(JaxllmError):
+    """A request's answer cannot go on within its grammar, or not at a bearable cost; it fails alone."""
+
+
 class QueueFullError(JaxllmError):
     """The waiting queue is at its bound; try again later or raise --max-queued."""
 

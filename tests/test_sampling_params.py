@@ -5,8 +5,8 @@ import math
 import pytest
 
 from jaxllm import SamplingParams
-from jaxllm.core import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_LOGIT_BIAS
 from jaxllm.errors import RequestError
+from jaxllm.sampling_params import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_LOGIT_BIAS
 
 REFUSED = [
     ("max_tokens", 0, "must be at least 1"),

@@ -65,6 +65,7 @@ class Samples:
             member = _member(asked, index, family, asked.prompt, params if leader is None else follower_params)
             member.max_total, member.stop_ids, member.leader = asked.max_total, asked.stop_ids, leader
             member.sample_index = asked.sample_index + index
+            member.constraint = asked.constraint.fork() if asked.constraint is not None else None
             leader = leader or member
             self.members[member.request_id] = member
             self._indices[member.request_id] = index

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 from jaxllm.cache import tokens_at_most
 from jaxllm.config import SchedulerConfig
-from jaxllm.core import MAX_STOP_TOKENS, ModelInfo, PoolingParams, PoolingRequest, Request, SamplingParams
+from jaxllm.core import ModelInfo, PoolingParams, PoolingRequest, Request
 from jaxllm.engine.groups import Beams
 from jaxllm.errors import ConfigError, RequestError
+from jaxllm.sampling_params import MAX_STOP_TOKENS, SamplingParams
 
 
 class Intake:

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllm.core import MAX_STOP_TOKENS, Request
+from jaxllm.core import Request
 from jaxllm.sampling import Processors, ProcessorState, RowParams
+from jaxllm.sampling_params import MAX_STOP_TOKENS
 
 
 class Column(enum.IntEnum):

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllm.core import MAX_LOGIT_BIAS, Request
+from jaxllm.core import Request
 from jaxllm.sampling.processors import Arrays, LogitsProcessor
+from jaxllm.sampling_params import MAX_LOGIT_BIAS
 
 
 class LogitBias(LogitsProcessor):

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllm.core import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_STOP_TOKENS, Request
+from jaxllm.core import Request
 from jaxllm.sampling.processors import Arrays, LogitsProcessor
+from jaxllm.sampling_params import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_STOP_TOKENS
 
 _CONTEXT = MAX_BAD_WORD_TOKENS - 1
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from echo_runner import EOS, VOCABULARY, EchoRunner, echo_engine
 
-from jaxllm.core import MAX_STOP_TOKENS, SamplingParams
 from jaxllm.engine import Engine
 from jaxllm.errors import ConfigError, RequestError
+from jaxllm.sampling_params import MAX_STOP_TOKENS, SamplingParams
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxllm.core import FLOAT32_MAX, MAX_STOP_TOKENS, PageCopy, Row, SamplingParams, StepPlan
+from jaxllm.core import PageCopy, Row, StepPlan
 from jaxllm.errors import CompileWhileServingError
 from jaxllm.runner import Runner
+from jaxllm.sampling_params import FLOAT32_MAX, MAX_STOP_TOKENS, SamplingParams
 
 from .conftest import PAGE, VOCAB, Driver, greedy, prompt_of
 

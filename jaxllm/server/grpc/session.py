@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from jaxllm.core import MAX_SAMPLES, Delta, FinishReason, Logprobs, Request
+from jaxllm.core import Delta, FinishReason, Logprobs, Request
 from jaxllm.errors import RequestError
+from jaxllm.sampling_params import MAX_SAMPLES
 from jaxllm.server.grpc import conversions
 from jaxllm.server.grpc.conversions import CallError, Conversation
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
