@@ -64,9 +64,7 @@ class EngineConfig:
     num_gpu_blocks_override: int | None = flag(None, "Pages of KV cache, whatever the memory plan says.")
     block_size: int = flag(64, "Tokens per page of the KV cache: a power of two.")
     enable_prefix_caching: bool = flag(True, "Reuse the KV cache of shared prompt prefixes.")
-    scheduling_policy: SchedulingPolicy = flag(
-        "fcfs", "fcfs, or priority: lower numbers first, displacing higher."
-    )
+    scheduling_policy: SchedulingPolicy = flag("fcfs", "fcfs, or priority: lower numbers first, displacing higher.")
     max_queued: int = flag(4096, "Requests that may wait; one more is refused (RESOURCE_EXHAUSTED, 429).")
     max_logprobs: int = flag(20, "Most likely tokens a request may ask to see per position.")
     logprobs_mode: LogprobsMode = flag(

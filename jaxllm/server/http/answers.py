@@ -12,8 +12,9 @@ from typing import Any
 from pydantic_core import to_json
 
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
+from jaxllm.server.http.chats import ChatRequest
 from jaxllm.server.http.errors import ApiError, from_number
-from jaxllm.server.http.requests import ChatRequest, CompletionRequest
+from jaxllm.server.http.requests import CompletionRequest
 
 DONE = b"data: [DONE]\n\n"
 LEAST_LOGPROB = -9999.0

@@ -16,14 +16,11 @@ from starlette.types import Receive, Scope, Send
 from jaxllm.errors import RequestError
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.http.answers import Answer, ChatAnswer, CompletionAnswer, error_events
+from jaxllm.server.http.chats import ChatRequest
 from jaxllm.server.http.errors import ApiError
 from jaxllm.server.http.link import ClientGoneError, EngineLink, Stream
-from jaxllm.server.http.requests import (
-    ChatRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    TokenizeRequest,
-)
+from jaxllm.server.http.requests import CompletionRequest
+from jaxllm.server.http.tokenizing import DetokenizeRequest, TokenizeRequest
 from jaxllm.server.http.traffic import Traffic, TrafficMiddleware
 
 log = logging.getLogger(__name__)

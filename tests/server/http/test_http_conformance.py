@@ -3,7 +3,8 @@
 import jsonschema
 import pytest
 
-from jaxllm.server.http.requests import ChatRequest, CompletionRequest, StreamOptions
+from jaxllm.server.http.chats import ChatRequest
+from jaxllm.server.http.requests import CompletionRequest, StreamOptions
 
 MESSAGES = [{"role": "user", "content": "slow talk"}]
 ASKED = [

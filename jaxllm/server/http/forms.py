@@ -1,0 +1,48 @@
+"""The forms of JSON that every endpoint keeps to: no coercion, no unknown fields, nothing ignored in silence."""
+
+import difflib
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, model_validator
+
+from jaxllm.errors import RequestError
+
+MAX_UINT32 = 2**32 - 1
+
+
+class Strict(BaseModel):
+    """No coercion ("1" is not 1), and no unknown fields."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reject_unknown(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for name in data:
+                if name not in cls.model_fields:
+                    near = difflib.get_close_matches(name, cls.model_fields, 1)
+                    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(cls.model_fields)}"
+                    raise RequestError(f"unknown field {name!r}; {hint}", name)
+        return data
+
+
+def _refuse(value: Any, info: ValidationInfo) -> Any:
+    neutral = value is None or value is False or value in ("", [], {}, "none")
+    if not neutral:
+        raise RequestError(f"{info.field_name} is not supported by this server; leave it out", info.field_name)
+    return value
+
+
+Unsupported = Annotated[Any, AfterValidator(_refuse)]
+"""Refused unless it says nothing (null, false, empty, "none"): ignoring it would answer another question."""
+Ignored = Any
+"""Ignored on purpose: labels for the provider's own records and routing, which change no answer."""
+Objects = list[dict[str, Any]]
+
+
+def check_token_ids(ids: list[Any], where: str) -> list[int]:
+    if not all(type(token) is int and 0 <= token <= MAX_UINT32 for token in ids):
+        bad = next(token for token in ids if not (type(token) is int and 0 <= token <= MAX_UINT32))
+        raise RequestError(f"{where}: {bad!r} is not a token id", where)
+    return ids

@@ -1,0 +1,41 @@
+"""What POST /tokenize and POST /detokenize take."""
+
+from typing import Self
+
+from pydantic import model_validator
+
+from jaxllm.errors import RequestError
+from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
+from jaxllm.server.http.chats import ChatFields, Message
+from jaxllm.server.http.forms import Strict, check_token_ids
+
+
+class TokenizeRequest(ChatFields):
+    """POST /tokenize, with a prompt or with messages."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = None  # type: ignore[assignment]  # optional here alone
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+    @model_validator(mode="after")
+    def _check_prompt(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise RequestError("send either prompt or messages", "prompt")
+        return self
+
+    def to_proto(self) -> pb.TokenizeRequest:
+        if self.prompt is None:
+            return pb.TokenizeRequest(model=self.model or "", chat=self.chat())
+        return pb.TokenizeRequest(model=self.model or "", text=self.prompt, add_special_tokens=self.add_special_tokens)
+
+
+class DetokenizeRequest(Strict):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[int]
+
+    def to_proto(self) -> pb.DetokenizeRequest:
+        return pb.DetokenizeRequest(model=self.model or "", token_ids=check_token_ids(self.tokens, "tokens"))
