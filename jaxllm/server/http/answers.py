@@ -93,8 +93,8 @@ def _ended(reason: int) -> ApiError:
     return ApiError(500, "the request failed in the engine", code="internal")
 
 
-class Answer[R: (CompletionRequest, ChatRequest)]:
-    """The answer to one HTTP request. Feed it chunks with `add`; read `body` at the end, or `events` all along.
+class OpenAIAnswer[R: (CompletionRequest, ChatRequest)]:
+    """The answer to one HTTP request, as generation.Answer describes it.
 
     Class attributes: the id's prefix, and the `object` of whole answers and of events.
     """
@@ -102,54 +102,43 @@ class Answer[R: (CompletionRequest, ChatRequest)]:
     prefix: str
     object: str
     event_object: str
+    id_header = b"x-request-id"
+    idle_events = b""
 
     def __init__(self, request: R, model: str):
         self.request: R = request
-        self.head: dict[str, Any] = {
-            "id": f"{self.prefix}-{uuid.uuid4().hex}",
-            "object": self.object,
-            "created": int(time.time()),
-            "model": model,
-        }
+        self.id = f"{self.prefix}-{uuid.uuid4().hex}"
+        self.streaming = bool(request.stream)
+        self.requests = request.generate_requests(self.id)
+        self._head = {"id": self.id, "object": self.object, "created": int(time.time()), "model": model}
         self.choices: dict[tuple[str, int], Choice] = {}
+        for asked in self.requests:
+            first: Choice | None = None
+            for sample in range(asked.sampling.n or 1):
+                choice = self.choices[asked.request_id, sample] = Choice(len(self.choices), first)
+                first = first or choice
+        self._touched: dict[int, Choice] = {}  # has something that no event has carried
         options = request.stream_options
         self._usage_at_end = bool(options and options.include_usage)
         self._usage_always = bool(options and options.continuous_usage_stats)
-        event_head = to_json(self.head | {"object": self.event_object})[:-1]
+        event_head = to_json(self._head | {"object": self.event_object})[:-1]
         self._event_head = b"data: " + event_head + b',"choices":['
 
-    def expect(self, requests: Iterable[pb.GenerateRequest]) -> None:
-        """Name the requests, in order; a choice for each sample of each."""
-        for request in requests:
-            first: Choice | None = None
-            for sample in range(request.sampling.n or 1):
-                choice = self.choices[request.request_id, sample] = Choice(len(self.choices), first)
-                first = first or choice
-
-    def add(self, chunks: Iterable[pb.GenerateChunk]) -> list[Choice]:
-        """Takes chunks; returns the choices they belong to. Raises ApiError when one of them failed."""
-        touched = {}
+    def add(self, chunks: Iterable[pb.GenerateChunk]) -> None:
         for chunk in chunks:
             if chunk.HasField("error"):
                 raise from_number(chunk.error.code, chunk.error.message, chunk.error.param)
             choice = self.choices[chunk.request_id, chunk.index]
+            self._touched[choice.index] = choice
             choice.add(chunk)
-            touched[choice.index] = choice
-        return list(touched.values())
-
-    def pending(self) -> list[Choice]:
-        """The choices with something that no event has carried: what came together with an error."""
-        return [choice for choice in self.choices.values() if choice.texts]
 
     def body(self) -> bytes:
-        """The whole answer as JSON, once every choice has finished."""
         choices = [self._choice(choice) for choice in self.choices.values()]
-        return to_json({**self.head, "choices": choices, **self._extras(), "usage": self._usage()})
+        return to_json({**self._head, "choices": choices, **self._extras(), "usage": self._usage()})
 
-    def events(self, choices: Iterable[Choice]) -> bytes:
-        """The events that say what is new of these choices."""
+    def events(self) -> bytes:
         events = []
-        for choice in choices:
+        for choice in self._touched.values():
             if not choice.started:
                 choice.started = True
                 events.extend(self._opening(choice))
@@ -163,14 +152,17 @@ class Answer[R: (CompletionRequest, ChatRequest)]:
                     ))
                 )  # fmt: skip
             choice.clear()
+        self._touched.clear()
         return b"".join(events)
 
     def last_events(self) -> bytes:
-        """What ends the stream."""
         if not self._usage_at_end:
             return DONE
         head = self._event_head + b'],"usage":'
         return head + to_json(self._usage()) + b"}\n\n" + DONE
+
+    def error_events(self, error: ApiError) -> bytes:
+        return b"data: " + error.body() + b"\n\n" + DONE
 
     def _usage_part(self) -> bytes:
         if self._usage_always:
@@ -241,7 +233,7 @@ class Answer[R: (CompletionRequest, ChatRequest)]:
         return {}
 
 
-class CompletionAnswer(Answer[CompletionRequest]):
+class CompletionAnswer(OpenAIAnswer[CompletionRequest]):
     """`text_completion`: the text in `text`, log probabilities in parallel lists."""
 
     prefix = "cmpl"
@@ -280,7 +272,7 @@ class CompletionAnswer(Answer[CompletionRequest]):
         }
 
 
-class ChatAnswer(Answer[ChatRequest]):
+class ChatAnswer(OpenAIAnswer[ChatRequest]):
     """`chat.completion`: the text in a message, log probabilities as a list of tokens."""
 
     prefix = "chatcmpl"
@@ -369,8 +361,3 @@ def _ranked(token: pb.TokenLogprob | pb.TopLogprob, rank: int) -> dict[str, Any]
 
 def _finite(logprob: float) -> float:
     return max(logprob, LEAST_LOGPROB)
-
-
-def error_events(error: ApiError) -> bytes:
-    """An error in the midst of a stream, and the stream's end."""
-    return b"data: " + error.body() + b"\n\n" + DONE

@@ -1,6 +1,5 @@
 """The routes: OpenAI's, vLLM's tokenizer pair, and those that operators watch."""
 
-import asyncio
 import contextlib
 import logging
 import time
@@ -11,82 +10,18 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
 
 from jaxllm.errors import RequestError
-from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
-from jaxllm.server.http.answers import Answer, ChatAnswer, CompletionAnswer, error_events
+from jaxllm.server.http.answers import ChatAnswer, CompletionAnswer
 from jaxllm.server.http.chats import ChatRequest
-from jaxllm.server.http.errors import ApiError
-from jaxllm.server.http.link import ClientGoneError, EngineLink, Stream
+from jaxllm.server.http.errors import ApiError, error_response, from_validation
+from jaxllm.server.http.generation import Generation
+from jaxllm.server.http.link import EngineLink
 from jaxllm.server.http.requests import CompletionRequest
 from jaxllm.server.http.tokenizing import DetokenizeRequest, TokenizeRequest
 from jaxllm.server.http.traffic import Traffic, TrafficMiddleware
 
 log = logging.getLogger(__name__)
-
-
-class Generation(Response):
-    """Runs a request on the engine and answers it, whole or as server-sent events. Leaving it aborts the request."""
-
-    def __init__(self, link: EngineLink, traffic: Traffic, answer: Answer[Any], requests: list[pb.GenerateRequest]):
-        self._link = link
-        self._traffic = traffic
-        self._answer = answer
-        self._requests = requests
-        streaming = answer.request.stream
-        self._type = b"text/event-stream; charset=utf-8" if streaming else b"application/json"
-        self._write = self._write_events if streaming else self._write_whole
-        self.background = None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            async with self._link.submit(self._requests) as stream, _watch(receive, stream):
-                await self._write(stream, send)
-        except ClientGoneError:
-            self._traffic.disconnects.inc()
-        except ApiError as error:
-            await _error_response(error)(scope, receive, send)
-
-    async def _write_whole(self, stream: Stream, send: Send) -> None:
-        while not stream.done:
-            self._answer.add(await stream.next())
-        body = self._answer.body()
-        await self._start(send, (b"content-length", str(len(body)).encode()))
-        await send({"type": "http.response.body", "body": body})
-
-    async def _write_events(self, stream: Stream, send: Send) -> None:
-        choices = self._answer.add(await stream.next())  # a request refused here still has its own status
-        await self._start(send, (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
-        try:
-            while not stream.done:
-                if data := self._answer.events(choices):
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
-                choices = self._answer.add(await stream.next())
-            data = self._answer.events(choices) + self._answer.last_events()
-        except ApiError as error:
-            data = self._answer.events(self._answer.pending()) + error_events(error)
-        await send({"type": "http.response.body", "body": data})
-
-    async def _start(self, send: Send, *headers: tuple[bytes, bytes]) -> None:
-        common = ((b"content-type", self._type), (b"x-request-id", self._answer.head["id"].encode()))
-        await send({"type": "http.response.start", "status": 200, "headers": [*common, *headers]})
-
-
-@contextlib.asynccontextmanager
-async def _watch(receive: Receive, stream: Stream) -> AsyncIterator[None]:
-    """Fails the stream when the client closes its connection."""
-
-    async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        stream.fail(ClientGoneError())
-
-    task = asyncio.create_task(watch())
-    try:
-        yield
-    finally:
-        task.cancel()
 
 
 def build(target: str) -> FastAPI:
@@ -106,20 +41,15 @@ def build(target: str) -> FastAPI:
     app.add_middleware(TrafficMiddleware, traffic=traffic)
     _add_error_handlers(app)
 
-    async def generate(answer_type: type[Answer[Any]], body: CompletionRequest | ChatRequest) -> Response:
-        model = await link.connect()
-        answer = answer_type(body, model.name)
-        requests = body.generate_requests(answer.head["id"])
-        answer.expect(requests)
-        return Generation(link, traffic, answer, requests)
-
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest) -> Response:
-        return await generate(CompletionAnswer, body)
+        answer = CompletionAnswer(body, (await link.connect()).name)
+        return Generation(link, traffic, answer, answer.requests)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest) -> Response:
-        return await generate(ChatAnswer, body)
+        answer = ChatAnswer(body, (await link.connect()).name)
+        return Generation(link, traffic, answer, answer.requests)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -186,34 +116,27 @@ def build(target: str) -> FastAPI:
     return app
 
 
-def _error_response(error: ApiError) -> Response:
-    return Response(error.body(), error.status, error.headers, "application/json")
-
-
 def _add_error_handlers(app: FastAPI) -> None:
-    """Every error leaves in OpenAI's form, whoever found it."""
+    """Every error leaves in the form of its path's dialect, whoever found it."""
 
     @app.exception_handler(ApiError)
-    async def on_api_error(_: Request, error: ApiError) -> Response:
-        return _error_response(error)
+    async def on_api_error(http: Request, error: ApiError) -> Response:
+        return error_response(error, http.url.path)
 
     @app.exception_handler(RequestError)
-    async def on_request_error(_: Request, error: RequestError) -> Response:
-        return _error_response(_rejected(error))
+    async def on_request_error(http: Request, error: RequestError) -> Response:
+        return error_response(ApiError.of(error), http.url.path)
 
     @app.exception_handler(UnicodeEncodeError)
-    async def on_half_a_character(_: Request, error: UnicodeEncodeError) -> Response:
+    async def on_half_a_character(http: Request, error: UnicodeEncodeError) -> Response:
         """Out of what writes a request for the engine: JSON's escapes can make halves of characters."""
         found = f"\\u{ord(error.object[error.start]):x}"
-        return _error_response(
-            ApiError(
-                400, f"the request holds {found}, half of a surrogate pair: no text has that", code="invalid_value"
-            )
-        )
+        message = f"the request holds {found}, half of a surrogate pair: no text has that"
+        return error_response(ApiError(400, message, code="invalid_value"), http.url.path)
 
     @app.exception_handler(RequestValidationError)
-    async def on_invalid(_: Request, error: RequestValidationError) -> Response:
-        return _error_response(_invalid(error))
+    async def on_invalid(http: Request, error: RequestValidationError) -> Response:
+        return error_response(from_validation(error.errors(), behind=1), http.url.path)  # behind "body"
 
     @app.exception_handler(HTTPException)
     async def on_http_error(http: Request, error: HTTPException) -> Response:
@@ -222,27 +145,8 @@ def _add_error_handlers(app: FastAPI) -> None:
             message, code = f"there is no {http.url.path}; GET /openapi.json lists what there is", "not_found"
         elif error.status_code == 405:
             message, code = f"{http.url.path} does not take {http.method}", "method_not_allowed"
-        return _error_response(ApiError(error.status_code, message, code=code))
+        return error_response(ApiError(error.status_code, message, code=code), http.url.path)
 
     @app.exception_handler(Exception)
     async def on_bug(http: Request, error: Exception) -> Response:
-        return _error_response(ApiError(500, f"internal error: {type(error).__name__}", code="internal"))
-
-
-def _rejected(error: RequestError) -> ApiError:
-    return ApiError(400, str(error), param=error.param, code="invalid_value")
-
-
-def _invalid(error: RequestValidationError) -> ApiError:
-    """The first fault of a request, as one sentence."""
-    first = error.errors()[0]
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, RequestError):
-        return _rejected(cause)
-    if first["type"] == "json_invalid":
-        return ApiError(400, f"the body is not JSON: {cause}", code="invalid_json")
-    # loc is ("body", field, index, ...)
-    path = ".".join(str(step) for step in first["loc"][1:3])
-    if not path:
-        return ApiError(400, "the body must be a JSON object, sent as application/json", code="invalid_json")
-    return ApiError(400, f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}", param=path, code="invalid_value")
+        return error_response(ApiError(500, f"internal error: {type(error).__name__}", code="internal"), http.url.path)

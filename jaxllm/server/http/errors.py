@@ -1,13 +1,30 @@
-"""Errors in OpenAI's form, and how gRPC's status codes become HTTP's."""
+"""Errors in OpenAI's form and in Anthropic's, and how gRPC's status codes become HTTP's."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import grpc
 from pydantic_core import to_json
+from starlette.responses import Response
+
+from jaxllm.errors import RequestError
+
+MESSAGES_PATH = "/v1/messages"
+"""Below it Anthropic's form is spoken."""
+_ANTHROPIC_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 
 class ApiError(Exception):
-    """What an HTTP client is told: `{"error": {"message", "type", "param", "code"}}` under `status`.
+    """What an HTTP client is told: `{"error": {"message", "type", "param", "code"}}` under `status`, or in Anthropic's
+    form `{"type": "error", "error": {"type", "message"}}`.
 
     `kind` is OpenAI's `type`; it follows from the status unless given. `code` is a stable word for programs.
     """
@@ -18,6 +35,10 @@ class ApiError(Exception):
         self.message = message
         self.param = param
         self.code = code
+
+    @classmethod
+    def of(cls, error: RequestError) -> Self:
+        return cls(400, str(error), param=error.param, code="invalid_value")
 
     @property
     def kind(self) -> str:
@@ -38,6 +59,17 @@ class ApiError(Exception):
             "code": self.code,
         }
         return to_json({"error": error})
+
+    def anthropic_body(self) -> bytes:
+        kind = _ANTHROPIC_KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+        return to_json({"type": "error", "error": {"type": kind, "message": self.message}})
+
+
+def error_response(error: ApiError, path: str) -> Response:
+    """In the form of the dialect that the path belongs to."""
+    anthropic = path == MESSAGES_PATH or path.startswith(f"{MESSAGES_PATH}/")
+    body = error.anthropic_body() if anthropic else error.body()
+    return Response(body, error.status, error.headers, "application/json")
 
 
 _STATUS = {
@@ -78,3 +110,17 @@ def from_call(error: grpc.aio.AioRpcError) -> ApiError:
 
 def unavailable(why: str) -> ApiError:
     return ApiError(503, f"{why}; try again later", code="unavailable")
+
+
+def from_validation(errors: Sequence[Mapping[str, Any]], behind: int = 0) -> ApiError:
+    """The first of pydantic's faults, as one sentence. behind: steps of its location that name no field."""
+    first = errors[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, RequestError):
+        return ApiError.of(cause)
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"the body is not JSON: {cause}", code="invalid_json")
+    path = ".".join(str(step) for step in first["loc"][behind : behind + 2])
+    if not path:
+        return ApiError(400, "the body must be a JSON object, sent as application/json", code="invalid_json")
+    return ApiError(400, f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}", param=path, code="invalid_value")
