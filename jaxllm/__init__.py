@@ -21,6 +21,7 @@ The rooms, and what may be imported from where: server -> engine -> runner -> mo
     server/     gRPC service, OpenAI HTTP front, metrics; text/: tokenizer, detokenizer, chat templates
     engine/     the loop, the scheduler, stop conditions, the client the servers hold
     cache/      page pool and prefix index: host bookkeeping only
+    constraints/ structured outputs: grammars become masks of what may be drawn, on the host
     runner/     StepPlan -> packed arrays -> compiled program -> StepOutput; memory plan, device state by slot
     sampling/   device mathematics: logits processors, filters, keyed draws, log probabilities
     weights/    the loader, name tables, safetensors, Orbax

@@ -89,9 +89,10 @@ class StructuredOutputs:
             raise _error("disable_additional_properties leaves json_object no property; leave it out")
 
     @property
-    def kind(self) -> str:
-        """Which of KINDS is set."""
-        return next(name for name in KINDS if getattr(self, name) not in (None, False))
+    def size(self) -> int:
+        """Characters of its specification."""
+        texts = (self.json, self.regex, self.grammar, self.structural_tag, *(self.choice or ()))
+        return sum(map(len, filter(None, texts)))
 
 
 def _canonical(name: str, value: Any) -> str:

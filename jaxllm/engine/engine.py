@@ -1,13 +1,14 @@
 """Engine: the runner and the scheduler, and the loop that joins them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 
 from jaxllm.config import EngineConfig, SchedulerConfig
+from jaxllm.constraints import Compiler, Vocabulary
 from jaxllm.core import (
     Delta,
     EncodePlan,
@@ -86,6 +87,7 @@ class Engine:
         self._groups: dict[str, Group] = {}  # by the id of what was asked for
         self._group_of: dict[str, Group] = {}  # by the id of each member
         self._ended: list[Delta] = []
+        self._compiler: Compiler | None = None
 
     @classmethod
     def start(cls, config: EngineConfig, model_class: type | None = None, progress: Report | None = None) -> "Engine":
@@ -141,7 +143,26 @@ class Engine:
         )
         self._check_scores(params)
         runner.check(request)
+        if (form := params.structured_outputs) is not None:
+            request.constraint = self._grammars.compile(form, request.stop_ids)
         return request
+
+    def use_vocabulary(self, load: Callable[[], Vocabulary]) -> None:
+        """What structured outputs are spelled in. load: called when the first request asks for such, by any thread."""
+        self._compiler = Compiler(load, self.info.vocab_size, self.info.eos_token_ids)
+
+    def warm_grammars(self) -> None:
+        """Load the vocabulary now, which takes a second, so that the first structured output need not wait for it."""
+        self._grammars.warm()
+
+    @property
+    def _grammars(self) -> Compiler:
+        if self._compiler is None:
+            raise RequestError(
+                "structured_outputs: this engine was given no tokenizer, so that it cannot tell what its tokens spell",
+                "structured_outputs",
+            )
+        return self._compiler
 
     def make_pooling_request(
         self,

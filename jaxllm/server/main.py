@@ -222,6 +222,9 @@ def _load(
     if not early:
         tokenizer = _tokenizer(config, config.tokenizer or engine.info.path, server.chat_template)
         chats = _chat_options(server, tokenizer)
+    if tokenizer is not None and engine.info.pooling is None:
+        engine.use_vocabulary(lambda: tokenizer)
+        engine.warm_grammars()
     return engine, tokenizer, chats
 
 

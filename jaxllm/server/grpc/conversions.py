@@ -20,6 +20,7 @@ from jaxllm.server.text import Tokenizer
 from jaxllm.server.text.chat import text_of
 from jaxllm.server.text.reading import Parsed
 from jaxllm.server.tool_choice import calls_schema, check_tools, is_text
+from jaxllm.structured_outputs import StructuredOutputs
 
 FINISH_REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
@@ -47,6 +48,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "allowed_token_ids": lambda tokens: tuple(tokens.ids),
     "thinking_token_ids": lambda tokens: tuple(tokens.ids),
     "logits_processors": lambda named: {name: _argument(name, text) for name, text in named.items()},
+    "structured_outputs": lambda form: _structured_outputs(form),
 }
 """What becomes of the fields of pb.Sampling that are no plain numbers, strings or truths."""
 
@@ -115,6 +117,15 @@ def sampling_params(wire: pb.Sampling, defaults: Mapping[str, float | int]) -> S
     if values.get("use_beam_search"):  # which draws nothing: how to draw is not for it to know
         values = {name: value for name, value in values.items() if name not in defaults or _is_set(wire, name)}
     return SamplingParams(**values)
+
+
+def _structured_outputs(wire: pb.StructuredOutputs) -> StructuredOutputs:
+    """Raises RequestError."""
+    lists = ("choice", "begins_after")
+    values: dict[str, Any] = {
+        field.name: tuple(value) if field.name in lists else value for field, value in wire.ListFields()
+    }
+    return StructuredOutputs(**values)
 
 
 def _argument(name: str, text: str) -> Any:

@@ -403,7 +403,8 @@ class Requests:
             prompt, make_reader = await self._prompt(wire)
             if generation.ended:
                 return
-            request = self.client.make_request(
+            make_request = functools.partial(
+                self.client.make_request,
                 prompt,
                 params,
                 request_id=generation.engine_id,
@@ -411,6 +412,8 @@ class Requests:
                 deadline=deadline,
                 cache_salt=wire.cache_salt,
             )
+            grammar = params.structured_outputs is not None  # compiling one can take a second
+            request = await asyncio.to_thread(make_request) if grammar else make_request()
             if params.stop or params.echo:
                 self.tokenizer  # noqa: B018 (raises when there is none)
             echo = wire.text

@@ -19,10 +19,11 @@ class Strict(BaseModel):
     @classmethod
     def _reject_unknown(cls, data: Any) -> Any:
         if isinstance(data, dict):
+            known = [field.alias or name for name, field in cls.model_fields.items()]
             for name in data:
-                if name not in cls.model_fields:
-                    near = difflib.get_close_matches(name, cls.model_fields, 1)
-                    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(cls.model_fields)}"
+                if name not in known:
+                    near = difflib.get_close_matches(name, known, 1)
+                    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
                     raise RequestError(f"unknown field {name!r}; {hint}", name)
         return data
 

@@ -17,6 +17,8 @@ from jaxllm.core import SamplingParams
 from jaxllm.errors import RequestError
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.http.forms import MAX_UINT32, Ignored, Strict, Unsupported, check_token_ids
+from jaxllm.server.http.structured import ResponseFormat, Structured
+from jaxllm.structured_outputs import StructuredOutputs
 
 SAMPLING_FIELDS = tuple(field.name for field in dataclasses.fields(SamplingParams))
 
@@ -32,6 +34,9 @@ _WRITERS: dict[str, Callable[[Any], Any]] = {
     "allowed_token_ids": lambda tokens: pb.TokenIds(ids=tokens),
     "thinking_token_ids": lambda tokens: pb.TokenIds(ids=tokens),
     "logits_processors": lambda named: {name: json.dumps(value) for name, value in named.items()},
+    "structured_outputs": lambda form: pb.StructuredOutputs(
+        **{name: value for name, value in dataclasses.asdict(form).items() if value is not None}
+    ),
 }
 """How the parameters that are no plain numbers, strings or truths are written to the wire."""
 
@@ -67,10 +72,6 @@ class StreamOptions(Strict):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None  # vLLM's: usage so far in every event
     include_obfuscation: Ignored = None  # pads events against eavesdropping on their sizes; we have no such pads
-
-
-class ResponseFormat(Strict):
-    type: str
 
 
 class SamplingFields(Strict):
@@ -117,6 +118,7 @@ class GenerationRequest(SamplingFields):
     early_stopping: bool | str | None = None
 
     response_format: ResponseFormat | None = None
+    structured_outputs: Structured | None = None
 
     user: Ignored = None
     metadata: Ignored = None
@@ -124,11 +126,6 @@ class GenerationRequest(SamplingFields):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.response_format and self.response_format.type != "text":
-            raise RequestError(
-                f"response_format of type {self.response_format.type!r} is not supported by this server; leave it out",
-                "response_format",
-            )
         if self.stream_options and not self.stream:
             raise RequestError("stream_options: only with stream=true", "stream_options")
         if self.stream and self.prompt_logprobs is not None:
@@ -154,7 +151,7 @@ class GenerationRequest(SamplingFields):
 
     def sampling(self) -> pb.Sampling:
         fields = {name: getattr(self, name, None) for name in SAMPLING_FIELDS}
-        fields |= {"logprobs": self.num_logprobs, "max_tokens": self.token_limit}
+        fields |= {"logprobs": self.num_logprobs, "max_tokens": self.token_limit, "structured_outputs": self._form()}
         if fields["echo"] and fields["prompt_logprobs"] is None:  # OpenAI's logprobs then cover the prompt, too
             fields["prompt_logprobs"] = fields["logprobs"]
         given = {name: value for name, value in fields.items() if value is not None}
@@ -170,6 +167,14 @@ class GenerationRequest(SamplingFields):
             return pb.Sampling(**given)
         except ValueError as error:  # a number its field cannot hold
             raise RequestError(str(error)) from None
+
+    def _form(self) -> StructuredOutputs | None:
+        form = self.response_format.structured_outputs() if self.response_format else None
+        if self.structured_outputs is None:
+            return form
+        if form is not None:
+            raise RequestError("response_format and structured_outputs are both set: send one", "structured_outputs")
+        return self.structured_outputs.structured_outputs()
 
     def generate_requests(self, request_id: str) -> list[pb.GenerateRequest]:
         """One request per choice, with ids made from `request_id`."""

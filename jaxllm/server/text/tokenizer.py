@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,11 @@ class Tokenizer:
         if chat_template is not None:
             tokenizer.chat_template = chat.read_template(chat_template)
         return cls(tokenizer)
+
+    @property
+    def special_token_ids(self) -> Collection[int]:
+        """Tokens that are no text, but say something of it."""
+        return self._specials.keys()
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of the text; special tokens written out in it are recognised."""

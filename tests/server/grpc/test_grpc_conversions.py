@@ -17,6 +17,7 @@ from jaxllm.server.grpc import conversions
 from jaxllm.server.grpc.conversions import CallError
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.text import Tokenizer
+from jaxllm.structured_outputs import StructuredOutputs
 
 UNKNOWN_77 = b"\xe8\x04\x01"  # field 77, varint 1
 
@@ -44,6 +45,9 @@ def test_every_sampling_field_arrives() -> None:
         logit_bias={7: -1.1}, bad_words=["bad"], bad_words_ids=[{"ids": [3, 4]}], allowed_token_ids={"ids": [5, 6]},
         thinking_token_budget=0, thinking_token_ids={"ids": [8, 9]}, truncate_prompt_tokens=-1, echo=True,
         logits_processors={"own": '{"a": [1, 2.5, null]}'},
+        structured_outputs=pb.StructuredOutputs(
+            json='{"type": "string"}', disable_any_whitespace=True, begins_after=["</think>"]
+        ),
     )  # fmt: skip
     assert {field.name for field, _ in wire.ListFields()} == {field.name for field in pb.Sampling.DESCRIPTOR.fields}
     assert {field.name for field, _ in wire.ListFields()} == {
@@ -61,6 +65,9 @@ def test_every_sampling_field_arrives() -> None:
         bad_words=("bad",), bad_words_ids=((3, 4),), allowed_token_ids=(5, 6), thinking_token_budget=0,
         thinking_token_ids=(8, 9), truncate_prompt_tokens=-1, echo=True,
         logits_processors={"own": {"a": [1, 2.5, None]}},
+        structured_outputs=StructuredOutputs(
+            json={"type": "string"}, disable_any_whitespace=True, begins_after=("</think>",)
+        ),
     )  # fmt: skip
 
 
@@ -75,6 +82,25 @@ def test_beam_search_takes_no_defaults_of_drawing() -> None:
 def test_arguments_of_logits_processors_are_json() -> None:
     with pytest.raises(RequestError, match="logits_processors: own: no JSON"):
         conversions.sampling_params(pb.Sampling(logits_processors={"own": "{"}), {})
+
+
+@pytest.mark.parametrize("form", [
+    StructuredOutputs(json='{"b": 1, "a": 2, "type": "object"}', whitespace_pattern=" ?"),
+    StructuredOutputs(json_object=True, disable_any_whitespace=True),
+    StructuredOutputs(regex="a+"),
+    StructuredOutputs(choice=("a", "ä")),
+    StructuredOutputs(grammar='start: "a"'),
+    StructuredOutputs(structural_tag={"format": {"type": "any_text"}}),
+])  # fmt: skip
+def test_structured_outputs_arrive(form: StructuredOutputs) -> None:
+    given = {name: value for name, value in dataclasses.asdict(form).items() if value is not None}
+    wire = pb.Sampling(structured_outputs=pb.StructuredOutputs(**given))
+    assert conversions.sampling_params(wire, {}).structured_outputs == form
+
+
+def test_structured_outputs_over_the_wire_are_of_one_form() -> None:
+    with pytest.raises(RequestError, match="regex and choice are set together"):
+        conversions.sampling_params(pb.Sampling(structured_outputs={"regex": "a", "choice": ["b"]}), {})
 
 
 @given(st.decimals(min_value=-2, max_value=2, places=4))

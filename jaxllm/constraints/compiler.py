@@ -1,0 +1,107 @@
+"""StructuredOutputs become constraints: tried out, compiled and kept for the next request of the same form."""
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from llguidance import LLMatcher, LLTokenizer
+
+from jaxllm.constraints import json_schema
+from jaxllm.constraints.constraint import Grammar
+from jaxllm.constraints.trial import Trials, compile_grammar
+from jaxllm.constraints.vocabulary import TokenTable, Vocabulary
+from jaxllm.core import Constraint
+from jaxllm.structured_outputs import StructuredOutputs
+
+MAX_CACHED = 128
+MAX_CACHED_SIZE = 16 << 20
+"""Compiled forms that are kept at most: how many, and the characters of their specifications."""
+
+
+class Compiler:
+    """Makes constraints for one model. Any thread may use it, and none of those that wait for the device should.
+
+    load: gives the vocabulary when it is first needed. vocab_size: tokens of the model, whose logits may be more than
+    the tokenizer's tokens. eos_token_ids: the model's end-of-text ids.
+    """
+
+    def __init__(self, load: Callable[[], Vocabulary], vocab_size: int, eos_token_ids: Sequence[int]):
+        self._load = load
+        self._vocab_size = vocab_size
+        self._eos_token_ids = tuple(token for token in eos_token_ids if token < vocab_size)
+        self._lock = threading.Lock()
+        self._loaded: tuple[TokenTable, LLTokenizer, Trials] | None = None
+        self._cache: OrderedDict[StructuredOutputs, LLMatcher] = OrderedDict()
+        self._cached_size = 0
+        self._cache_lock = threading.Lock()
+
+    def warm(self) -> None:
+        """Do what the first request would wait for. Raises what loading the vocabulary raises."""
+        _, _, trials = self._parts()
+        trials.run('start: "a"')
+
+    def compile(self, form: StructuredOutputs, stop_ids: Sequence[int]) -> Constraint:
+        """The beginning of an answer. stop_ids: what ends the request. Raises RequestError."""
+        table, _, _ = self._parts()
+        matcher = self._matcher(form).deep_copy()
+        stops = tuple(token for token in stop_ids if token < self._vocab_size)
+        return Grammar(matcher, table.eos_token_id, self._eos_token_ids, stops)
+
+    def close(self) -> None:
+        """End the processes that it has started."""
+        with self._lock:
+            if self._loaded is not None:
+                self._loaded[2].close()
+                self._loaded = None
+
+    def _parts(self) -> tuple[TokenTable, LLTokenizer, Trials]:
+        with self._lock:
+            if self._loaded is None:
+                table = TokenTable.read(self._load(), self._vocab_size, self._eos_token_ids)
+                self._loaded = table, table.build(), Trials(table)
+            return self._loaded
+
+    def _matcher(self, form: StructuredOutputs) -> LLMatcher:
+        with self._cache_lock:
+            if (known := self._cache.get(form)) is not None:
+                self._cache.move_to_end(form)
+                return known
+        _, tokenizer, trials = self._parts()
+        grammar = grammar_of(form)
+        trials.run(grammar)
+        matcher = compile_grammar(tokenizer, grammar)
+        with self._cache_lock:
+            if form not in self._cache:
+                self._cache[form] = matcher
+                self._cached_size += form.size
+            while len(self._cache) > MAX_CACHED or self._cached_size > MAX_CACHED_SIZE:
+                oldest, _ = self._cache.popitem(last=False)
+                self._cached_size -= oldest.size
+        return matcher
+
+
+def grammar_of(form: StructuredOutputs) -> str:
+    """The same in llguidance's own words. Raises RequestError."""
+    match form:
+        case StructuredOutputs(json=str(schema)):
+            return _of_json(schema, form)
+        case StructuredOutputs(json_object=True):
+            return _of_json('{"type":"object"}', form)
+        case StructuredOutputs(regex=str(pattern)):
+            return LLMatcher.grammar_from_regex(pattern)
+        case StructuredOutputs(choice=tuple(texts)):
+            return "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+        case StructuredOutputs(grammar=str(grammar)):
+            return LLMatcher.grammar_from_lark(grammar)
+    raise AssertionError(form)
+
+
+def _of_json(schema: str, form: StructuredOutputs) -> str:
+    prepared = json_schema.prepare(
+        schema,
+        whitespace_pattern=form.whitespace_pattern,
+        disable_any_whitespace=form.disable_any_whitespace,
+        disable_additional_properties=form.disable_additional_properties,
+    )
+    return json.dumps({"grammars": [{"json_schema": prepared}]}, ensure_ascii=False)

@@ -1,0 +1,64 @@
+"""One sequence's place in its grammar."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from llguidance import LLMatcher
+
+from jaxllm.errors import ConstraintError
+
+
+class Grammar:
+    """jaxllm.core.Constraint over a matcher of llguidance's."""
+
+    def __init__(self, matcher: LLMatcher, eos_token_id: int, end_ids: Sequence[int], stop_ids: Sequence[int]):
+        """matcher: this constraint's own. eos_token_id: what it takes for the end of a text.
+
+        end_ids: the model's end-of-text ids. stop_ids: those that end the request.
+        """
+        self._matcher = matcher
+        self._eos = eos_token_id
+        self._ends = end_ids
+        self._stops = stop_ids
+
+    def fill(self, mask: np.ndarray) -> None:
+        self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        if self._matcher.is_error():
+            raise self._failed()
+        words = mask.view(np.uint32)
+        may_end = _has(words, self._eos)
+        _clear(words, self._eos)
+        for token in self._ends:
+            _clear(words, token)
+        if may_end:
+            for token in self._stops:
+                words[token >> 5] |= np.uint32(1 << (token & 31))
+
+    def accept(self, token: int) -> bool:
+        matcher = self._matcher
+        if (token in self._stops or token in self._ends) and matcher.is_accepting():
+            return False
+        if not matcher.consume_token(token):
+            raise self._failed()
+        return not matcher.is_stopped()
+
+    def forced(self) -> list[int]:
+        return self._matcher.compute_ff_tokens()
+
+    def fork(self) -> "Grammar":
+        return Grammar(self._matcher.deep_copy(), self._eos, self._ends, self._stops)
+
+    def _failed(self) -> ConstraintError:
+        why = self._matcher.get_error().partition("\n")[0] or "the token that was drawn does not fit it"
+        return ConstraintError(
+            f"structured_outputs: the answer cannot go on within its grammar ({why}); a simpler grammar or fewer other "
+            "limits on tokens, may help"
+        )
+
+
+def _has(words: np.ndarray, token: int) -> bool:
+    return bool(int(words[token >> 5]) >> (token & 31) & 1)
+
+
+def _clear(words: np.ndarray, token: int) -> None:
+    words[token >> 5] &= np.uint32(~(1 << (token & 31)) & 0xFFFFFFFF)
