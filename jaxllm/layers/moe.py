@@ -152,7 +152,7 @@ class Mixture:
     correction: bool = False
 
 
-_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+_ACTIVATIONS = {"swish": "silu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 """The operation's names of activations where they are not the config's."""
 
 

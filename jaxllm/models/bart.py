@@ -181,9 +181,8 @@ def bart_config(
     decoder_start_token_id: int | None = None,
 ) -> BartConfig:
     """The fields of BART and its kin. The others: the family's own."""
-    layers = fields.size("encoder_layers", 12)
     # Written by transformers as properties of the encoder, by fairseq as choices that the class stands for.
-    fields.expect("num_hidden_layers", layers, None)
+    fields.raw("num_hidden_layers")  # repeats encoder_layers, or stands as its default beside them
     fields.expect("is_encoder_decoder", True, None)
     fields.expect("normalize_before", norm_first, None)
     fields.expect("normalize_embedding", embed_norm, None)

@@ -22,19 +22,23 @@ class DeepseekForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
-        fields.expect("scoring_func", "softmax")
-        for name in ("aux_loss_alpha", "seq_aux"):  # of the training's loss
-            fields.raw(name)
-        dense, every = fields.take("first_k_dense_replace", int, 0), fields.size("moe_layer_freq", 1)
-        inner_size = fields.size("moe_intermediate_size", 1407)
-        normalised = fields.take("norm_topk_prob", bool, False)
-        layers = range(fields.size("num_hidden_layers"))
-        mixture = Mixture(
-            sparse=tuple(layer >= dense and layer % every == 0 for layer in layers),
-            num_experts=fields.size("n_routed_experts"),
-            inner_size=inner_size,
-            routing=SoftmaxTopK(fields.size("num_experts_per_tok"), norm=1.0 if normalised else None),
-            shared_size=inner_size * (fields.size("n_shared_experts", None) or 0),
-        )
+        mixture = read_mixture(fields, normalised=False)
         bias = fields.take("attention_bias", bool, False)
         return decoder_config(fields, architecture, eos_token_id=100001, qkv_bias=bias, out_bias=bias, mixture=mixture)
+
+
+def read_mixture(fields: Fields, *, normalised: bool) -> Mixture:
+    """The mixture as the first DeepSeek's files give it. normalised: where the file does not say."""
+    fields.expect("scoring_func", "softmax")
+    for name in ("aux_loss_alpha", "seq_aux"):  # of the training's loss
+        fields.raw(name)
+    dense, every = fields.take("first_k_dense_replace", int, 0), fields.size("moe_layer_freq", 1)
+    inner_size = fields.size("moe_intermediate_size", 1407)
+    normalised = fields.take("norm_topk_prob", bool, normalised)
+    return Mixture(
+        sparse=tuple(layer >= dense and layer % every == 0 for layer in range(fields.size("num_hidden_layers"))),
+        num_experts=fields.size("n_routed_experts"),
+        inner_size=inner_size,
+        routing=SoftmaxTopK(fields.size("num_experts_per_tok"), norm=1.0 if normalised else None),
+        shared_size=inner_size * (fields.size("n_shared_experts", None) or 0),
+    )

@@ -45,6 +45,8 @@ _OPTIONS = {
 _OWN: dict[str, dict[str, Any]] = {
     "GraniteMoeHybridForCausalLM": {"layer_types": ["mamba", "attention"] * 3},
     "Mamba2ForCausalLM": {"head_dim": 32, "n_groups": 2},
+    "MellumForCausalLM": {"layer_types": ["sliding_attention", "full_attention"] * 3},
+    "NemotronHForCausalLM": {"hybrid_override_pattern": "M*EM*-"},
     "Ministral3ForCausalLM": {
         "rope_parameters": {
             "rope_type": "yarn",

@@ -1,9 +1,11 @@
 """GLM-4.5 and 4.6 (GLM team 2025): small experts chosen by sigmoid with a learned correction, as in DeepSeek-V3."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 import jax
 
+from jaxllm.errors import ConfigError
 from jaxllm.layers.attention import Placement
 from jaxllm.layers.moe import Mixture, SigmoidTopK
 from jaxllm.layers.norm import RMSNorm
@@ -74,3 +76,14 @@ def read_mixture(fields: Fields, *, dense: int) -> Mixture:
         shared_size=inner_size * fields.take("n_shared_experts", int, 1),
         correction=True,
     )
+
+
+def read_sparse(fields: Fields, mixture: Mixture) -> Mixture:
+    """The mixture in the layers that mlp_layer_types calls sparse, where the file has that field."""
+    kinds = fields.take("mlp_layer_types", list, None)
+    if kinds is None:
+        return mixture
+    num_layers = fields.size("num_hidden_layers")
+    if len(kinds) != num_layers or not set(kinds) <= {"dense", "sparse"}:
+        raise ConfigError(f"{fields.where}mlp_layer_types must hold {num_layers} times dense or sparse")
+    return replace(mixture, sparse=tuple(kind == "sparse" for kind in kinds))

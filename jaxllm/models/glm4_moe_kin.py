@@ -1,14 +1,12 @@
 """GLM-4.5's experts around other attention: dots.llm1 (Xiaohongshu 2025), Solar Open (Upstage 2025), K-EXAONE (LG AI
-Research 2025)."""
+Research 2025), Hy3 (Tencent 2026)."""
 
-from dataclasses import replace
 from typing import ClassVar
 
-from jaxllm.errors import ConfigError
 from jaxllm.layers.parameter import Source
 from jaxllm.models.config import Fields, ModelConfig, decoder_config, read_layer_types, without_global_rope
 from jaxllm.models.exaone import read_period
-from jaxllm.models.glm4_moe import Glm4MoeForCausalLM, read_mixture
+from jaxllm.models.glm4_moe import Glm4MoeForCausalLM, read_mixture, read_sparse
 from jaxllm.models.llama import LlamaAttention
 from jaxllm.models.qwen3 import Qwen3Attention
 
@@ -69,13 +67,34 @@ class ExaoneMoeForCausalLM(Glm4MoeForCausalLM):
         num_layers = fields.size("num_hidden_layers")
         fields.rename(num_experts="n_routed_experts", num_shared_experts="n_shared_experts")
         fields.put("routed_scaling_factor", fields.take("routed_scaling_factor", float, 2.5))
-        mixture = read_mixture(fields, dense=fields.take("first_k_dense_replace", int, 1))
-        kinds = fields.take("mlp_layer_types", list, None)
-        if kinds is not None:
-            if len(kinds) != num_layers or not set(kinds) <= {"dense", "sparse"}:
-                raise ConfigError(f"{fields.where}mlp_layer_types must hold {num_layers} times dense or sparse")
-            mixture = replace(mixture, sparse=tuple(kind == "sparse" for kind in kinds))
+        mixture = read_sparse(fields, read_mixture(fields, dense=fields.take("first_k_dense_replace", int, 1)))
         window = fields.size("sliding_window", None)
         windows = read_layer_types(fields, num_layers, window, read_period(fields))
         config = decoder_config(fields, architecture, eos_token_id=53, windows=windows, mixture=mixture)
         return config if window is None else without_global_rope(config)
+
+
+class HYV3ForCausalLM(Glm4MoeForCausalLM):
+    """Qwen3's attention."""
+
+    attention_class = Qwen3Attention
+    checkpoint_names: ClassVar[dict[str, Source]] = Glm4MoeForCausalLM.checkpoint_names | {
+        "layers.*.mlp.router.kernel": Source.linear("model.layers.*.mlp.router.gate.weight"),
+        "layers.*.mlp.correction": Source.of("model.layers.*.mlp.expert_bias"),
+        "layers.*.mlp.shared.gate_up.kernel": Source.linear(
+            "model.layers.*.mlp.shared_mlp.gate_proj.weight", "model.layers.*.mlp.shared_mlp.up_proj.weight"
+        ),
+        "layers.*.mlp.shared.down.kernel": Source.linear("model.layers.*.mlp.shared_mlp.down_proj.weight"),
+    }
+
+    @classmethod
+    def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.raw("enable_moe_fp32_combine")  # how a sum of two terms is rounded
+        fields.expect("mlp_bias", False, None)
+        fields.rename(num_experts="n_routed_experts", num_shared_experts="n_shared_experts")
+        fields.put("routed_scaling_factor", fields.take("router_scaling_factor", float, 2.826))
+        mixture = read_sparse(fields, read_mixture(fields, dense=1))
+        bias = fields.take("attention_bias", bool, False)
+        return decoder_config(
+            fields, architecture, head_dim=128, rope_theta=11158840.0, qkv_bias=bias, out_bias=bias, mixture=mixture
+        )

@@ -1,16 +1,19 @@
 """Llama in all but a detail: which biases there are, the MLP's make, which features positions turn together.
 
 Seed-OSS (ByteDance 2025), Arcee (Arcee AI 2025), Helium (Kyutai 2025), ERNIE 4.5 (Baidu 2025), InternLM and InternLM3
-(Shanghai AI Laboratory 2023, 2025), Orion (OrionStar 2024), MiMo (Xiaomi 2025), MiniCPM (OpenBMB 2024).
+(Shanghai AI Laboratory 2023, 2025), IQuest-Coder (IQuest 2026), Orion (OrionStar 2024), MiMo (Xiaomi 2025), MiniCPM
+(OpenBMB 2024).
 """
 
 from typing import Any, ClassVar
 
 from jaxllm.layers.mlp import MLP
+from jaxllm.layers.moe import Mixture, SoftmaxTopK
 from jaxllm.layers.norm import LayerNorm
 from jaxllm.layers.parameter import Source
 from jaxllm.models.config import Fields, ModelConfig, decoder_config
 from jaxllm.models.llama import LlamaBlock, LlamaForCausalLM
+from jaxllm.models.mixtral import MoEBlock, expert_names
 from jaxllm.models.qwen2 import Qwen2ForCausalLM
 
 
@@ -108,6 +111,17 @@ class InternLM3ForCausalLM(LlamaForCausalLM):
         return decoder_config(fields, architecture, eos_token_id=2, qkv_bias=qkv_bias, out_bias=bias, mlp_bias=bias)
 
 
+class IQuestCoderForCausalLM(LlamaForCausalLM):
+    """What its program could do besides, no checkpoint asks for."""
+
+    @classmethod
+    def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.expect("clip_qkv", None)
+        fields.expect("use_sliding_window", False, None)
+        fields.ignore("max_window_layers", "sliding_window")
+        return super().configure(fields, architecture)
+
+
 class OrionBlock(LlamaBlock):
     norm_class = LayerNorm
 
@@ -142,14 +156,28 @@ class MiMoForCausalLM(Qwen2ForCausalLM):
 
 
 class MiniCPMForCausalLM(LlamaForCausalLM):
-    """Factors on embedding, on what each block adds, and on logits (muP)."""
+    """Factors on embedding, on what each block adds, and on logits (muP); MiniCPM-MoE has Mixtral's experts."""
+
+    block_class = MoEBlock
+    checkpoint_names: ClassVar[dict[str, Source]] = LlamaForCausalLM.checkpoint_names | expert_names(
+        "mlp", "w1", "w3", "w2"
+    )
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
-        fields.expect("num_experts", 0, None)
+        num_experts, top_k = fields.take("num_experts", int, 0), fields.size("num_experts_per_tok", 2)
+        mixture = Mixture(
+            sparse=(True,) * fields.size("num_hidden_layers"),
+            num_experts=num_experts,
+            inner_size=fields.size("intermediate_size"),
+            routing=SoftmaxTopK(top_k),
+        )
         bias = fields.take("attention_bias", bool, False)
         scales = read_scales(fields)
-        return decoder_config(fields, architecture, eos_token_id=2, tied=True, qkv_bias=bias, out_bias=bias, **scales)
+        return decoder_config(
+            fields, architecture, eos_token_id=2, tied=True, qkv_bias=bias, out_bias=bias,
+            mixture=mixture if num_experts else None, **scales,
+        )  # fmt: skip
 
 
 def read_scales(fields: Fields, *, embed: float = 1.0, depth: float = 1.0, base: int | None = None) -> dict[str, Any]:

@@ -1,13 +1,15 @@
 """Qwen1.5-MoE and Qwen2-MoE (Qwen team 2024), Qwen3-MoE (2025): Qwen2 and Qwen3 with mixtures of experts.
 
-Qwen2's have an expert that sees every token, behind a gate of its own.
+Qwen2's have an expert that sees every token, behind a gate of its own. Mellum 2 (JetBrains 2026) is Qwen3-MoE with
+windows on some layers, which turn by a base of their own.
 """
 
 from typing import ClassVar
 
 from jaxllm.layers.moe import Mixture, SoftmaxTopK
 from jaxllm.layers.parameter import Source
-from jaxllm.models.config import Fields, ModelConfig, decoder_config, read_layer_types
+from jaxllm.models.config import Fields, ModelConfig, decoder_config, read_layer_types, with_local_rope
+from jaxllm.models.glm4_moe import read_sparse
 from jaxllm.models.mixtral import MoEBlock, expert_names
 from jaxllm.models.qwen2 import Qwen2ForCausalLM
 from jaxllm.models.qwen3 import Qwen3ForCausalLM
@@ -58,6 +60,27 @@ class Qwen3MoeForCausalLM(Qwen3ForCausalLM):
         fields.expect("shared_expert_intermediate_size", 0, None)
         bias = fields.take("attention_bias", bool, False)
         return decoder_config(fields, architecture, windows=windows, qkv_bias=bias, out_bias=bias, mixture=mixture)
+
+
+class MellumForCausalLM(Qwen3MoeForCausalLM):
+    checkpoint_ignored = (*Qwen3MoeForCausalLM.checkpoint_ignored, r"^mtp\.")
+
+    @classmethod
+    def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        # Layers that draft, which are not loaded.
+        fields.ignore("mtp_layer_types", "mtp_mlp_layer_types", "num_mtp_layers", "num_nextn_predict_layers")
+        fields.put("norm_topk_prob", fields.take("norm_topk_prob", bool, True))
+        mixture = read_sparse(fields, read_mixture(fields))
+        num_layers, window = fields.size("num_hidden_layers"), fields.size("sliding_window", 1024)
+        windows = (None,) * num_layers
+        if fields.values.get("layer_types") is not None:
+            windows = read_layer_types(fields, num_layers, window, period=0)
+        bias = fields.take("attention_bias", bool, False)
+        config = decoder_config(
+            fields, architecture, head_dim=128, rope_theta=500000.0, windows=windows, qkv_bias=bias, out_bias=bias,
+            mixture=mixture,
+        )  # fmt: skip
+        return with_local_rope(config, fields, 10000.0)
 
 
 def read_mixture(fields: Fields, *, shared_size: int = 0, shared_gate: bool = False) -> Mixture:

@@ -7,7 +7,10 @@ from typing import Any
 from jaxllm.config import Task
 from jaxllm.errors import ConfigError, UnknownModelError
 from jaxllm.layers.parameter import Dtype
+from jaxllm.models.afmoe import AfmoeForCausalLM
+from jaxllm.models.apertus import ApertusForCausalLM
 from jaxllm.models.baichuan import BaichuanForCausalLM
+from jaxllm.models.bailing_moe import BailingMoeForCausalLM, BailingMoeV2ForCausalLM
 from jaxllm.models.bamba import BambaForCausalLM
 from jaxllm.models.bart import (
     BartForConditionalGeneration,
@@ -23,6 +26,7 @@ from jaxllm.models.bert import (
 )
 from jaxllm.models.bloom import BloomForCausalLM
 from jaxllm.models.causal_lm import CausalLM
+from jaxllm.models.chatglm import ChatGLMModel
 from jaxllm.models.codegen import CodeGenForCausalLM
 from jaxllm.models.cohere import Cohere2ForCausalLM, CohereForCausalLM
 from jaxllm.models.config import Fields, ModelConfig
@@ -43,6 +47,7 @@ from jaxllm.models.decoder_pooling import (
 from jaxllm.models.deepseek import DeepseekForCausalLM
 from jaxllm.models.deepseek_v2 import DeepseekV2ForCausalLM
 from jaxllm.models.deepseek_v3 import DeepseekV3ForCausalLM
+from jaxllm.models.deepseek_v3_kin import Glm4MoeLiteForCausalLM, YoutuForCausalLM
 from jaxllm.models.encoder import Encoder
 from jaxllm.models.encoder_decoder import EncoderDecoder
 from jaxllm.models.ernie4_5_moe import Ernie45MoeForCausalLM
@@ -52,7 +57,7 @@ from jaxllm.models.falcon_h1 import FalconH1ForCausalLM
 from jaxllm.models.gemma import Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM, VaultGemmaForCausalLM
 from jaxllm.models.glm import Glm4ForCausalLM, GlmForCausalLM
 from jaxllm.models.glm4_moe import Glm4MoeForCausalLM
-from jaxllm.models.glm4_moe_kin import Dots1ForCausalLM, ExaoneMoeForCausalLM, SolarOpenForCausalLM
+from jaxllm.models.glm4_moe_kin import Dots1ForCausalLM, ExaoneMoeForCausalLM, HYV3ForCausalLM, SolarOpenForCausalLM
 from jaxllm.models.gpt2 import GPT2LMHeadModel
 from jaxllm.models.gpt_bigcode import GPTBigCodeForCausalLM
 from jaxllm.models.gpt_neo import GPTNeoForCausalLM
@@ -60,6 +65,7 @@ from jaxllm.models.gpt_neox import GPTNeoXForCausalLM, GPTNeoXJapaneseForCausalL
 from jaxllm.models.gpt_oss import GptOssForCausalLM
 from jaxllm.models.gptj import GPTJForCausalLM
 from jaxllm.models.granite import GraniteForCausalLM
+from jaxllm.models.granite_swa import GraniteMoeSWAForCausalLM, GraniteSWAForCausalLM
 from jaxllm.models.granitemoe import GraniteMoeForCausalLM
 from jaxllm.models.granitemoehybrid import GraniteMoeHybridForCausalLM
 from jaxllm.models.hunyuan import HunYuanDenseV1ForCausalLM, HunYuanMoEV1ForCausalLM
@@ -74,6 +80,7 @@ from jaxllm.models.llama_kin import (
     HeliumForCausalLM,
     InternLM3ForCausalLM,
     InternLMForCausalLM,
+    IQuestCoderForCausalLM,
     MiMoForCausalLM,
     MiniCPMForCausalLM,
     OrionForCausalLM,
@@ -93,6 +100,7 @@ from jaxllm.models.modernbert import (
     ModernBertModel,
 )
 from jaxllm.models.mpt import MPTForCausalLM
+from jaxllm.models.nanochat import NanoChatForCausalLM
 from jaxllm.models.nemotron import Jais2ForCausalLM, NemotronForCausalLM
 from jaxllm.models.nemotron_h import NemotronHForCausalLM
 from jaxllm.models.olmo import Olmo2ForCausalLM, Olmo3ForCausalLM, OlmoForCausalLM
@@ -103,9 +111,10 @@ from jaxllm.models.phi import PhiForCausalLM
 from jaxllm.models.phi3 import Phi3ForCausalLM
 from jaxllm.models.phimoe import PhiMoEForCausalLM
 from jaxllm.models.pooling import PoolingModel, as_embedding
+from jaxllm.models.qwen import QWenLMHeadModel
 from jaxllm.models.qwen2 import Qwen2ForCausalLM
 from jaxllm.models.qwen3 import Qwen3ForCausalLM
-from jaxllm.models.qwen_moe import Qwen2MoeForCausalLM, Qwen3MoeForCausalLM
+from jaxllm.models.qwen_moe import MellumForCausalLM, Qwen2MoeForCausalLM, Qwen3MoeForCausalLM
 from jaxllm.models.roberta import (
     RobertaForMaskedLM,
     RobertaForSequenceClassification,
@@ -113,6 +122,7 @@ from jaxllm.models.roberta import (
     RobertaModel,
 )
 from jaxllm.models.smollm3 import SmolLM3ForCausalLM
+from jaxllm.models.solar import SolarForCausalLM
 from jaxllm.models.stablelm import StableLmForCausalLM
 from jaxllm.models.starcoder2 import Starcoder2ForCausalLM
 from jaxllm.models.t5 import MT5ForConditionalGeneration, T5ForConditionalGeneration
@@ -213,6 +223,22 @@ MODELS: dict[str, tuple[str, type[CausalLM]]] = {
     "Lfm2ForCausalLM": ("lfm2", Lfm2ForCausalLM),
     "Lfm2MoeForCausalLM": ("lfm2_moe", Lfm2MoeForCausalLM),
     "GraniteMoeHybridForCausalLM": ("granitemoehybrid", GraniteMoeHybridForCausalLM),
+    "Glm4MoeLiteForCausalLM": ("glm4_moe_lite", Glm4MoeLiteForCausalLM),
+    "YoutuForCausalLM": ("youtu", YoutuForCausalLM),
+    "HYV3ForCausalLM": ("hy_v3", HYV3ForCausalLM),
+    "ApertusForCausalLM": ("apertus", ApertusForCausalLM),
+    "ChatGLMModel": ("chatglm", ChatGLMModel),
+    "ChatGLMForConditionalGeneration": ("chatglm", ChatGLMModel),
+    "QWenLMHeadModel": ("qwen", QWenLMHeadModel),
+    "BailingMoeForCausalLM": ("bailing_moe", BailingMoeForCausalLM),
+    "BailingMoeV2ForCausalLM": ("bailing_moe_v2", BailingMoeV2ForCausalLM),
+    "AfmoeForCausalLM": ("afmoe", AfmoeForCausalLM),
+    "NanoChatForCausalLM": ("nanochat", NanoChatForCausalLM),
+    "MellumForCausalLM": ("mellum", MellumForCausalLM),
+    "GraniteSWAForCausalLM": ("granite_swa", GraniteSWAForCausalLM),
+    "GraniteMoeSWAForCausalLM": ("granitemoe_swa", GraniteMoeSWAForCausalLM),
+    "SolarForCausalLM": ("solar", SolarForCausalLM),
+    "IQuestCoderForCausalLM": ("iquestcoder", IQuestCoderForCausalLM),
 }
 """Architecture, as `architectures` in config.json names it -> its `model_type` and its class."""
 
