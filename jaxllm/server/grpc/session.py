@@ -27,6 +27,7 @@ from jaxllm.server.grpc import conversions
 from jaxllm.server.grpc.conversions import CallError, Conversation
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.text import AnswerFormat, AnswerReader, TextStream, Tokenizer
+from jaxllm.server.text.reading import Parsed
 
 if TYPE_CHECKING:  # what it imports at run time is a device's
     from jaxllm.engine import EngineClient
@@ -110,6 +111,7 @@ class Sample:
         text, reader: what makes text of its tokens, and parts of a chat's text; None where nobody wants that.
         begun, ended: its first chunk is made, and its last.
         mean_logprob: of its tokens, where they are scored.
+        num_reasoning: how many of its tokens are reasoning, as far as that is told from the text.
     """
 
     def __init__(
@@ -123,7 +125,31 @@ class Sample:
             self.text = TextStream(tokenizer, request.params, reader.special_tokens if reader else frozenset())
         self.begun = False
         self.ended = False
+        self.num_reasoning = 0
         self._sum, self._count = 0.0, 0
+
+    def read(self, delta: Delta) -> tuple[list[Parsed], str | None]:
+        """What a delta adds to the text, and the stop string that ends it there."""
+        if self.text is None:
+            return [], None
+        token_ids, ended = delta.token_ids, delta.finish is not None
+        if self.reader is None:
+            text, stop = self.text.feed(token_ids, ended, delta.stop_token)
+            return [Parsed(text)], stop
+        pieces = [token_ids]
+        if self.reader.may_reason and len(token_ids) > 1:  # one by one, to know where the reasoning ends
+            pieces = [token_ids[i : i + 1] for i in range(len(token_ids))]
+        parts, stop = [], None
+        for i, piece in enumerate(pieces, 1):
+            last = i == len(pieces)
+            known, reasoned = self.text.num_tokens, self.reader.reasons
+            text, stop = self.text.feed(piece, ended and last, delta.stop_token if last else None)
+            parts.append(self.reader.feed(text, stop is not None or (ended and last)))
+            if reasoned or self.reader.reasons:
+                self.num_reasoning += self.text.num_tokens - known
+            if stop is not None:
+                break
+        return parts, stop
 
     @property
     def mean_logprob(self) -> float:
@@ -206,10 +232,10 @@ class Generation:
         sample = self._samples[delta.index]
         if sample.ended:
             return False
-        text, stop, token_ids, num_output = "", None, delta.token_ids, delta.num_output
+        token_ids, num_output = delta.token_ids, delta.num_output
+        known = sample.text.num_tokens if sample.text else 0
+        parts, stop = sample.read(delta)
         if sample.text is not None:
-            known = sample.text.num_tokens
-            text, stop = sample.text.feed(token_ids, delta.finish is not None, delta.stop_token)
             num_output = sample.text.num_tokens
             token_ids = token_ids[: num_output - known]  # none behind a stop string
         weight = len(token_ids)
@@ -217,16 +243,14 @@ class Generation:
             sample.score(delta.logprobs, len(token_ids))
             weight *= 2 + delta.logprobs.top.shape[1]
         chunk = self._chunk(sample, weight)
-        if sample.reader is not None:
-            ended = stop is not None or delta.finish is not None
-            conversions.write_parsed(chunk, sample.reader.feed(text, ended))
-        elif text:
-            chunk.text += text
+        for part in parts:
+            conversions.write_parsed(chunk, part)
         chunk.token_ids.extend(token_ids)
         if self._scored and delta.logprobs is not None:
             conversions.write_logprobs(chunk.logprobs, token_ids, delta.logprobs, self._tokenizer)
         counts = chunk.counts
         counts.prompt, counts.completion, counts.cached = delta.num_prompt, num_output, delta.num_cached
+        counts.reasoning = sample.num_reasoning
         if stop is not None:
             chunk.finish.reason = pb.FINISH_REASON_STOP
             chunk.finish.stop_string = stop

@@ -206,7 +206,12 @@ class OpenAIAnswer[R: (CompletionRequest, ChatRequest)]:
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": sum(counts.cached for counts in firsts)},
+            **self._usage_details(),
         }
+
+    def _usage_details(self) -> dict[str, Any]:
+        """Fields of the usage that not every endpoint has."""
+        return {}
 
     def _prompt_logprobs(self, choice: Choice) -> list[dict[str, Any] | None]:
         """vLLM's form: per prompt token a dictionary by token id; the first token has none."""
@@ -312,6 +317,10 @@ class ChatAnswer(OpenAIAnswer[ChatRequest]):
         text = "".join(choice.reasoning)
         return {"reasoning_content": text, "reasoning": text}
 
+    def _usage_details(self) -> dict[str, Any]:
+        reasoning = sum(choice.counts.reasoning for choice in self.choices.values())
+        return {"completion_tokens_details": {"reasoning_tokens": reasoning}}
+
     def _extras(self) -> dict[str, Any]:
         extras: dict[str, Any] = {}
         choice = next(iter(self.choices.values()))
@@ -322,8 +331,7 @@ class ChatAnswer(OpenAIAnswer[ChatRequest]):
         return extras
 
     def _logprobs(self, choice: Choice) -> dict[str, Any]:
-        content = [{**_token(entry), "top_logprobs": [_token(top) for top in entry.top]} for entry in choice.logprobs]
-        return {"content": content, "refusal": None}
+        return {"content": [scored(entry) for entry in choice.logprobs], "refusal": None}
 
 
 def _tool_call(delta: pb.ToolCallDelta) -> dict[str, Any]:
@@ -335,6 +343,11 @@ def _tool_call(delta: pb.ToolCallDelta) -> dict[str, Any]:
         "type": "function",
         "function": {"name": delta.name, "arguments": delta.arguments},
     }
+
+
+def scored(entry: pb.TokenLogprob) -> dict[str, Any]:
+    """A token's log probability, and those of the most likely in its place, as chats and Responses have them."""
+    return {**_token(entry), "top_logprobs": [_token(top) for top in entry.top]}
 
 
 def _token(entry: pb.TokenLogprob | pb.TopLogprob) -> dict[str, Any]:

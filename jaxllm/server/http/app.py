@@ -17,28 +17,38 @@ from jaxllm.server.http.chats import ChatRequest
 from jaxllm.server.http.errors import ApiError, error_response, from_validation
 from jaxllm.server.http.generation import Generation
 from jaxllm.server.http.link import EngineLink
+from jaxllm.server.http.messages.routes import messages_router
 from jaxllm.server.http.requests import CompletionRequest
+from jaxllm.server.http.responses.routes import Responses
+from jaxllm.server.http.responses.store import Store
 from jaxllm.server.http.tokenizing import DetokenizeRequest, TokenizeRequest
 from jaxllm.server.http.traffic import Traffic, TrafficMiddleware
 
 log = logging.getLogger(__name__)
 
 
-def build(target: str) -> FastAPI:
-    """The application, in front of the engine at `target` (host:port of its gRPC service)."""
+def build(target: str, store: Store | None = None) -> FastAPI:
+    """The application, in front of the engine at `target` (host:port of its gRPC service).
+
+    store: what keeps responses; one with the default bounds if None.
+    """
     link = EngineLink(target)
     traffic = Traffic()
+    responses = Responses(link, traffic, store or Store())
     started = int(time.time())
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await link.start()
         yield
+        await responses.close()
         await link.close()
 
     app = FastAPI(title="jaxllm", lifespan=lifespan)
     app.state.link = link
     app.add_middleware(TrafficMiddleware, traffic=traffic)
+    app.include_router(responses.router)
+    app.include_router(messages_router(link, traffic))
     _add_error_handlers(app)
 
     @app.post("/v1/completions")

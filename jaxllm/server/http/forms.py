@@ -3,7 +3,7 @@
 import difflib
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
 
 from jaxllm.errors import RequestError
 
@@ -47,3 +47,15 @@ def check_token_ids(ids: list[Any], where: str) -> list[int]:
         bad = next(token for token in ids if not (type(token) is int and 0 <= token <= MAX_UINT32))
         raise RequestError(f"{where}: {bad!r} is not a token id", where)
     return ids
+
+
+def read[M: Strict](model: type[M], value: Any, where: str) -> M:
+    """A part of a request as its form describes it. Raises RequestError, which says where it stands."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        cause = first.get("ctx", {}).get("error")
+        path = ".".join((where, *(str(step) for step in first["loc"])))
+        message = str(cause) if isinstance(cause, RequestError) else f"{first['msg'][0].lower()}{first['msg'][1:]}"
+        raise RequestError(f"{path}: {message}", where.partition("[")[0]) from None

@@ -102,6 +102,7 @@ class SamplingFields(Strict):
     thinking_token_ids: list[int] | None = None
     truncate_prompt_tokens: int | None = None
     logits_processors: dict[str, Any] | None = None
+    structured_outputs: Structured | None = None
     stream: bool | None = None
 
 
@@ -118,7 +119,6 @@ class GenerationRequest(SamplingFields):
     early_stopping: bool | str | None = None
 
     response_format: ResponseFormat | None = None
-    structured_outputs: Structured | None = None
 
     user: Ignored = None
     metadata: Ignored = None

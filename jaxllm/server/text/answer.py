@@ -75,6 +75,16 @@ class AnswerReader:
             self._stages.append(tools.PARSERS[form.tools](tools_offered))
         self.special_tokens = frozenset(token for stage in self._stages for token in stage.special_tokens)
 
+    @property
+    def may_reason(self) -> bool:
+        """What is still to come may be reasoning."""
+        return any(stage.may_reason for stage in self._stages)
+
+    @property
+    def reasons(self) -> bool:
+        """What is being read is reasoning."""
+        return any(stage.reasons for stage in self._stages)
+
     def feed(self, text: str, final: bool = False) -> Parsed:
         """Take the next piece of the answer; return what it adds. final: nothing follows."""
         out = Parsed(content=text)

@@ -33,7 +33,7 @@ class Harmony(ToolParser):
         continued: bool = False,
     ):
         """reasoning, calls: whether these are told from content. continued: the answer begins within its final text."""
-        self._reasoning = reasoning
+        self._reasoning = self.may_reason = reasoning
         self._calls = calls
         self._continued = continued
         self._line_due = False
@@ -74,7 +74,10 @@ class Harmony(ToolParser):
             return (yield from self.until(self.arguments, _START, *_ENDS))
         if self._reasoning and _ANALYSIS.search(header if mark == _START else _CHANNEL + header):
             self._line_due = self._reasoned
-            return (yield from self.until(self._reason, _START, *_ENDS))
+            self.reasons = True
+            mark = yield from self.until(self._reason, _START, *_ENDS)
+            self.reasons = False
+            return mark
         if self._any_content:
             self._space += "\n"
         return (yield from self.until(self.content, _START, *_ENDS))

@@ -66,9 +66,13 @@ class Reader:
 
     Attributes:
         special_tokens: special tokens that the format is made of; without them in the text nothing is found.
+        may_reason: what is still to come may be reasoning.
+        reasons: what is being read is reasoning.
     """
 
     special_tokens: Sequence[str] = ()
+    may_reason = False
+    reasons = False
 
     def __init__(self) -> None:
         self.out = _Output()

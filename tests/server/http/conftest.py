@@ -19,6 +19,7 @@ from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.grpc.stubs import jaxllm_pb2_grpc as pb_grpc
 from jaxllm.server.http.__main__ import listen
 from jaxllm.server.http.app import build
+from jaxllm.server.http.responses.store import Store
 
 WORDS = ["Once", " upon", " a", " tïme", ",", " there", " was", " a", ' "', "cat", '"', " in", " the", " hat", "."]
 
@@ -115,6 +116,7 @@ class ScriptedEngine(pb_grpc.InferenceServicer, pb_grpc.ControlServicer, health_
             chunk = pb.GenerateChunk(token_ids=[index])
             chunk.MergeFrom(scripted)
             chunk.counts.prompt, chunk.counts.completion = len(prompt), index + 1
+            chunk.counts.reasoning = min(index + 1, sum(bool(chunk.reasoning) for chunk in CALLING))
             if index == min(limit, len(CALLING)) - 1:
                 reason = pb.FINISH_REASON_STOP if index == len(CALLING) - 1 else pb.FINISH_REASON_LENGTH
                 chunk.finish.reason = reason
@@ -180,7 +182,7 @@ def parse_events(text: str) -> list[Any]:
 class Front:
     """The front and its engine on a thread with an event loop of their own; `call` runs a coroutine there."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store | None = None) -> None:
         self.engine = ScriptedEngine()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -189,7 +191,7 @@ class Front:
         self._listener = listen("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.client = httpx.Client(base_url=self.url, timeout=20)
-        self.app = build(f"127.0.0.1:{self.grpc_port}")
+        self.app = build(f"127.0.0.1:{self.grpc_port}", store)
         config = uvicorn.Config(self.app, log_config=None, access_log=False)
         self._server = uvicorn.Server(config)
         self._serving = asyncio.run_coroutine_threadsafe(self._server.serve([self._listener]), self._loop)
@@ -210,6 +212,10 @@ class Front:
         assert answer.status_code == 200, answer.text
         assert answer.headers["content-type"].startswith("text/event-stream")
         return parse_events(answer.text)
+
+    @property
+    def last_request(self) -> pb.GenerateRequest:
+        return list(self.engine.requests.values())[-1]
 
     def wait(self, condition: Callable[[], bool], seconds: float = 20.0) -> None:
         async def poll() -> None:

@@ -321,8 +321,10 @@ def test_events_with_reasoning_and_calls(shared_front):
 
 def test_reasoning_is_left_out_where_it_is_not_wanted(shared_front):
     body = {"messages": [{"role": "user", "content": "call"}], "include_reasoning": False}
-    assert "reasoning" not in json.dumps(shared_front.post(CHAT, **body).json())
-    assert "reasoning" not in json.dumps(shared_front.events(CHAT, **body))
+    answer = shared_front.post(CHAT, **body).json()
+    assert "reasoning" not in json.dumps(answer["choices"])
+    assert answer["usage"]["completion_tokens_details"] == {"reasoning_tokens": 2}
+    assert "reasoning" not in json.dumps([event["choices"] for event in shared_front.events(CHAT, **body)])
 
 
 def test_neutral_values_and_ignored_fields_are_accepted(shared_front):

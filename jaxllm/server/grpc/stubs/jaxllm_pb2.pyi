@@ -748,20 +748,24 @@ class Counts(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     COMPLETION_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
+    REASONING_FIELD_NUMBER: _builtins.int
     prompt: _builtins.int
     completion: _builtins.int
     cached: _builtins.int
     """Prompt tokens whose keys and values came from the prefix cache."""
+    reasoning: _builtins.int
+    """Completion tokens that are reasoning, its marks included, where the server tells reasoning from content."""
     def __init__(
         self,
         *,
         prompt: _builtins.int = ...,
         completion: _builtins.int = ...,
         cached: _builtins.int = ...,
+        reasoning: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "completion", b"completion", "prompt", b"prompt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "completion", b"completion", "prompt", b"prompt", "reasoning", b"reasoning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -33,15 +33,20 @@ class ReasoningParser(Reader):
             self._opened = begun >= 0 and not any(tag in continued[begun:] for tag in self.ends)
             self._closed = not self._opened
         self._space = ""
+        self.may_reason = not self._closed
+        self.reasons = self.may_reason and (self._opened or self.implied)
 
     def read(self) -> Course[None]:
         if not self._closed and ((yield from self._start()) or self._opened or self.implied):
+            self.reasons = True
             yield from self.skip_space()
             mark = yield from self.until(self._reasoning, *self.ends, *self.enders)
+            self.reasons = self.may_reason = False
             if mark in self.enders:
                 self.out.content.append(mark)
             else:
                 yield from self.skip_space()
+        self.may_reason = False
         yield from self.content()
 
     def content(self) -> Course[None]:

@@ -1,0 +1,35 @@
+"""Other dialects of chats: their requests become the ChatRequest that means the same, which alone is read further."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
+from jaxllm.server.http.chats import ChatRequest
+from jaxllm.server.http.errors import from_validation
+from jaxllm.server.http.requests import SamplingFields
+
+
+def chat_request(request: SamplingFields, fields: Mapping[str, Any], names: Mapping[str, str]) -> ChatRequest:
+    """The chat that a request of another dialect means.
+
+    fields: of the chat, beside those that every dialect has; None leaves one out. names: what the dialect calls some of
+    them, for the errors. Raises ApiError.
+    """
+    shared = {name: getattr(request, name) for name in SamplingFields.model_fields}
+    try:
+        return ChatRequest(**{name: value for name, value in {**shared, **fields}.items() if value is not None})
+    except ValidationError as error:
+        fault = from_validation(error.errors())
+        for name, other in names.items():
+            fault.message = re.sub(rf"\b{name}\b", other, fault.message)
+            fault.param = other if fault.param == name else fault.param
+        raise fault from None
+
+
+def tokenize_request(chat: ChatRequest) -> pb.TokenizeRequest:
+    """What counts the tokens of the chat's prompt."""
+    (request,) = chat.prompts()
+    return pb.TokenizeRequest(model=chat.model or "", chat=request.chat)

@@ -1,0 +1,105 @@
+"""The responses that a server keeps, in memory and within bounds: the oldest make room for the newest."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydantic_core import to_json
+
+from jaxllm.server.http.errors import ApiError
+from jaxllm.server.http.responses.events import ResponseAnswer
+
+if TYPE_CHECKING:
+    from jaxllm.server.http.responses.background import BackgroundRun
+
+MAX_RESPONSES = 10_000
+MAX_BYTES = 256 << 20
+"""Of JSON: what a response's input, output and kept events take. Input that several responses share counts for each."""
+MAX_GONE = 100_000
+"""How many of those that are kept no more it can still say why of."""
+
+
+@dataclass(slots=True)
+class Kept:
+    """A response. run: what makes it, where that is in the background; size: its bytes."""
+
+    answer: ResponseAnswer
+    run: "BackgroundRun | None"
+    size: int
+
+    @property
+    def evictable(self) -> bool:
+        return self.answer.ended
+
+
+class Store:
+    """Responses by id, oldest first. Those that are still being made stay."""
+
+    def __init__(self, max_responses: int = MAX_RESPONSES, max_bytes: int = MAX_BYTES):
+        self._max_responses = max_responses
+        self._max_bytes = max_bytes
+        self._kept: OrderedDict[str, Kept] = OrderedDict()
+        self._bytes = 0
+        self._gone: OrderedDict[str, str] = OrderedDict()
+
+    def put(self, answer: ResponseAnswer, run: "BackgroundRun | None" = None) -> None:
+        """Keep a response from now on. Raises ApiError (429) when those being made in the background fill the store."""
+        if run is not None:
+            running = [kept for kept in self._kept.values() if kept.run is not None and not kept.evictable]
+            held = sum(kept.size for kept in running) + answer.size
+            if len(running) >= self._max_responses or held > self._max_bytes:
+                raise ApiError(
+                    429,
+                    f"{len(running)} responses are being made in the background, and {self._bounds} are kept at most: "
+                    "try again later, or without background",
+                    code="store_full",
+                )
+        self._kept[answer.id] = Kept(answer, run, answer.size)
+        self._bytes += answer.size
+        self._shrink()
+
+    def grow(self, response_id: str, size: int) -> None:
+        """A kept response has become larger by so many bytes."""
+        if kept := self._kept.get(response_id):
+            kept.size += size
+            self._bytes += size
+            self._shrink()
+
+    def settle(self, answer: ResponseAnswer) -> None:
+        """A response has ended: its output counts."""
+        self.grow(answer.id, len(to_json(answer.output)))
+
+    def get(self, response_id: str) -> Kept:
+        """Raises ApiError (404) that says why there is none."""
+        if kept := self._kept.get(response_id):
+            return kept
+        why = self._gone.get(
+            response_id,
+            "it was never kept (store=false), or by a server that has ended since: responses are kept in memory",
+        )
+        raise ApiError(
+            404, f"there is no response {response_id!r}: {why}", param="response_id", code="response_not_found"
+        )
+
+    def delete(self, response_id: str) -> Kept:
+        """Raises ApiError (404) like `get`."""
+        kept = self.get(response_id)
+        self._drop(response_id, "it was deleted")
+        return kept
+
+    @property
+    def _bounds(self) -> str:
+        return f"{self._max_responses:,} responses and {self._max_bytes / 2**20:,g} MiB of them"
+
+    def _shrink(self) -> None:
+        while len(self._kept) > self._max_responses or self._bytes > self._max_bytes:
+            oldest = next((response_id for response_id, kept in self._kept.items() if kept.evictable), None)
+            if oldest is None:
+                return
+            self._drop(oldest, f"it was forgotten, because this server keeps no more than {self._bounds}")
+
+    def _drop(self, response_id: str, why: str) -> None:
+        self._bytes -= self._kept.pop(response_id).size
+        self._gone[response_id] = why
+        if len(self._gone) > MAX_GONE:
+            self._gone.popitem(last=False)
