@@ -67,6 +67,7 @@ class Pooling:
         activation: of use_activation: unit length (normalize), probabilities over all (softmax) or of each (sigmoid).
         labels: the names of a classification's classes, as far as the checkpoint gives any.
         dimensions: the sizes that embeddings were trained to be cut to; any where there are none.
+        lower_case: texts are read in lower case.
     """
 
     task: PoolingTask
@@ -76,6 +77,12 @@ class Pooling:
     activation: Literal["normalize", "softmax", "sigmoid", "none"]
     labels: tuple[str, ...] = ()
     dimensions: tuple[int, ...] = ()
+    lower_case: bool = False
+
+    @property
+    def scores(self) -> bool:
+        """Pairs can be scored: read together, for one number, or each for an embedding."""
+        return self.task == "embed" or (self.task == "classify" and self.size == 1)
 
 
 class FinishReason(enum.StrEnum):
@@ -508,3 +515,12 @@ class ModelInfo:
     pooling: Pooling | None = None  # what it makes of sequences, if it generates nothing
     token_types: int = 0  # segments that it tells apart
     decoder_start: tuple[int, ...] | None = None  # what decoder prompts begin with, if it has encoder and decoder
+
+    def check_generates(self) -> None:
+        """RequestError of a model that generates nothing."""
+        if (pooling := self.pooling) is not None:
+            raise RequestError(
+                f"{self.name} ({self.architecture}) generates nothing: it is here to {pooling.task}; ask for that, or "
+                "start the engine with task='generate' if the checkpoint has a head for it",
+                "model",
+            )

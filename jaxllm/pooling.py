@@ -1,6 +1,5 @@
 """What an LLM can do with a model that generates nothing: embed, classify, score, and numbers token by token."""
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -10,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxllm.core import Delta, FinishReason, PoolingParams, PoolingRequest, PoolingTask
-from jaxllm.errors import RequestError
 from jaxllm.interrupts import interrupts_held
 from jaxllm.progress import reporting
 from jaxllm.prompts import Prompt, as_list, content_of
+from jaxllm.server.pooling import PoolingInputs, pooled
 
 if TYPE_CHECKING:
     from jaxllm.engine import Engine
@@ -63,7 +62,8 @@ class PoolingMethods:
     """Of an LLM. Each raises RequestError, before anything runs, where the model does not do what is asked.
 
     Shared keywords:
-        use_activation: normalise embeddings, make probabilities of scores; None is as the checkpoint says.
+        use_activation: normalise embeddings, make probabilities of scores; None is as the checkpoint says. Not of
+            scores by angle, which have none.
         truncate_prompt_tokens: cut what is longer to this many tokens, -1 to what the model takes; None refuses it.
         use_tqdm: show how many are done, on a terminal.
     """
@@ -141,56 +141,21 @@ class PoolingMethods:
 
         A cross-encoder reads both as a pair; of an embedding model it is the cosine of their angle.
         """
-        firsts, seconds = list(as_list(queries)), list(as_list(documents))
-        if len(firsts) not in (1, len(seconds)):
-            raise RequestError(
-                f"{len(firsts)} queries for {len(seconds)} documents: give one query, or as many as documents",
-                "queries",
-            )
-        pooling = self.engine.info.pooling
-        if pooling is not None and pooling.task == "embed":
-            return self._score_by_angle(firsts, seconds, truncate_prompt_tokens, use_tqdm)
-        if pooling is None or pooling.task != "classify" or pooling.size != 1:
-            raise RequestError(
-                f"{self.engine.info.name} does not score pairs: take a cross-encoder (a classifier with one label) or "
-                "an embedding model",
-            )
-        params = PoolingParams(
-            task="classify", use_activation=use_activation, truncate_prompt_tokens=truncate_prompt_tokens
-        )
-        pairs = [
-            (_text_of(first), _text_of(second))
-            for first, second in zip(firsts * (len(seconds) if len(firsts) == 1 else 1), seconds, strict=True)
-        ]
-        requests = [
-            self.engine.make_pooling_request(ids, params, token_types=types if any(types) else None)
-            for ids, types in self.tokenizer.encode_pairs(pairs, self._most_tokens(truncate_prompt_tokens))
-        ]
-        values = self._run_pooling(requests, use_tqdm)
+        params = PoolingParams(use_activation=use_activation, truncate_prompt_tokens=truncate_prompt_tokens)
+        contents = [content_of(document) for document in as_list(documents)]
+        scoring = self._inputs.scoring([content_of(query) for query in as_list(queries)], contents, params)
+        self._run_pooling(scoring.requests, use_tqdm)
+        # A pair has no text of its own; by embeddings the document has.
+        texts = [content if scoring.num_queries and isinstance(content, str) else None for content in contents]
+        ids = [request.request_id for request in scoring.requests[scoring.num_queries :]]
         return [
-            PoolingRequestOutput(request.request_id, None, request.prompt, ScoringOutput(float(value[0])))
-            for request, value in zip(requests, values, strict=True)
+            PoolingRequestOutput(request_id, text, prompt, ScoringOutput(float(score)))
+            for request_id, text, prompt, score in zip(ids, texts, scoring.prompts, scoring.scores(), strict=True)
         ]
 
-    def _score_by_angle(
-        self, firsts: list[Prompt], seconds: list[Prompt], truncate: int | None, use_tqdm: bool
-    ) -> list[PoolingRequestOutput[ScoringOutput]]:
-        params = PoolingParams(task="embed", use_activation=True, truncate_prompt_tokens=truncate)
-        embedded = self._pool_prompts([*firsts, *seconds], params, use_tqdm, EmbeddingOutput)
-        queries, documents = embedded[: len(firsts)], embedded[len(firsts) :]
-        return [
-            PoolingRequestOutput(
-                document.request_id,
-                document.prompt,
-                query.prompt_token_ids + document.prompt_token_ids,
-                ScoringOutput(float(query.outputs.embedding @ document.outputs.embedding)),
-            )
-            for query, document in zip(itertools.cycle(queries), documents, strict=False)
-        ]
-
-    def _most_tokens(self, truncate_prompt_tokens: int | None) -> int | None:
-        limit = self.engine.info.max_model_len
-        return limit if truncate_prompt_tokens == -1 else truncate_prompt_tokens
+    @property
+    def _inputs(self) -> PoolingInputs:
+        return PoolingInputs(self.engine, lambda: self.tokenizer)
 
     def _pool_prompts[Output](
         self,
@@ -200,13 +165,7 @@ class PoolingMethods:
         as_output: Callable[[np.ndarray], Output],
     ) -> list[PoolingRequestOutput[Output]]:
         contents = [content_of(prompt) for prompt in as_list(prompts)]
-        texts = [content for content in contents if isinstance(content, str)]
-        most = self._most_tokens(params.truncate_prompt_tokens)
-        encoded = iter(self.tokenizer.encode_many(texts, most) if texts else ())
-        requests = [
-            self.engine.make_pooling_request(next(encoded) if isinstance(content, str) else content, params)
-            for content in contents
-        ]
+        requests = self._inputs.requests(contents, params)
         return [
             PoolingRequestOutput(
                 request.request_id, content if isinstance(content, str) else None, request.prompt, as_output(values)
@@ -233,13 +192,4 @@ class PoolingMethods:
             for request in requests:
                 if request.request_id in left:
                     engine.abort(request.request_id, FinishReason.ABORT)
-        pooled = [request.pooled for request in requests if request.pooled is not None]
-        assert len(pooled) == len(requests), "a request ended without its values, and nobody ended it"
-        return pooled
-
-
-def _text_of(prompt: Prompt) -> str:
-    content = content_of(prompt)
-    if not isinstance(content, str):
-        raise RequestError("a cross-encoder reads pairs of texts: give text, not token ids", "documents")
-    return content
+        return pooled(requests)

@@ -19,6 +19,7 @@ SYSTEM = Annotated[str | None, typer.Option(help="The chat's system message; imp
 WITHOUT = (
     "detokenize", "logprobs", "prompt_logprobs", "n", "best_of", "use_beam_search", "length_penalty", "early_stopping",
     "logit_bias", "bad_words_ids", "thinking_token_ids", "echo", "logits_processors",
+    "structured_outputs",
 )  # fmt: skip
 """Parameters without an option: the text of one answer is all that is shown here, and options take plain values."""
 

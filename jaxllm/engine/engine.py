@@ -106,11 +106,7 @@ class Engine:
     @property
     def _generator(self) -> StepRunner:
         """The runner of a model that generates. Raises RequestError where this one does not."""
-        if (pooling := self.info.pooling) is not None:
-            raise RequestError(
-                f"{self.info.name} ({self.info.architecture}) generates nothing: it is here to {pooling.task}; ask for "
-                "that, or start the engine with task='generate' if the checkpoint has a head for it"
-            )
+        self.info.check_generates()
         return cast(StepRunner, self.runner)
 
     def make_request(

@@ -141,14 +141,18 @@ class Intake:
         name = f"{self._info.name} ({self._info.architecture})"
         if pooling is None:
             raise RequestError(
-                f"{name} generates text: start the engine with task='embed' to have its hidden states pooled", "task"
+                f"{name} generates text: ask for that, or start the engine with task='embed' to have its hidden states "
+                "pooled",
+                "model",
             )
         embeds = pooling.task == "embed"
         able = [kind for kind, made in (("embed", embeds), ("classify", not embeds)) if made and pooling.sequence]
         able += ["token_embed" if embeds else "token_classify"] * pooling.per_token
         task = params.task or pooling.task
         if task not in able:
-            raise RequestError(f"task={task!r}: {name} is made for {' and '.join(able)}; take another model", "task")
+            raise RequestError(
+                f"task={task!r}: {name} is made for {' and '.join(able)}; ask for that, or take another model", "task"
+            )
         if params.dimensions is not None:
             if not embeds:
                 raise RequestError(f"dimensions={params.dimensions}: {name} yields no embeddings to cut", "dimensions")

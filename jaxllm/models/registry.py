@@ -344,7 +344,7 @@ def _check_task(task: Task, name: str, config: ModelConfig) -> None:
         "generate": pooling is None,
         "embed": made_for == "embed",
         "classify": made_for in ("classify", "token_classify"),
-        "score": made_for == "embed" or (pooling is not None and made_for == "classify" and pooling.size == 1),
+        "score": pooling is not None and pooling.scores,
     }
     if not able[task]:
         raise ConfigError(f"task={task!r}: {name} is made to {made_for}; leave the task on auto, or take another model")

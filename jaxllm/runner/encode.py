@@ -79,7 +79,7 @@ class EncodeLayout:
 
 
 class EncodePrograms:
-    """Builds the function of each EncodeKey for one model."""
+    """The programs of one model: the function of each EncodeKey, and all of them compiled."""
 
     def __init__(self, model: FlatModel, pooling: Pooling, typed: bool, max_num_seqs: int, max_tokens: int):
         self.model = model
@@ -91,6 +91,8 @@ class EncodePrograms:
         if pooling.per_token:
             # Thinned out from the largest down where the other kind serves most requests.
             self.keys += [EncodeKey(size, per_token=True) for size in buckets[:: -2 if self.keys else -1]]
+        self.compiled: dict[EncodeKey, jax.stages.Compiled] = {}
+        self.compile_seconds = 0.0
         # Programs that differ in their ends only share one trace of the layers.
         self._encode = jax.jit(lambda leaves, step: model.merge(leaves).encode(step))
 
@@ -111,6 +113,17 @@ class EncodePrograms:
 
         program.__name__ = program.__qualname__ = f"encode_{key.tokens}{'_per_token' if key.per_token else ''}"
         return program
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return len(self.keys)
+
+    def compile(self, progress: Progress | None = None) -> None:
+        """All of them, into `compiled`."""
+        started = time.perf_counter()
+        self.compiled = compile_all(_largest_first(self.keys), self.compile_one, progress)
+        self.compile_seconds = time.perf_counter() - started
 
     def compile_one(self, key: EncodeKey) -> jax.stages.Compiled:
         leaves = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.model.leaves)
@@ -226,7 +239,7 @@ class EncodeRunner:
     Attributes:
         config: the configuration, with the Nones resolved that mean something without a cache.
         info: what the rooms above may know of the model.
-        memory_plan, programs, compiled: how memory is divided, and the programs.
+        memory_plan, table: how memory is divided, and the programs.
         programs_run: calls since start, warm-up left out.
         seconds: measured wall time of each program's last warm-up run.
     """
@@ -247,12 +260,9 @@ class EncodeRunner:
     def __init__(self, prepared: _Prepared, model: Any, progress: Progress | None = None):
         """model: the prepared one with its weights."""
         self.config = prepared.config
-        self.programs = prepared.programs
-        started = time.perf_counter()
-        keys = _largest_first(self.programs.keys)
-        self.compiled = compile_all(keys, self.programs.compile_one, progress)
-        self.compile_seconds = time.perf_counter() - started
-        self.memory_plan = _with_costs(prepared.plan, self.compiled)
+        self.table = prepared.programs
+        self.table.compile(progress)
+        self.memory_plan = _with_costs(prepared.plan, self.table.compiled)
         self.info = _model_info(prepared)
         self.programs_run = 0
         self.seconds: dict[EncodeKey, float] = {}
@@ -279,7 +289,7 @@ class EncodeRunner:
         started = time.perf_counter()
         with self._guard:
             key = self.choose(plan.num_tokens, plan.per_token)
-            out = self.compiled[key](self._weights, self.programs.layout(key).pack(plan.rows))
+            out = self.table.compiled[key](self._weights, self.table.layout(key).pack(plan.rows))
             out.copy_to_host_async()
         self.programs_run += 1
         return EncodeHandle(plan, key, out, started)
@@ -289,11 +299,11 @@ class EncodeRunner:
         with self._guard:
             out = np.asarray(handle.out)
         seconds = time.perf_counter() - handle.submitted
-        return EncodeOutput(self.programs.read(handle.key, out, handle.plan.rows), seconds)
+        return EncodeOutput(self.table.read(handle.key, out, handle.plan.rows), seconds)
 
     def choose(self, num_tokens: int, per_token: bool) -> EncodeKey:
         """The least program that serves so many tokens."""
-        serving = [key for key in self.programs.keys if key.tokens >= num_tokens and key.per_token >= per_token]
+        serving = [key for key in self.table.keys if key.tokens >= num_tokens and key.per_token >= per_token]
         if not serving:
             raise CompileWhileServingError(
                 f"no program serves {EncodeKey(num_tokens, per_token)}: the step is larger than the engine was started "
@@ -303,14 +313,14 @@ class EncodeRunner:
 
     def _warm(self, progress: Progress | None) -> None:
         """Runs every program on empty rows: the second run of a program pays for recording it, the third counts."""
-        for done, key in enumerate(self.programs.keys, 1):
-            packed = np.zeros(self.programs.layout(key).size, np.int32)
+        for done, key in enumerate(self.table.keys, 1):
+            packed = np.zeros(self.table.layout(key).size, np.int32)
             for _ in range(3):
                 started = time.perf_counter()
-                jax.block_until_ready(self.compiled[key](self._weights, packed))
+                jax.block_until_ready(self.table.compiled[key](self._weights, packed))
                 self.seconds[key] = time.perf_counter() - started
             if progress is not None:
-                progress(done, len(self.programs.keys), "warming up")
+                progress(done, len(self.table.keys), "warming up")
 
 
 def _model_info(prepared: _Prepared) -> ModelInfo:

@@ -127,7 +127,9 @@ def find_architecture(config: EngineConfig, model_class: Any = None) -> registry
     if pooling is None or pooling.task != "embed":
         return found
     activation: Any = "normalize" if described.normalize else "none"
-    pooling = dataclasses.replace(pooling, sequence=described.sequence, activation=activation)
+    pooling = dataclasses.replace(
+        pooling, sequence=described.sequence, activation=activation, lower_case=described.lower_case
+    )
     return dataclasses.replace(found, config=dataclasses.replace(found.config, pooling=pooling))
 
 

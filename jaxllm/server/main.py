@@ -141,16 +141,16 @@ class _Server:
         """Let what runs end: for a while, and no longer when told again."""
         assert self._client is not None
         assert self._backend.engine is not None
-        requests = self._backend.engine.requests
-        requests.refusal = "the server is shutting down: send the request to another one, or again later"
+        engine = self._backend.engine
+        engine.requests.refusal = "the server is shutting down: send the request to another one, or again later"
         await self._health.set(False)
-        log.info("draining: %d requests have %g s to end", len(requests), self._config.drain_seconds)
+        log.info("draining: %d requests have %g s to end", engine.running, self._config.drain_seconds)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._config.drain_seconds):
-                while len(requests) and not self._signals.at_once:
+                while engine.running and not self._signals.at_once:
                     await asyncio.sleep(LOOK_SECONDS)
-        if len(requests):
-            log.warning("%d requests are aborted", len(requests))
+        if engine.running:
+            log.warning("%d requests are aborted", engine.running)
         if not self._client.alive:
             raise EngineDeadError(self._client.engine.death or "the engine's thread has ended; the log has the details")
 

@@ -16,11 +16,13 @@ _FLAGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
 
 @dataclass(frozen=True)
 class SentenceTransformer:
-    """sequence: see Pooling. normalize: vectors have unit length. max_seq_length: tokens of a text, if it says."""
+    """sequence, lower_case: see Pooling. normalize: vectors have unit length. max_seq_length: tokens of a text, if it
+    says."""
 
     sequence: Literal["cls", "mean", "last"]
     normalize: bool
     max_seq_length: int | None
+    lower_case: bool = False
 
 
 def read_sentence_transformer(directory: Path) -> SentenceTransformer | None:
@@ -46,6 +48,7 @@ def read_sentence_transformer(directory: Path) -> SentenceTransformer | None:
         sequence=_read_mode(directory / steps[1][1] / "config.json"),
         normalize="Normalize" in kinds,
         max_seq_length=inner.get("max_seq_length"),
+        lower_case=bool(inner.get("do_lower_case", False)),
     )
 
 

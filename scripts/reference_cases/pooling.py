@@ -57,6 +57,7 @@ def encoders() -> list[Case]:
     cases = [
         Case("bert-3-heads", "bert", BERT, "AutoModel", extra_tensors={"embeddings.position_ids": (1, 64)}),
         Case("bert-3-segments", "bert", BERT_OTHER, "AutoModel", dtype=torch.bfloat16, convert=tensorflow_names),
+        Case("bert-pairs", "bert", BERT | {"num_labels": 1}, HEADS["classes"]),
         Case("roberta-3-heads", "roberta", ROBERTA, "AutoModel"),
         Case("xlm-roberta-other-padding", "xlm-roberta", XLM, "AutoModel", dtype=torch.float16),
         Case("modernbert-windows", "modernbert", MODERN, "AutoModel", written=MODERN_OLD_NAMES),

@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import functools
 import importlib.metadata
 import logging
 import time
@@ -19,6 +20,7 @@ import jaxllm
 from jaxllm.errors import ConfigError, RequestError
 from jaxllm.server.grpc import conversions
 from jaxllm.server.grpc.conversions import CallError, Conversation
+from jaxllm.server.grpc.pooling import PoolingCalls, pooling_info
 from jaxllm.server.grpc.session import Call, Requests
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.grpc.stubs import jaxllm_pb2_grpc as pb_grpc
@@ -48,6 +50,15 @@ class Engine:
     requests: Requests
     device: str
     metrics: Callable[[], str]
+
+    @functools.cached_property
+    def pooling(self) -> PoolingCalls:
+        return PoolingCalls(self.requests)
+
+    @property
+    def running(self) -> int:
+        """Requests that have not been answered."""
+        return len(self.requests) + len(self.pooling)
 
 
 class Backend:
@@ -120,6 +131,22 @@ class InferenceService(pb_grpc.InferenceServicer):
             finally:
                 reader.cancel()
                 requests.discard(call)
+
+    async def Embed(self, request: pb.EmbedRequest, context: grpc.aio.ServicerContext) -> pb.EmbedResponse:
+        async with statuses(context, request):
+            return await self._backend.ready.pooling.embed(request, context.time_remaining())
+
+    async def Classify(self, request: pb.ClassifyRequest, context: grpc.aio.ServicerContext) -> pb.ClassifyResponse:
+        async with statuses(context, request):
+            return await self._backend.ready.pooling.classify(request, context.time_remaining())
+
+    async def Score(self, request: pb.ScoreRequest, context: grpc.aio.ServicerContext) -> pb.ScoreResponse:
+        async with statuses(context, request):
+            return await self._backend.ready.pooling.score(request, context.time_remaining())
+
+    async def Pool(self, request: pb.PoolRequest, context: grpc.aio.ServicerContext) -> pb.PoolResponse:
+        async with statuses(context, request):
+            return await self._backend.ready.pooling.pool(request, context.time_remaining())
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext) -> pb.TokenizeResponse:
         async with statuses(context, request):
@@ -201,6 +228,8 @@ class ControlService(pb_grpc.ControlServicer):
                 has_chat_template=requests.has_chat_template,
                 max_logprobs=info.max_logprobs,
                 path=info.path,
+                task="generate" if info.pooling is None else info.pooling.task,
+                pooling=None if info.pooling is None else pooling_info(info.pooling),
             )
 
     async def GetLoad(self, request: pb.GetLoadRequest, context: grpc.aio.ServicerContext) -> pb.GetLoadResponse:
@@ -209,10 +238,10 @@ class ControlService(pb_grpc.ControlServicer):
 
     async def Abort(self, request: pb.AbortRequest, context: grpc.aio.ServicerContext) -> pb.AbortResponse:
         async with statuses(context, request):
-            requests = self._backend.ready.requests
-            if request.request_id:
-                return pb.AbortResponse(aborted=int(requests.abort(request.request_id)))
-            return pb.AbortResponse(aborted=requests.abort_all())
+            requests, pooling = self._backend.ready.requests, self._backend.ready.pooling
+            if name := request.request_id:
+                return pb.AbortResponse(aborted=int(requests.abort(name) or pooling.abort(name)))
+            return pb.AbortResponse(aborted=requests.abort_all() + pooling.abort_all())
 
     async def FlushPrefixCache(
         self, request: pb.FlushPrefixCacheRequest, context: grpc.aio.ServicerContext

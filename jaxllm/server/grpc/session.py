@@ -384,6 +384,7 @@ class Requests:
         """Enter a request under its id. Raises CallError or RequestError."""
         self.check_serving()
         self.check_model(wire.model)
+        self.client.info.check_generates()
         if len(self._running) >= self.client.capacity:  # those that are still being tokenized count, too
             raise CallError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -499,7 +500,7 @@ class Requests:
 
     async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         tokenizer = self.tokenizer
-        return await _run(len(text), lambda: tokenizer.encode(text, add_special_tokens))
+        return await run_sized(len(text), lambda: tokenizer.encode(text, add_special_tokens))
 
     async def encode_chat(self, chat: Conversation) -> tuple[str, list[int]]:
         """The prompt of a conversation: its text and its token ids."""
@@ -509,15 +510,15 @@ class Requests:
             text = tokenizer.render_chat(chat.messages, **chat.keywords)
             return text, tokenizer.encode(text, add_special_tokens=False)
 
-        return await _run(chat.size, encode)
+        return await run_sized(chat.size, encode)
 
     async def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
         tokenizer = self.tokenizer
-        return await _run(len(token_ids), lambda: tokenizer.decode(token_ids, skip_special_tokens))
+        return await run_sized(len(token_ids), lambda: tokenizer.decode(token_ids, skip_special_tokens))
 
     async def token_texts(self, token_ids: Sequence[int]) -> list[str]:
         tokenizer = self.tokenizer
-        return await _run(len(token_ids), lambda: [tokenizer.token_text(token) for token in token_ids])
+        return await run_sized(len(token_ids), lambda: [tokenizer.token_text(token) for token in token_ids])
 
     async def _prompt(self, wire: pb.GenerateRequest) -> tuple[list[int], MakeReader | None]:
         """Its token ids, and what makes a reader for each answer to a chat."""
@@ -577,6 +578,6 @@ class Requests:
             generation.call.wake()
 
 
-async def _run[T](size: int, work: Callable[[], T]) -> T:
+async def run_sized[T](size: int, work: Callable[[], T]) -> T:
     """Small work here and now, larger work in a thread."""
     return work() if size <= INLINE_SIZE else await asyncio.to_thread(work)

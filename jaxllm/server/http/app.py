@@ -12,6 +12,7 @@ from fastapi.responses import PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from jaxllm.errors import RequestError
+from jaxllm.server.http import pooling
 from jaxllm.server.http.answers import ChatAnswer, CompletionAnswer
 from jaxllm.server.http.chats import ChatRequest
 from jaxllm.server.http.errors import ApiError, error_response, from_validation
@@ -60,6 +61,8 @@ def build(target: str, store: Store | None = None) -> FastAPI:
     async def chat_completions(body: ChatRequest) -> Response:
         answer = ChatAnswer(body, (await link.connect()).name)
         return Generation(link, traffic, answer, answer.requests)
+
+    pooling.add_routes(app, link, traffic)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:

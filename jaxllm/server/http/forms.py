@@ -59,3 +59,8 @@ def read[M: Strict](model: type[M], value: Any, where: str) -> M:
         path = ".".join((where, *(str(step) for step in first["loc"])))
         message = str(cause) if isinstance(cause, RequestError) else f"{first['msg'][0].lower()}{first['msg'][1:]}"
         raise RequestError(f"{path}: {message}", where.partition("[")[0]) from None
+
+
+def check_priority(priority: int | None) -> None:
+    if priority is not None and not -(2**31) <= priority < 2**31:
+        raise RequestError(f"priority={priority}: must be a 32-bit integer", "priority")

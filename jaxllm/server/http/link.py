@@ -106,6 +106,7 @@ class EngineLink:
         self.target = target
         self.model: pb.GetModelInfoResponse | None = None
         self._streams: dict[str, Stream] = {}
+        self._calls: set[Any] = set()  # unary ones, for as long as they are computed
         self._outbox: asyncio.Queue[pb.SessionRequest] | None = None
         self._opened = asyncio.Event()
         self._ready: set[Stream] = set()
@@ -164,6 +165,30 @@ class EngineLink:
 
     async def detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
         return await _call(self._inference.Detokenize(request, timeout=CALL_SECONDS))
+
+    async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
+        return await self._compute(self._inference.Embed(request))
+
+    async def classify(self, request: pb.ClassifyRequest) -> pb.ClassifyResponse:
+        return await self._compute(self._inference.Classify(request))
+
+    async def score(self, request: pb.ScoreRequest) -> pb.ScoreResponse:
+        return await self._compute(self._inference.Score(request))
+
+    async def pool(self, request: pb.PoolRequest) -> pb.PoolResponse:
+        return await self._compute(self._inference.Pool(request))
+
+    async def _compute[T](self, call: Awaitable[T]) -> T:
+        """A call that takes the engine as long as it takes, while it lives. Cancelling this aborts it there."""
+        self._calls.add(call)
+        try:
+            return await _call(call)
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
+            raise unavailable("the engine is silent") from None
+        finally:
+            self._calls.discard(call)
 
     async def model_info(self) -> pb.GetModelInfoResponse:
         """What the engine serves. Asked for anew, so that a restarted engine with another model is noticed."""
@@ -236,13 +261,14 @@ class EngineLink:
         while True:
             before = self._heard
             await asyncio.sleep(SILENCE_SECONDS)
-            if not self._streams or self._heard != before:
+            if not (self._streams or self._calls) or self._heard != before:
                 continue
             try:
                 await self._health.Check(health_pb2.HealthCheckRequest(), timeout=SILENCE_SECONDS)
             except grpc.aio.AioRpcError as error:
                 log.warning("the engine at %s is silent: %s", self.target, error.details())
-                call.cancel()
+                for silent in (call, *self._calls):
+                    silent.cancel()
                 return
 
     @staticmethod

@@ -11,12 +11,12 @@ import json
 from collections.abc import Callable
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, PlainValidator, model_validator
+from pydantic import BeforeValidator, PlainValidator, ValidationInfo, model_validator
 
 from jaxllm.core import SamplingParams
 from jaxllm.errors import RequestError
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
-from jaxllm.server.http.forms import MAX_UINT32, Ignored, Strict, Unsupported, check_token_ids
+from jaxllm.server.http.forms import MAX_UINT32, Ignored, Strict, Unsupported, check_priority, check_token_ids
 from jaxllm.server.http.structured import ResponseFormat, Structured
 from jaxllm.structured_outputs import StructuredOutputs
 
@@ -41,20 +41,21 @@ _WRITERS: dict[str, Callable[[Any], Any]] = {
 """How the parameters that are no plain numbers, strings or truths are written to the wire."""
 
 
-def _prompts(value: Any) -> list[str] | list[list[int]]:
-    """The four forms of OpenAI's `prompt`, as the two that hold several prompts."""
+def _prompts(value: Any, info: ValidationInfo) -> list[str] | list[list[int]]:
+    """The four forms of OpenAI's `prompt` and `input`, as the two that hold several."""
+    name = str(info.field_name)
     if isinstance(value, str):
         return [value]
     if isinstance(value, list) and value:
         if all(isinstance(item, str) for item in value):
             return value
         if all(isinstance(item, list) for item in value):
-            return [check_token_ids(item, "prompt") for item in value]
+            return [check_token_ids(item, name) for item in value]
         if not any(isinstance(item, (str, list)) for item in value):
-            return [check_token_ids(value, "prompt")]
+            return [check_token_ids(value, name)]
     raise RequestError(
-        "prompt: must be a string, a list of strings, a list of token ids or a list of lists of token ids, not empty",
-        "prompt",
+        f"{name}: must be a string, a list of strings, a list of token ids or a list of lists of token ids, not empty",
+        name,
     )
 
 
@@ -130,8 +131,7 @@ class GenerationRequest(SamplingFields):
             raise RequestError("stream_options: only with stream=true", "stream_options")
         if self.stream and self.prompt_logprobs is not None:
             raise RequestError("prompt_logprobs: not with stream=true; ask without streaming", "prompt_logprobs")
-        if self.priority is not None and not -(2**31) <= self.priority < 2**31:
-            raise RequestError(f"priority={self.priority}: must be a 32-bit integer", "priority")
+        check_priority(self.priority)
         self.sampling()
         return self
 

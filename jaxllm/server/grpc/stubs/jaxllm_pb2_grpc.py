@@ -30,6 +30,26 @@ class InferenceStub:
                 request_serializer=jaxllm_dot_v1_dot_jaxllm__pb2.SessionRequest.SerializeToString,
                 response_deserializer=jaxllm_dot_v1_dot_jaxllm__pb2.SessionResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/jaxllm.v1.Inference/Embed',
+                request_serializer=jaxllm_dot_v1_dot_jaxllm__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=jaxllm_dot_v1_dot_jaxllm__pb2.EmbedResponse.FromString,
+                _registered_method=True)
+        self.Classify = channel.unary_unary(
+                '/jaxllm.v1.Inference/Classify',
+                request_serializer=jaxllm_dot_v1_dot_jaxllm__pb2.ClassifyRequest.SerializeToString,
+                response_deserializer=jaxllm_dot_v1_dot_jaxllm__pb2.ClassifyResponse.FromString,
+                _registered_method=True)
+        self.Score = channel.unary_unary(
+                '/jaxllm.v1.Inference/Score',
+                request_serializer=jaxllm_dot_v1_dot_jaxllm__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=jaxllm_dot_v1_dot_jaxllm__pb2.ScoreResponse.FromString,
+                _registered_method=True)
+        self.Pool = channel.unary_unary(
+                '/jaxllm.v1.Inference/Pool',
+                request_serializer=jaxllm_dot_v1_dot_jaxllm__pb2.PoolRequest.SerializeToString,
+                response_deserializer=jaxllm_dot_v1_dot_jaxllm__pb2.PoolResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/jaxllm.v1.Inference/Tokenize',
                 request_serializer=jaxllm_dot_v1_dot_jaxllm__pb2.TokenizeRequest.SerializeToString,
@@ -67,6 +87,35 @@ class InferenceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """What a model makes that generates nothing (GetModelInfo tells its task): of many inputs in one call, computed
+        together with those of other calls. A call answers for all of its inputs or for none. Answers above 4 MiB need a
+        client that takes such (grpc.max_receive_message_length).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Classify(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Score(self, request, context):
+        """How well documents fit queries: by a cross-encoder that reads both, or by the cosine of their embeddings.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pool(self, request, context):
+        """The model's numbers as they are: of each input, or of each of its tokens.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Tokenize(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -96,6 +145,26 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.Session,
                     request_deserializer=jaxllm_dot_v1_dot_jaxllm__pb2.SessionRequest.FromString,
                     response_serializer=jaxllm_dot_v1_dot_jaxllm__pb2.SessionResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=jaxllm_dot_v1_dot_jaxllm__pb2.EmbedRequest.FromString,
+                    response_serializer=jaxllm_dot_v1_dot_jaxllm__pb2.EmbedResponse.SerializeToString,
+            ),
+            'Classify': grpc.unary_unary_rpc_method_handler(
+                    servicer.Classify,
+                    request_deserializer=jaxllm_dot_v1_dot_jaxllm__pb2.ClassifyRequest.FromString,
+                    response_serializer=jaxllm_dot_v1_dot_jaxllm__pb2.ClassifyResponse.SerializeToString,
+            ),
+            'Score': grpc.unary_unary_rpc_method_handler(
+                    servicer.Score,
+                    request_deserializer=jaxllm_dot_v1_dot_jaxllm__pb2.ScoreRequest.FromString,
+                    response_serializer=jaxllm_dot_v1_dot_jaxllm__pb2.ScoreResponse.SerializeToString,
+            ),
+            'Pool': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pool,
+                    request_deserializer=jaxllm_dot_v1_dot_jaxllm__pb2.PoolRequest.FromString,
+                    response_serializer=jaxllm_dot_v1_dot_jaxllm__pb2.PoolResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -189,6 +258,114 @@ class Inference:
             '/jaxllm.v1.Inference/Session',
             jaxllm_dot_v1_dot_jaxllm__pb2.SessionRequest.SerializeToString,
             jaxllm_dot_v1_dot_jaxllm__pb2.SessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jaxllm.v1.Inference/Embed',
+            jaxllm_dot_v1_dot_jaxllm__pb2.EmbedRequest.SerializeToString,
+            jaxllm_dot_v1_dot_jaxllm__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Classify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jaxllm.v1.Inference/Classify',
+            jaxllm_dot_v1_dot_jaxllm__pb2.ClassifyRequest.SerializeToString,
+            jaxllm_dot_v1_dot_jaxllm__pb2.ClassifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Score(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jaxllm.v1.Inference/Score',
+            jaxllm_dot_v1_dot_jaxllm__pb2.ScoreRequest.SerializeToString,
+            jaxllm_dot_v1_dot_jaxllm__pb2.ScoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jaxllm.v1.Inference/Pool',
+            jaxllm_dot_v1_dot_jaxllm__pb2.PoolRequest.SerializeToString,
+            jaxllm_dot_v1_dot_jaxllm__pb2.PoolResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,104 @@
+"""The routes of models that generate nothing: embeddings, classes, scores, rankings, plain numbers."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import Response
+from pydantic_core import to_json
+from starlette.types import Receive, Scope, Send
+
+from jaxllm.errors import RequestError
+from jaxllm.server.http import pooling_answers as answers
+from jaxllm.server.http.errors import ApiError
+from jaxllm.server.http.link import EngineLink
+from jaxllm.server.http.pooling_requests import (
+    ClassifyRequest,
+    EmbeddingRequest,
+    PoolingRequest,
+    RerankRequest,
+    ScoreRequest,
+)
+from jaxllm.server.http.traffic import Traffic
+
+Write = Callable[[Any, Any], dict[str, Any]]
+"""From a request and the engine's answer to what stands in the HTTP answer beside its head."""
+
+
+class Pooled(Response):
+    """Runs a request on the engine and answers it; a client that leaves cancels it."""
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, dict[str, Any]]], request_id: str, traffic: Traffic):
+        """work: yields the answer's JSON."""
+        self._work = work
+        self._request_id = request_id
+        self._traffic = traffic
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        working = asyncio.create_task(self._work())
+        watching = asyncio.create_task(_left(receive))
+        try:
+            await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                self._traffic.disconnects.inc()
+                return
+            body, status, headers = to_json(working.result(), inf_nan_mode="null"), 200, {}
+        except ApiError as error:
+            body, status, headers = error.body(), error.status, error.headers
+        finally:
+            working.cancel()
+            watching.cancel()
+        headers = {"x-request-id": self._request_id, **headers}
+        await Response(body, status, headers, "application/json")(scope, receive, send)
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def add_routes(app: FastAPI, link: EngineLink, traffic: Traffic) -> None:
+    async def respond(prefix: str, body: Any, call: Callable[[Any], Awaitable[Any]], write: Write) -> Response:
+        """prefix: of the answer's id. body: what the client asks, with `to_proto`."""
+        model = await link.connect()
+        request_id = f"{prefix}-{uuid.uuid4().hex}"
+        head = {"id": request_id, "object": "list", "created": int(time.time()), "model": model.name}
+        try:
+            request = body.to_proto(request_id)
+        except UnicodeEncodeError:
+            raise  # has a sentence of its own
+        except ValueError as error:  # a number its field cannot hold
+            raise RequestError(str(error)) from None
+
+        async def work() -> dict[str, Any]:
+            return head | write(body, await call(request))
+
+        return Pooled(work, request_id, traffic)
+
+    @app.post("/v1/embeddings")
+    async def embeddings(body: EmbeddingRequest) -> Response:
+        return await respond("embd", body, link.embed, answers.embeddings)
+
+    @app.post("/v1/score")
+    @app.post("/score")
+    async def score(body: ScoreRequest) -> Response:
+        return await respond("score", body, link.score, answers.scores)
+
+    @app.post("/v1/rerank")
+    @app.post("/v2/rerank")
+    @app.post("/rerank")
+    async def rerank(body: RerankRequest) -> Response:
+        return await respond("rerank", body, link.score, answers.ranking)
+
+    @app.post("/v1/classify")
+    @app.post("/classify")
+    async def classify(body: ClassifyRequest) -> Response:
+        return await respond("classify", body, link.classify, answers.classes)
+
+    @app.post("/pooling")
+    async def pooling(body: PoolingRequest) -> Response:
+        return await respond("pool", body, link.pool, answers.numbers)
