@@ -12,13 +12,13 @@ from fastapi.responses import PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from jaxllm.errors import RequestError
-from jaxllm.server.http import pooling
 from jaxllm.server.http.answers import ChatAnswer, CompletionAnswer
 from jaxllm.server.http.chats import ChatRequest
 from jaxllm.server.http.errors import ApiError, error_response, from_validation
 from jaxllm.server.http.generation import Generation
 from jaxllm.server.http.link import EngineLink
 from jaxllm.server.http.messages.routes import messages_router
+from jaxllm.server.http.pooling import pooling_router
 from jaxllm.server.http.requests import CompletionRequest
 from jaxllm.server.http.responses.routes import Responses
 from jaxllm.server.http.responses.store import Store
@@ -50,6 +50,7 @@ def build(target: str, store: Store | None = None) -> FastAPI:
     app.add_middleware(TrafficMiddleware, traffic=traffic)
     app.include_router(responses.router)
     app.include_router(messages_router(link, traffic))
+    app.include_router(pooling_router(link, traffic))
     _add_error_handlers(app)
 
     @app.post("/v1/completions")
@@ -61,8 +62,6 @@ def build(target: str, store: Store | None = None) -> FastAPI:
     async def chat_completions(body: ChatRequest) -> Response:
         answer = ChatAnswer(body, (await link.connect()).name)
         return Generation(link, traffic, answer, answer.requests)
-
-    pooling.add_routes(app, link, traffic)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:

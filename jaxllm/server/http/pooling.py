@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
@@ -61,7 +61,9 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-def add_routes(app: FastAPI, link: EngineLink, traffic: Traffic) -> None:
+def pooling_router(link: EngineLink, traffic: Traffic) -> APIRouter:
+    router = APIRouter()
+
     async def respond(prefix: str, body: Any, call: Callable[[Any], Awaitable[Any]], write: Write) -> Response:
         """prefix: of the answer's id. body: what the client asks, with `to_proto`."""
         model = await link.connect()
@@ -79,26 +81,28 @@ def add_routes(app: FastAPI, link: EngineLink, traffic: Traffic) -> None:
 
         return Pooled(work, request_id, traffic)
 
-    @app.post("/v1/embeddings")
+    @router.post("/v1/embeddings")
     async def embeddings(body: EmbeddingRequest) -> Response:
         return await respond("embd", body, link.embed, answers.embeddings)
 
-    @app.post("/v1/score")
-    @app.post("/score")
+    @router.post("/v1/score")
+    @router.post("/score")
     async def score(body: ScoreRequest) -> Response:
         return await respond("score", body, link.score, answers.scores)
 
-    @app.post("/v1/rerank")
-    @app.post("/v2/rerank")
-    @app.post("/rerank")
+    @router.post("/v1/rerank")
+    @router.post("/v2/rerank")
+    @router.post("/rerank")
     async def rerank(body: RerankRequest) -> Response:
         return await respond("rerank", body, link.score, answers.ranking)
 
-    @app.post("/v1/classify")
-    @app.post("/classify")
+    @router.post("/v1/classify")
+    @router.post("/classify")
     async def classify(body: ClassifyRequest) -> Response:
         return await respond("classify", body, link.classify, answers.classes)
 
-    @app.post("/pooling")
+    @router.post("/pooling")
     async def pooling(body: PoolingRequest) -> Response:
         return await respond("pool", body, link.pool, answers.numbers)
+
+    return router
