@@ -649,7 +649,8 @@ async def test_reflection(served: Served) -> None:
 
     services, methods = await asyncio.to_thread(describe)
     assert {*service.SERVICES, "grpc.health.v1.Health"} <= set(services)
-    assert methods == ["Generate", "GenerateStream", "Session", "Tokenize", "Detokenize"]
+    generating, pooling = ["Generate", "GenerateStream", "Session"], ["Embed", "Classify", "Score", "Pool"]
+    assert methods == [*generating, *pooling, "Tokenize", "Detokenize"]
 
 
 async def test_a_port_in_use(served: Served) -> None:
