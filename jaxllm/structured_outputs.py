@@ -34,8 +34,10 @@ class StructuredOutputs:
         disable_any_whitespace: nothing may stand there.
         disable_additional_properties: objects hold the properties that the schema names and no others, unless it asks
             for more.
-        begins_after: texts that end thinking: what stands before the first of them is free. Empty: the answer begins
-            at once.
+        thinking_ends: texts that end thinking: all is free before the first of them. None: the answer begins at once.
+            In chats over the network it is the server that knows these.
+        thinking_starts: tokens, as text, that begin thinking; an answer that begins with none of them does not think.
+            None: it thinks from the beginning.
     """
 
     json: str | Mapping[str, Any] | None = None
@@ -47,7 +49,8 @@ class StructuredOutputs:
     whitespace_pattern: str | None = None
     disable_any_whitespace: bool = False
     disable_additional_properties: bool = False
-    begins_after: tuple[str, ...] = ()
+    thinking_ends: tuple[str, ...] = ()
+    thinking_starts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("json_object", "disable_any_whitespace", "disable_additional_properties"):
@@ -56,7 +59,9 @@ class StructuredOutputs:
                 object.__setattr__(self, name, False)
             elif not isinstance(value, bool):
                 raise _error(f"{name}={value!r}: must be true or false")
-        kinds = [name for name in KINDS if getattr(self, name) not in (None, False)]
+        kinds = [
+            name for name in KINDS if getattr(self, name) is not None and (name != "json_object" or self.json_object)
+        ]
         if len(kinds) != 1:
             known = ", ".join(KINDS)
             raise _error(f"{' and '.join(kinds)} are set together" if kinds else f"none of {known} is set; set one")
@@ -68,7 +73,7 @@ class StructuredOutputs:
         ):  # fmt: skip
             if (value := getattr(self, name)) is not None:
                 _check_text(name, value, limit)
-        for name in ("choice", "begins_after"):
+        for name in ("choice", "thinking_ends", "thinking_starts"):
             if (value := getattr(self, name)) is not None:
                 if isinstance(value, str) or not all(isinstance(text, str) and text for text in value):
                     raise _error(f"{name} must hold texts, none of them empty")
@@ -77,6 +82,8 @@ class StructuredOutputs:
             if not 1 <= len(self.choice) <= MAX_CHOICES:
                 raise _error(f"choice holds {len(self.choice)} texts: must be 1 to {MAX_CHOICES}")
             _check_text("choice", "".join(self.choice), MAX_SPECIFICATION)
+        if self.thinking_starts and not self.thinking_ends:
+            raise _error("thinking_starts without thinking_ends: name what ends it")
         if self.disable_any_whitespace and self.whitespace_pattern is not None:
             raise _error("whitespace_pattern and disable_any_whitespace are set together; leave one out")
         of_json = (self.whitespace_pattern is not None, self.disable_any_whitespace, self.disable_additional_properties)

@@ -1,5 +1,6 @@
 """StructuredOutputs become constraints: tried out, compiled and kept for the next request of the same form."""
 
+import dataclasses
 import json
 import threading
 from collections import OrderedDict
@@ -7,8 +8,9 @@ from collections.abc import Callable, Sequence
 
 from llguidance import LLMatcher, LLTokenizer
 
-from jaxllm.constraints import json_schema
+from jaxllm.constraints import json_schema, structural_tag
 from jaxllm.constraints.constraint import Grammar
+from jaxllm.constraints.thinking import AfterThinking, ThinkingMarks
 from jaxllm.constraints.trial import Trials, compile_grammar
 from jaxllm.constraints.vocabulary import TokenTable, Vocabulary
 from jaxllm.core import Constraint
@@ -35,6 +37,7 @@ class Compiler:
         self._cache: OrderedDict[StructuredOutputs, LLMatcher] = OrderedDict()
         self._cached_size = 0
         self._cache_lock = threading.Lock()
+        self._marks: tuple[tuple[tuple[str, ...], tuple[str, ...]], ThinkingMarks] | None = None
 
     def warm(self) -> None:
         """Do what the first request would wait for. Raises what loading the vocabulary raises."""
@@ -44,9 +47,12 @@ class Compiler:
     def compile(self, form: StructuredOutputs, stop_ids: Sequence[int]) -> Constraint:
         """The beginning of an answer. stop_ids: what ends the request. Raises RequestError."""
         table, _, _ = self._parts()
-        matcher = self._matcher(form).deep_copy()
+        bare = dataclasses.replace(form, thinking_ends=(), thinking_starts=())
         stops = tuple(token for token in stop_ids if token < self._vocab_size)
-        return Grammar(matcher, table.eos_token_id, self._eos_token_ids, stops)
+        grammar = Grammar(self._matcher(bare).deep_copy(), table.eos_token_id, self._eos_token_ids, stops)
+        if not form.thinking_ends:
+            return grammar
+        return AfterThinking(grammar, self._thinking_marks(table, form.thinking_starts, form.thinking_ends))
 
     def close(self) -> None:
         """End the processes that it has started."""
@@ -62,13 +68,20 @@ class Compiler:
                 self._loaded = table, table.build(), Trials(table)
             return self._loaded
 
+    def _thinking_marks(self, table: TokenTable, starts: tuple[str, ...], ends: tuple[str, ...]) -> ThinkingMarks:
+        """Those of a chat's model are the same each time; others are made anew."""
+        with self._cache_lock:
+            if self._marks is None or self._marks[0] != (starts, ends):
+                self._marks = (starts, ends), ThinkingMarks(table, starts, ends)
+            return self._marks[1]
+
     def _matcher(self, form: StructuredOutputs) -> LLMatcher:
         with self._cache_lock:
             if (known := self._cache.get(form)) is not None:
                 self._cache.move_to_end(form)
                 return known
-        _, tokenizer, trials = self._parts()
-        grammar = grammar_of(form)
+        table, tokenizer, trials = self._parts()
+        grammar = grammar_of(form, table.literal)
         trials.run(grammar)
         matcher = compile_grammar(tokenizer, grammar)
         with self._cache_lock:
@@ -81,7 +94,7 @@ class Compiler:
         return matcher
 
 
-def grammar_of(form: StructuredOutputs) -> str:
+def grammar_of(form: StructuredOutputs, literal: structural_tag.Literal) -> str:
     """The same in llguidance's own words. Raises RequestError."""
     match form:
         case StructuredOutputs(json=str(schema)):
@@ -94,6 +107,8 @@ def grammar_of(form: StructuredOutputs) -> str:
             return "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
         case StructuredOutputs(grammar=str(grammar)):
             return LLMatcher.grammar_from_lark(grammar)
+        case StructuredOutputs(structural_tag=str(tag)):
+            return structural_tag.to_grammar(tag, literal)
     raise AssertionError(form)
 
 

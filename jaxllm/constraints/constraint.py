@@ -1,6 +1,6 @@
 """One sequence's place in its grammar."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from llguidance import LLMatcher
@@ -26,10 +26,8 @@ class Grammar:
         if self._matcher.is_error():
             raise self._failed()
         words = mask.view(np.uint32)
-        may_end = _has(words, self._eos)
-        _clear(words, self._eos)
-        for token in self._ends:
-            _clear(words, token)
+        may_end = int(words[self._eos >> 5]) >> (self._eos & 31) & 1
+        clear_bits(words, (self._eos, *self._ends))
         if may_end:
             for token in self._stops:
                 words[token >> 5] |= np.uint32(1 << (token & 31))
@@ -41,6 +39,15 @@ class Grammar:
         if not matcher.consume_token(token):
             raise self._failed()
         return not matcher.is_stopped()
+
+    def allows(self, token: int) -> bool:
+        """Whether it may be drawn now, as part of the answer."""
+        return self._matcher.validate_tokens([token]) == 1
+
+    @property
+    def ending(self) -> tuple[int, ...]:
+        """Every token that ends the request, or a text."""
+        return (self._eos, *self._ends, *self._stops)
 
     def forced(self) -> list[int]:
         return self._matcher.compute_ff_tokens()
@@ -56,9 +63,7 @@ class Grammar:
         )
 
 
-def _has(words: np.ndarray, token: int) -> bool:
-    return bool(int(words[token >> 5]) >> (token & 31) & 1)
-
-
-def _clear(words: np.ndarray, token: int) -> None:
-    words[token >> 5] &= np.uint32(~(1 << (token & 31)) & 0xFFFFFFFF)
+def clear_bits(words: np.ndarray, tokens: Iterable[int] | np.ndarray) -> None:
+    """words: [ceil(V / 32)] uint32"""
+    for token in tokens:
+        words[token >> 5] &= np.uint32(~(1 << (int(token) & 31)) & 0xFFFFFFFF)

@@ -33,7 +33,7 @@ def prepare(
     disable_additional_properties: bool = False,
 ) -> dict[str, Any]:
     """The schema with llguidance's options in it. Options: as in StructuredOutputs. Raises RequestError."""
-    value = json.loads(schema)
+    value = json.loads(schema, parse_float=_number)
     if isinstance(value, bool):
         value = {} if value else {"enum": []}
     try:
@@ -48,6 +48,12 @@ def prepare(
     elif disable_any_whitespace:
         options["whitespace_flexible"] = False
     return value | {"x-guidance": options}
+
+
+def _number(text: str) -> float | int:
+    """JSON knows one kind of numbers: 2.0 items are 2."""
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 
 def _check(schema: Any, place: str) -> None:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from typing import IO, Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -48,6 +49,8 @@ def compile_grammar(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
 def refusal(why: str) -> RequestError:
     if why.startswith("NoExtension"):
         why = "there is no text that fits it"
+    if why.startswith("oneOf"):
+        why = "'oneOf' is not supported where its alternatives may overlap: use 'anyOf'"
     lines = [line.strip() for line in why.replace("<non-verbose/>", "").splitlines() if line.strip()]
     text = " ".join(lines)
     return RequestError(
@@ -83,6 +86,7 @@ class _Worker:
     def __init__(self, tokens: bytes):
         self._tokens = tokens
         self._process: subprocess.Popen[bytes] | None = None
+        self._end: weakref.finalize[[subprocess.Popen[bytes]], _Worker] | None = None
 
     def ask(self, grammar: str) -> str:
         """What is wrong with the grammar; "" for nothing."""
@@ -111,14 +115,9 @@ class _Worker:
         return answer
 
     def stop(self) -> None:
-        if (process := self._process) is not None:
-            self._process = None
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                with contextlib.suppress(OSError):  # what it never read
-                    if pipe is not None:
-                        pipe.close()
+        self._process = None
+        if self._end is not None:
+            self._end()
 
     def _started(self) -> "subprocess.Popen[bytes]":
         if self._process is not None and self._process.poll() is None:
@@ -131,10 +130,20 @@ class _Worker:
             stderr=subprocess.DEVNULL,  # Rust tells there of its stack
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
+        self._end = weakref.finalize(self, _end, process)  # at the interpreter's exit, too
         assert process.stdin is not None
         process.stdin.write(self._tokens)
         process.stdin.flush()
         return process
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):  # what it never read
+            if pipe is not None:
+                pipe.close()
 
 
 _TOO_LONG = f"it takes longer than {CPU_SECONDS:g} s; simplify it"

@@ -1,5 +1,8 @@
 """What a grammar has to know of a model's tokens: the bytes that each stands for, and which stand for none."""
 
+import itertools
+import json
+import re
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from typing import Protocol
@@ -75,6 +78,26 @@ class TokenTable:
                 if max(token_ids, default=0) < len(self.tokens) and self.text(token_ids) == text.encode():
                     return token_ids
         return self._longest(text.encode())
+
+    def literal(self, text: str) -> str:
+        """A text in llguidance's dialect of Lark: special tokens by their ids, for they match no text."""
+        parts = self._special_pattern.split(text) if self._special_texts else [text]
+        words = [
+            f"<[{self._special_texts[part]}]>" if odd else json.dumps(part, ensure_ascii=False)
+            for odd, part in zip(itertools.cycle((False, True)), parts, strict=False)
+            if part
+        ]
+        return " ".join(words)
+
+    @cached_property
+    def _special_texts(self) -> dict[str, int]:
+        texts = ((self.tokens[token].decode(errors="replace"), token) for token in self.special_token_ids)
+        return {text: token for text, token in texts if text}
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern[str]:
+        longest_first = sorted(self._special_texts, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
 
     def text(self, token_ids: Sequence[int]) -> bytes:
         return b"".join([self.tokens[token] for token in token_ids])

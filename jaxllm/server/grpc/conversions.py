@@ -121,7 +121,7 @@ def sampling_params(wire: pb.Sampling, defaults: Mapping[str, float | int]) -> S
 
 def _structured_outputs(wire: pb.StructuredOutputs) -> StructuredOutputs:
     """Raises RequestError."""
-    lists = ("choice", "begins_after")
+    lists = ("choice", "thinking_ends", "thinking_starts")
     values: dict[str, Any] = {
         field.name: tuple(value) if field.name in lists else value for field, value in wire.ListFields()
     }

@@ -53,7 +53,8 @@ class Structured(Strict):
     whitespace_pattern: str | None = None
     disable_any_whitespace: bool | None = None
     disable_additional_properties: bool | None = None
-    begins_after: list[str] | None = None
+    thinking_ends: list[str] | None = None
+    thinking_starts: list[str] | None = None
 
     def structured_outputs(self) -> StructuredOutputs:
         return StructuredOutputs(**self.model_dump(by_alias=True, exclude_none=True))

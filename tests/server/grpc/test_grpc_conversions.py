@@ -46,7 +46,7 @@ def test_every_sampling_field_arrives() -> None:
         thinking_token_budget=0, thinking_token_ids={"ids": [8, 9]}, truncate_prompt_tokens=-1, echo=True,
         logits_processors={"own": '{"a": [1, 2.5, null]}'},
         structured_outputs=pb.StructuredOutputs(
-            json='{"type": "string"}', disable_any_whitespace=True, begins_after=["</think>"]
+            json='{"type": "string"}', disable_any_whitespace=True, thinking_ends=["</think>"]
         ),
     )  # fmt: skip
     assert {field.name for field, _ in wire.ListFields()} == {field.name for field in pb.Sampling.DESCRIPTOR.fields}
@@ -66,7 +66,7 @@ def test_every_sampling_field_arrives() -> None:
         thinking_token_ids=(8, 9), truncate_prompt_tokens=-1, echo=True,
         logits_processors={"own": {"a": [1, 2.5, None]}},
         structured_outputs=StructuredOutputs(
-            json={"type": "string"}, disable_any_whitespace=True, begins_after=("</think>",)
+            json={"type": "string"}, disable_any_whitespace=True, thinking_ends=("</think>",)
         ),
     )  # fmt: skip
 

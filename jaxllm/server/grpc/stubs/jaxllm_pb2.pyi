@@ -586,7 +586,8 @@ class StructuredOutputs(_message.Message):
     WHITESPACE_PATTERN_FIELD_NUMBER: _builtins.int
     DISABLE_ANY_WHITESPACE_FIELD_NUMBER: _builtins.int
     DISABLE_ADDITIONAL_PROPERTIES_FIELD_NUMBER: _builtins.int
-    BEGINS_AFTER_FIELD_NUMBER: _builtins.int
+    THINKING_ENDS_FIELD_NUMBER: _builtins.int
+    THINKING_STARTS_FIELD_NUMBER: _builtins.int
     json: _builtins.str
     """A JSON schema, as text; the properties of objects come in its order."""
     json_object: _builtins.bool
@@ -607,9 +608,13 @@ class StructuredOutputs(_message.Message):
         """One of these."""
 
     @_builtins.property
-    def begins_after(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Texts that end thinking, before which all is free. A chat's are known where the server reads its reasoning."""
+    def thinking_ends(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Texts that end thinking, before which all is free; and tokens, as text, with one of which an answer has to begin
+        if it thinks at all. Of a chat the server knows them, where it reads its reasoning.
+        """
 
+    @_builtins.property
+    def thinking_starts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -622,11 +627,12 @@ class StructuredOutputs(_message.Message):
         whitespace_pattern: _builtins.str | None = ...,
         disable_any_whitespace: _builtins.bool = ...,
         disable_additional_properties: _builtins.bool = ...,
-        begins_after: _abc.Iterable[_builtins.str] | None = ...,
+        thinking_ends: _abc.Iterable[_builtins.str] | None = ...,
+        thinking_starts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_whitespace_pattern", b"_whitespace_pattern", "whitespace_pattern", b"whitespace_pattern"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_whitespace_pattern", b"_whitespace_pattern", "begins_after", b"begins_after", "choice", b"choice", "disable_additional_properties", b"disable_additional_properties", "disable_any_whitespace", b"disable_any_whitespace", "grammar", b"grammar", "json", b"json", "json_object", b"json_object", "regex", b"regex", "structural_tag", b"structural_tag", "whitespace_pattern", b"whitespace_pattern"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_whitespace_pattern", b"_whitespace_pattern", "choice", b"choice", "disable_additional_properties", b"disable_additional_properties", "disable_any_whitespace", b"disable_any_whitespace", "grammar", b"grammar", "json", b"json", "json_object", b"json_object", "regex", b"regex", "structural_tag", b"structural_tag", "thinking_ends", b"thinking_ends", "thinking_starts", b"thinking_starts", "whitespace_pattern", b"whitespace_pattern"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__whitespace_pattern: _TypeAlias = _typing.Literal["whitespace_pattern"]  # noqa: Y015
     _WhichOneofArgType__whitespace_pattern: _TypeAlias = _typing.Literal["_whitespace_pattern", b"_whitespace_pattern"]  # noqa: Y015
