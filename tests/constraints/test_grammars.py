@@ -153,7 +153,7 @@ def test_forced_tokens_are_those_of_the_tokenizer(drawer: Drawer, tokenizer: Tok
         tokens += forced
         if not [constraint.accept(token) for token in forced][-1]:
             break
-    text = '{"weather":"very warm indeed"}'
+    text = '{"temperature":"very warm indeed"}'
     assert drawer.text(tokens) == text
     assert len(tokens) <= len(tokenizer.encode(text, add_special_tokens=False)) + 2
 
