@@ -7,6 +7,7 @@ the model and the device at hand.
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,11 +20,11 @@ SchedulingPolicy = Literal["fcfs", "priority"]
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
 
 
-def flag(default: Any, help_text: str) -> Any:
-    """A dataclass field with its help text: the one place a flag is described."""
+def flag(default: Any, help_text: str, *, secret: bool = False) -> Any:
+    """A dataclass field with its help text: the one place a flag is described. secret: its value is never shown."""
     if isinstance(default, (list, dict, set)):
         raise TypeError("a flag's default must be immutable")
-    return field(default=default, metadata={"help": help_text})
+    return field(default=default, repr=not secret, metadata={"help": help_text, "secret": secret})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,9 @@ class EngineConfig:
         "demo", "A Hugging Face checkpoint directory, a directory written by `jaxllm convert`, or `demo`."
     )
     tokenizer: str | None = flag(None, "Directory of the tokenizer; the model's own by default.")
-    served_model_name: str | None = flag(None, "The name clients ask for; the model's directory name by default.")
+    served_model_name: tuple[str, ...] = flag(
+        (), "Names that clients may ask for, answered under the first; the model's directory name by default."
+    )
     task: Task = flag(
         "auto",
         "What the model is for: auto (what its checkpoint says), generate, embed (a decoder too: its hidden states are "
@@ -66,6 +69,14 @@ class EngineConfig:
     enable_prefix_caching: bool = flag(True, "Reuse the KV cache of shared prompt prefixes.")
     scheduling_policy: SchedulingPolicy = flag("fcfs", "fcfs, or priority: lower numbers first, displacing higher.")
     max_queued: int = flag(4096, "Requests that may wait; one more is refused (RESOURCE_EXHAUSTED, 429).")
+    generation_config: str = flag(
+        "auto",
+        "What requests leave unset: auto (as the checkpoint's generation_config.json says), vllm (nothing is taken "
+        "from there but the end-of-text ids), or the directory of another generation_config.json.",
+    )
+    override_generation_config: Mapping[str, Any] | None = flag(
+        None, 'Sampling defaults that go before those of --generation-config, as JSON: {"temperature": 0.5}.'
+    )
     max_logprobs: int = flag(20, "Most likely tokens a request may ask to see per position.")
     logprobs_mode: LogprobsMode = flag(
         "raw_logprobs",
@@ -97,6 +108,10 @@ class EngineConfig:
         choice("load_format", self.load_format, LoadFormat.__args__)  # type: ignore[attr-defined]
         choice("dtype", self.dtype, Dtype.__args__)  # type: ignore[attr-defined]
         object.__setattr__(self, "logits_processors", tuple(self.logits_processors))
+        names = self.served_model_name or ()
+        object.__setattr__(self, "served_model_name", (names,) if isinstance(names, str) else tuple(names))
+        if not all(self.served_model_name):
+            raise ConfigError("served_model_name: a name is empty; leave it out for the model's directory name")
         choice("logprobs_mode", self.logprobs_mode, LogprobsMode.__args__)  # type: ignore[attr-defined]
         choice("scheduling_policy", self.scheduling_policy, SchedulingPolicy.__args__)  # type: ignore[attr-defined]
         for name in (
@@ -190,6 +205,31 @@ class ServerConfig:
     )
     enable_auto_tool_choice: bool = flag(True, "Take tools with the choice left to the model (tool_choice auto).")
 
+    api_key: tuple[str, ...] = flag(
+        (), "A key that clients must send; once for each. Better from JAXLLM_API_KEY or a file: others see flags.",
+        secret=True,
+    )  # fmt: skip
+    api_key_file: str | None = flag(None, "A file of further keys, one a line; # begins a comment.")
+    ssl_certfile: str | None = flag(None, "The server's certificate chain (PEM): both services then speak TLS alone.")
+    ssl_keyfile: str | None = flag(None, "Its private key (PEM), unless the certificate's file holds it.")
+    ssl_ca_certs: str | None = flag(
+        None, "Certificates (PEM) of those who sign clients' certificates: clients must then show one."
+    )
+    allowed_origins: tuple[str, ...] = flag(
+        (), "Origins whose pages in a browser may call the HTTP front (CORS), * for all; none by default."
+    )
+    allowed_methods: tuple[str, ...] = flag(("*",), "Methods that such pages may use.")
+    allowed_headers: tuple[str, ...] = flag(("*",), "Headers that such pages may send.")
+    allow_credentials: bool = flag(False, "Let such pages send cookies and other credentials.")
+    max_request_bytes: int = flag(32 << 20, "Bytes of one request's body or message at most (413).")
+    max_prompts: int = flag(1024, "Prompts of one HTTP request at most (400).")
+    max_samples: int = flag(128, "Samples or beams of one prompt at most (400).")
+    max_stop_strings: int = flag(64, "Stop strings of one request at most (400).")
+    enable_log_requests: bool = flag(False, "Log a line for each request that ends: id, tokens, seconds; no text.")
+    otlp_traces_endpoint: str | None = flag(
+        None, "Where OpenTelemetry traces of requests go, such as http://localhost:4317 (needs the extra `otel`)."
+    )
+
     def __post_init__(self) -> None:
         if not 0 <= self.grpc_port < 65536:
             raise ConfigError(f"grpc_port={self.grpc_port}: must be in [0, 65535]")
@@ -197,6 +237,16 @@ class ServerConfig:
             raise ConfigError(f"http_port={self.http_port}: must be in [-1, 65535]")
         if self.drain_seconds < 0:
             raise ConfigError(f"drain_seconds={self.drain_seconds}: must not be negative")
+        for name in ("max_request_bytes", "max_prompts", "max_samples", "max_stop_strings"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be positive")
+        for name in ("ssl_keyfile", "ssl_ca_certs"):
+            if getattr(self, name) and not self.ssl_certfile:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: TLS needs a certificate; name one in ssl_certfile")
+        for name in ("api_key", "allowed_origins", "allowed_methods", "allowed_headers"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.allow_credentials and "*" in self.allowed_origins:
+            raise ConfigError("allow_credentials: not with allowed_origins='*', which trusts every page; name them")
 
 
 def choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ statements about that number.
 import enum
 import math
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -500,7 +500,10 @@ def elements_per_token(layers: tuple[LayerSpecs, ...]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What the rooms above the runner may know of the loaded model. `path` also holds the tokenizer's files."""
+    """What the rooms above the runner may know of the loaded model. `path` also holds the tokenizer's files.
+
+    Clients may ask for it by its name or one of the aliases.
+    """
 
     name: str
     architecture: str
@@ -511,10 +514,11 @@ class ModelInfo:
     eos_token_ids: tuple[int, ...]
     max_logprobs: int
     path: str
-    generation_defaults: dict[str, float | int]  # temperature, top_k, ... as the checkpoint's makers set them
+    generation_defaults: dict[str, Any]  # temperature, top_k, ... as the checkpoint's makers set them, or the operator
     pooling: Pooling | None = None  # what it makes of sequences, if it generates nothing
     token_types: int = 0  # segments that it tells apart
     decoder_start: tuple[int, ...] | None = None  # what decoder prompts begin with, if it has encoder and decoder
+    aliases: tuple[str, ...] = ()
 
     def check_generates(self) -> None:
         """RequestError of a model that generates nothing."""

@@ -221,7 +221,7 @@ def serve(
     make = _source(config, num_prompts, input_len, output_len, range_ratio, dataset_path, workload)
     with ExitStack() as stack:
         if target:
-            served = Target.parse(target, config.served_model_name or "")
+            served = Target.parse(target, next(iter(config.served_model_name), ""))
             model = describe(served)
         else:
             addresses = stack.enter_context(started_server(arguments({**engine, "model": config.model})))

@@ -4,19 +4,20 @@
     def plan(engine: Given, as_json: bool = False) -> None: ...
 
 gives `jaxllm plan` one option per field of `EngineConfig`. The field's help text is its metadata's, or its line
-in the class docstring's `Attributes:`; the command receives a dict of the fields the user named, so that what
-was not said stays the configuration's own default.
+in the class docstring's `Attributes:`; the command receives a dict of the fields the user named, on the line, in the
+environment or in a file (settings.py), so that what was not said stays the configuration's own default.
 """
 
 import dataclasses
 import functools
 import inspect
+import json
 import logging
+import os
 import re
 import shutil
 import sys
 import traceback
-import types
 import typing
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -24,11 +25,18 @@ from typing import Annotated, Any, Literal
 import typer
 
 from jaxllm.bench.shapes import model_directory
-from jaxllm.config import EngineConfig
+from jaxllm.cli import settings
+from jaxllm.config import EngineConfig, ServerConfig
 from jaxllm.errors import ConfigError, JaxllmError
 
-Given = dict[str, Any]
-"""The fields of one configuration that the user named."""
+
+class Given(dict[str, Any]):
+    """The fields of one configuration that the user named. origins: where, by field."""
+
+    def __init__(self, *values: Any):
+        super().__init__(*values)
+        self.origins: dict[str, str] = {}
+
 
 Command = Callable[..., None]
 
@@ -43,6 +51,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+CONFIG = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        envvar=settings.FILE_VARIABLE,
+        show_envvar=False,
+        help="A YAML file of options; the environment (JAXLLM_MAX_MODEL_LEN, ...) goes before it, flags before both.",
+    ),
+]
 VERBOSE = Annotated[bool, typer.Option("--verbose", help="Log details, and show the traceback of an error.")]
 
 
@@ -50,7 +67,7 @@ def command(
     app: typer.Typer,
     name: str | None = None,
     *,
-    defaults: Given | None = None,
+    defaults: dict[str, Any] | None = None,
     only: tuple[str, ...] | None = None,
     without: tuple[str, ...] = (),
     log_level: int = logging.WARNING,
@@ -84,6 +101,7 @@ def command(
                 for field in dataclasses.fields(config)
                 if owner.get(field.name) == group
             ]
+        parameters.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=CONFIG))
         parameters.append(
             inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=VERBOSE)
         )
@@ -93,14 +111,9 @@ def command(
             verbose = values.pop("verbose")
             _configure_logging(logging.DEBUG if verbose else log_level)
             try:
-                given: dict[str, Given] = {group: {} for group in groups}
-                for field_name, group in owner.items():
-                    value = _parsed(groups[group], field_name, values.pop(field_name))
-                    if value is not None:
-                        given[group][field_name] = value
-                    elif field_name in defaults:
-                        given[group][field_name] = defaults[field_name]
-                function(**values, **given)
+                file = values.pop("config")
+                named = {name: values.pop(name) for name in owner}
+                function(**values, **_given(groups, owner, named, file, defaults))
             except JaxllmError as error:
                 if verbose:
                     traceback.print_exc()
@@ -113,6 +126,26 @@ def command(
         return app.command(name or function.__name__)(run)
 
     return register
+
+
+def _given(
+    groups: dict[str, type], owner: dict[str, str], named: dict[str, Any], file: str | None, defaults: dict[str, Any]
+) -> dict[str, Given]:
+    """What each group is given, of what typer read, the environment and the file. owner: of each field its group."""
+    hints = {name: settings.field_types(groups[group])[name] for name, group in owner.items()}
+    flags = {name: _parsed(name, hints[name], value) for name, value in named.items()}
+    flags = {name: value for name, value in flags.items() if value is not None}
+    # One file may serve several commands: what is of a server's is no mistake in another's.
+    known = {field.name for config in (EngineConfig, ServerConfig) for field in dataclasses.fields(config)}
+    found = settings.resolve(hints, flags, os.environ, file, known)
+    given = {group: Given() for group in groups}
+    for name, group in owner.items():
+        if name in found:
+            given[group][name] = found[name].value
+            given[group].origins[name] = found[name].origin
+        elif name in defaults:
+            given[group][name] = defaults[name]
+    return given
 
 
 def engine_config(given: Given, weights_needed: bool = True) -> EngineConfig:
@@ -132,12 +165,14 @@ def print_error(message: str) -> None:
     Console(stderr=True, soft_wrap=True).print(Text(f"error: {message}", style="bold red"))
 
 
-def arguments(given: Given) -> list[str]:
+def arguments(given: dict[str, Any]) -> list[str]:
     """The command line that names these fields: the inverse of the options made here."""
     line: list[str] = []
     for name, value in given.items():
-        flag = "--" + name.replace("_", "-")
-        if isinstance(value, bool):
+        flag = settings.option(name)
+        if isinstance(value, dict):
+            line += [flag, json.dumps(value)]
+        elif isinstance(value, bool):
             line.append(flag if value else "--no-" + flag[2:])
         elif isinstance(value, tuple) and all(isinstance(item, int) for item in value):
             line += [flag, ",".join(str(item) for item in value)]
@@ -150,8 +185,8 @@ def arguments(given: Given) -> list[str]:
 
 def _option(config: type, field: dataclasses.Field, group: str, default: Any) -> inspect.Parameter:
     """The typer parameter of one field. None stands for "not given"; the help shows the real default."""
-    flag = "--" + field.name.replace("_", "-")
-    inner = _without_none(typing.get_type_hints(config)[field.name])
+    flag = settings.option(field.name)
+    inner = settings.field_types(config)[field.name]
     declarations = [flag]
     metavar = None
     annotation: Any = inner
@@ -159,6 +194,8 @@ def _option(config: type, field: dataclasses.Field, group: str, default: Any) ->
         declarations = [f"{flag}/--no-{flag[2:]}"]
     elif typing.get_origin(inner) is tuple and typing.get_args(inner)[0] is int:
         annotation, metavar = str, "INT,..."
+    elif settings.is_mapping(inner):
+        annotation, metavar = str, "JSON"
     elif typing.get_origin(inner) is tuple:
         annotation, metavar = list[str], "TEXT"
         declarations += [flag[:-1]] * flag.endswith("s")  # one at a time: --logits-processor for each
@@ -180,14 +217,6 @@ def _option(config: type, field: dataclasses.Field, group: str, default: Any) ->
     )
 
 
-def _without_none(hint: Any) -> Any:
-    """T from T | None; anything else as it is."""
-    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
-        return hint
-    (inner,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
-    return inner
-
-
 def _help(config: type, field: dataclasses.Field) -> str:
     text = field.metadata.get("help") or _attribute_docs(config).get(field.name)
     if not text:
@@ -203,18 +232,13 @@ def _attribute_docs(config: type) -> dict[str, str]:
     return {name: " ".join(text.split()) for name, text in pattern.findall(section)}
 
 
-def _parsed(config: type, name: str, value: Any) -> Any:
+def _parsed(name: str, hint: Any, value: Any) -> Any:
     """The field's value from what typer read; None when the user did not name it."""
-    inner = _without_none(typing.get_type_hints(config)[name])
-    if typing.get_origin(inner) is not tuple or value is None:
-        return value
     if isinstance(value, list):
         return tuple(value) or None
-    try:
-        return tuple(int(item) for item in value.split(","))
-    except ValueError:
-        flag = "--" + name.replace("_", "-")
-        raise ConfigError(f"{flag} {value!r}: must be integers with commas between, such as 1,8") from None
+    if value is None or typing.get_origin(hint) is Literal or isinstance(value, hint if isinstance(hint, type) else ()):
+        return value
+    return settings.from_text(settings.option(name), hint, value)
 
 
 def _configure_logging(level: int) -> None:

@@ -185,7 +185,7 @@ def _prepare(config: EngineConfig, model_class: Any) -> _Prepared:
         given(resolved.max_num_seqs), given(resolved.max_num_batched_tokens),
     )  # fmt: skip
     plan = MemoryPlan(
-        model=str(resolved.served_model_name),
+        model=resolved.served_model_name[0],
         device=jax.devices()[0].device_kind,
         dtype=resolved.dtype,
         parameters=sum(leaf.size for leaf in flat.leaves),
@@ -326,7 +326,8 @@ class EncodeRunner:
 def _model_info(prepared: _Prepared) -> ModelInfo:
     config, model = prepared.config, prepared.architecture.config
     return ModelInfo(
-        name=str(config.served_model_name),
+        name=config.served_model_name[0],
+        aliases=config.served_model_name[1:],
         architecture=prepared.architecture.name,
         dtype=config.dtype,
         num_parameters=prepared.plan.parameters,

@@ -213,7 +213,7 @@ def prepare(config: EngineConfig, *, model_class: Any = None, measure: bool = Fa
         table, state_bytes = build(max_model_len)
 
     plan = MemoryPlan(
-        model=str(resolved.served_model_name),
+        model=resolved.served_model_name[0],
         device=jax.devices()[0].device_kind,
         dtype=resolved.dtype,
         parameters=sum(leaf.size for leaf in flat.leaves),

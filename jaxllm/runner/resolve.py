@@ -1,14 +1,18 @@
 """Turns the Nones of an EngineConfig into numbers for the model and the device at hand."""
 
+import dataclasses
+import difflib
 import logging
 import os
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import jax
 
 from jaxllm.config import EngineConfig
-from jaxllm.errors import ConfigError
+from jaxllm.errors import ConfigError, RequestError
 from jaxllm.models.encoder_decoder import EncoderDecoderConfig
+from jaxllm.sampling_params import SamplingParams
 
 log = logging.getLogger(__name__)
 
@@ -16,6 +20,10 @@ _MEMORY_SHARES = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION")
 """The share of a GPU that JAX reserves, by its two names; to set both is an error of JAX's."""
 CPU_MAX_MODEL_LEN = 8192
 """On a CPU a longer context is served only where it is asked for."""
+
+
+_MAKERS_CHOICES = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+"""What is taken over from a generation_config.json, as vLLM does; its other fields are of transformers' own loop."""
 
 
 class _Model(Protocol):
@@ -50,6 +58,7 @@ def device_budget(config: EngineConfig) -> int | None:
 
 def resolve(config: EngineConfig, model: _Model) -> EngineConfig:
     """The configuration without Nones, but for the pool's size, which the memory plan decides."""
+    generation_defaults(config, {})  # a wrong override is told before weights are read
     gpu = on_gpu()
     max_model_len = _max_model_len(config, model, model.max_position_embeddings, gpu)
     max_num_seqs = config.max_num_seqs or min(256 if gpu else 16, config.max_num_batched_tokens or 256)
@@ -68,7 +77,7 @@ def resolve(config: EngineConfig, model: _Model) -> EngineConfig:
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         decode_steps=steps,
-        served_model_name=_name(config),
+        served_model_name=_names(config),
     )
 
 
@@ -97,8 +106,31 @@ def resolve_encoder(config: EngineConfig, model: _Model, longest: int, size: int
         max_model_len=max_model_len,
         max_num_seqs=min(tokens, config.max_num_seqs or (512 if gpu else 64)),
         max_num_batched_tokens=tokens,
-        served_model_name=_name(config),
+        served_model_name=_names(config),
     )
+
+
+def generation_defaults(config: EngineConfig, generation: Mapping[str, Any]) -> dict[str, Any]:
+    """What requests leave unset: SamplingParams' names and values. generation: a generation_config.json's content.
+
+    Raises ConfigError for an override that SamplingParams does not take.
+    """
+    makers = {} if config.generation_config == "vllm" else generation
+    defaults = {name: makers[name] for name in _MAKERS_CHOICES if makers.get(name) is not None}
+    override = dict(config.override_generation_config or {})
+    if "max_new_tokens" in override:  # transformers' name
+        override["max_tokens"] = override.pop("max_new_tokens")
+    known = [field.name for field in dataclasses.fields(SamplingParams)]
+    for name in override:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise ConfigError(f"override_generation_config: unknown parameter {name!r}; {hint}")
+    try:
+        SamplingParams(**{"max_tokens": None} | defaults | override)
+    except RequestError as error:
+        raise ConfigError(f"override_generation_config: {error}") from error
+    return defaults | override
 
 
 def _max_model_len(config: EngineConfig, model: _Model, longest: int, gpu: bool) -> int:
@@ -115,8 +147,8 @@ def _dtype(config: EngineConfig, model: _Model, gpu: bool) -> str:
     return config.dtype if config.dtype != "auto" else (model.dtype if gpu else "float32")
 
 
-def _name(config: EngineConfig) -> str:
-    return config.served_model_name or os.path.basename(os.path.normpath(config.model))
+def _names(config: EngineConfig) -> tuple[str, ...]:
+    return config.served_model_name or (os.path.basename(os.path.normpath(config.model)),)
 
 
 def given[T](value: T | None) -> T:

@@ -26,7 +26,7 @@ from jaxllm.runner.packing import (
 )
 from jaxllm.runner.plan import MemoryPlan, Prepared, prepare, with_costs
 from jaxllm.runner.programs import VARIANTS, Leaves, ProgramKey
-from jaxllm.runner.resolve import given
+from jaxllm.runner.resolve import generation_defaults, given
 from jaxllm.runner.state import NUM_PARAMS, pack_params
 from jaxllm.runner.table import ProgramTable, Progress
 
@@ -216,13 +216,25 @@ def _decoder_start(config: ModelConfig, generation: dict[str, Any]) -> tuple[int
     return (start,) if forced is None else (start, forced)
 
 
+def _generation_config(config: EngineConfig) -> dict[str, Any]:
+    """The content of the generation_config.json that the configuration names. Raises ConfigError."""
+    if config.generation_config in ("auto", "vllm"):
+        return weights.read_generation_config(config.model)
+    if content := weights.read_generation_config(config.generation_config):
+        return content
+    raise ConfigError(
+        f"generation_config={config.generation_config!r}: no generation_config.json is there; name a directory that "
+        "holds one, auto (the checkpoint's own) or vllm (none)"
+    )
+
+
 def _model_info(prepared: Prepared) -> ModelInfo:
     config, path = prepared.config, weights.resolve_model_path(prepared.config.model)
-    generation = weights.read_generation_config(path)
+    generation = _generation_config(config)
     eos = generation.get("eos_token_id", prepared.architecture.config.eos_token_ids)
-    known = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     return ModelInfo(
-        name=str(config.served_model_name),
+        name=config.served_model_name[0],
+        aliases=config.served_model_name[1:],
         architecture=prepared.architecture.name,
         dtype=config.dtype,
         num_parameters=prepared.plan.parameters,
@@ -232,5 +244,5 @@ def _model_info(prepared: Prepared) -> ModelInfo:
         max_logprobs=prepared.table.programs.geometry.num_logprobs,
         path=str(path),
         decoder_start=_decoder_start(prepared.architecture.config, generation),
-        generation_defaults={name: generation[name] for name in known if generation.get(name) is not None},
+        generation_defaults=generation_defaults(config, generation),
     )

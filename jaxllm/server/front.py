@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+import dataclasses
+import json
 import logging
 import sys
 import time
 
+from jaxllm.config import ServerConfig
 from jaxllm.errors import ConfigError, JaxllmError
 
 log = logging.getLogger(__name__)
@@ -22,12 +25,13 @@ class Front:
         url: where it listens, once `ready` is set.
     """
 
-    def __init__(self, grpc_address: str, host: str, port: int):
+    def __init__(self, grpc_address: str, config: ServerConfig):
         self.url = ""
         self.ready = asyncio.Event()
         self._grpc_address = grpc_address
-        self._host = host
-        self._port = port
+        self._host = config.host
+        self._port = config.http_port
+        self._settings = json.dumps(dataclasses.asdict(config)).encode() + b"\n"
 
     async def run(self) -> None:
         """Start it, and start it again on the same port when it ends; stop it when cancelled.
@@ -54,13 +58,17 @@ class Front:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "jaxllm.server.http"),
             *("--grpc", self._grpc_address, "--host", self._host, "--port", str(self._port)),
-            *("--drain-seconds", str(STOP_SECONDS), "--with-parent"),
+            *("--drain-seconds", str(STOP_SECONDS), "--with-parent", "--settings", "-"),
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             # Ctrl-C in a terminal reaches a whole group; this one is told by its parent, when it is time.
             start_new_session=True,
         )
         try:
+            assert process.stdin is not None
             assert process.stdout is not None
+            process.stdin.write(self._settings)
+            process.stdin.close()
             if line := await process.stdout.readline():
                 self.url = line.decode().strip()
                 self._port = int(self.url.rpartition(":")[2])

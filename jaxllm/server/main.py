@@ -20,6 +20,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -29,11 +30,14 @@ from jaxllm.config import EngineConfig, ServerConfig
 from jaxllm.engine import Engine, EngineClient
 from jaxllm.errors import ConfigError, EngineDeadError
 from jaxllm.progress import progress
+from jaxllm.server.access import Keys, check_tls, grpc_credentials
 from jaxllm.server.front import Front
 from jaxllm.server.grpc import service
 from jaxllm.server.grpc.session import ChatOptions, Requests
 from jaxllm.server.metrics import EngineMetrics
+from jaxllm.server.outcome import OnOutcome
 from jaxllm.server.text import AnswerFormat, Tokenizer
+from jaxllm.server.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -82,23 +86,36 @@ class _Server:
     async def run(self) -> None:
         host, http_port = self._config.host, self._config.http_port
         self._signals = _Signals()
-        server = service.make_server(self._backend, self._health)
-        port = service.listen(server, host, self._config.grpc_port)
+        keys = Keys.of(self._config)
+        check_tls(self._config)
+        endpoint = self._config.otlp_traces_endpoint
+        self._tracer = Tracer(endpoint) if endpoint else None
+        server = service.make_server(self._backend, self._health, keys, self._config.max_request_bytes)
+        port = service.listen(server, host, self._config.grpc_port, grpc_credentials(self._config))
         if http_port > 0:
             _check_http_port(host, http_port)
         await self._health.set(False)
         await server.start()
-        front = Front(service.address(_reachable(host), port), host, http_port) if http_port >= 0 else None
+        with tempfile.TemporaryDirectory(prefix="jaxllm-") as private:
+            await self._serve(server, service.address(host, port), f"unix:{private}/engine")
+
+    async def _serve(self, server: "service.grpc.aio.Server", address: str, door: str) -> None:
+        """To the end. door: the HTTP front's way in: a socket that this user alone can open, without TLS or keys."""
+        front = Front(door, self._config) if self._config.http_port >= 0 else None
+        inner = service.make_server(self._backend, self._health)
+        if front is not None:
+            inner.add_insecure_port(door)
+            await inner.start()
         self._front = asyncio.create_task(front.run()) if front else None
         try:
             if await self._unless_told(self._load()) and (front is None or await self._unless_told(front.ready.wait())):
                 await self._health.set(True)
-                where = f"grpc={service.address(host, port)}" + (f" http={front.url}" if front else "")
+                where = f"grpc={address}" + (f" http={front.url}" if front else "")
                 print(f"jaxllm: ready {where}", flush=True)
                 await self._unless_told(self._death())
                 await self._drain()
         finally:
-            await self._close(server)
+            await self._close(server, inner)
 
     async def _unless_told(self, work: Coroutine[Any, Any, object]) -> bool:
         """Do something; False when a signal came first. Raises what ends the HTTP front, too."""
@@ -125,8 +142,19 @@ class _Server:
         metrics = EngineMetrics(client, runner.table)
         self._backend.config = _plain(engine.config, self._config)
         self._backend.engine = service.Engine(
-            Requests(client, tokenizer, chats), runner.memory_plan.device, metrics.render
+            Requests(client, tokenizer, chats, self._config, self._listeners(engine.info.name)),
+            runner.memory_plan.device,
+            metrics.render,
         )
+
+    def _listeners(self, model: str) -> list[OnOutcome]:
+        """Who is told of each request that has ended."""
+        listeners: list[OnOutcome] = []
+        if self._config.enable_log_requests:
+            listeners.append(lambda outcome: log.info("%s", outcome))
+        if (tracer := self._tracer) is not None:
+            listeners.append(lambda outcome: tracer.record(outcome, model))
+        return listeners
 
     async def _death(self) -> None:
         """Raises EngineDeadError when the engine has died and its clients have been told."""
@@ -154,7 +182,7 @@ class _Server:
         if not self._client.alive:
             raise EngineDeadError(self._client.engine.death or "the engine's thread has ended; the log has the details")
 
-    async def _close(self, server: "service.grpc.aio.Server") -> None:
+    async def _close(self, *servers: "service.grpc.aio.Server") -> None:
         """End everything within a bounded time, the engine first: so every client hears how its request ended."""
         await self._health.set(False)
         with contextlib.suppress(TimeoutError):
@@ -164,7 +192,11 @@ class _Server:
         if self._front is not None:
             self._front.cancel()
             await asyncio.gather(self._front, return_exceptions=True)
-        await server.stop(CLOSE_SECONDS)
+        await asyncio.gather(*(server.stop(CLOSE_SECONDS) for server in servers))
+        if self._tracer is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOP_SECONDS):
+                    await self.threads.run(self._tracer.close)
 
 
 class _Signals:
@@ -258,14 +290,14 @@ def _check_http_port(host: str, port: int) -> None:
         ) from error
 
 
-def _reachable(host: str) -> str:
-    """An address of this machine's at which a server on `host` is found."""
-    return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-
-
 def _plain(*configs: EngineConfig | ServerConfig) -> dict[str, Any]:
-    """Every field, as JSON has them."""
-    fields = {name: value for config in configs for name, value in dataclasses.asdict(config).items()}
+    """Every field but the secret ones, as JSON has them."""
+    fields = {
+        field.name: getattr(config, field.name)
+        for config in configs
+        for field in dataclasses.fields(config)
+        if not field.metadata["secret"]
+    }
     return {name: list(map(_named, value)) if isinstance(value, tuple) else value for name, value in fields.items()}
 
 

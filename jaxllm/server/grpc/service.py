@@ -18,8 +18,11 @@ from grpc_reflection.v1alpha import reflection
 
 import jaxllm
 from jaxllm.errors import ConfigError, RequestError
+from jaxllm.server.access import Keys
 from jaxllm.server.grpc import conversions
 from jaxllm.server.grpc.conversions import CallError, Conversation
+from jaxllm.server.grpc.keys import KeyInterceptor
+from jaxllm.server.grpc.labels import label
 from jaxllm.server.grpc.pooling import PoolingCalls, pooling_info
 from jaxllm.server.grpc.session import Call, Requests
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
@@ -28,10 +31,10 @@ from jaxllm.server.grpc.stubs import jaxllm_pb2_grpc as pb_grpc
 log = logging.getLogger(__name__)
 
 MESSAGE_BYTES = 1 << 20  # of one SessionResponse, or one chunk if that is more; clients accept 4 MiB by default
+RETRY_SECONDS = "1"  # a full queue and a model that loads pass: clients that retry should wait a little
 SERVICES = ("jaxllm.v1.Inference", "jaxllm.v1.Control")
 OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a silent half of the traffic
-    ("grpc.max_receive_message_length", 64 << 20),  # a prompt of millions of token ids
     ("grpc.max_send_message_length", -1),
     # A client whose machine vanished is noticed, and its requests end.
     ("grpc.keepalive_time_ms", 30_000),
@@ -92,8 +95,11 @@ async def statuses(context: grpc.aio.ServicerContext, request: Message | None = 
         error = CallError.of(raised)
         if error.code is grpc.StatusCode.INTERNAL:
             log.exception("a call failed")
-        if error.param:
-            context.set_trailing_metadata((("jaxllm-param", error.param),))
+        trailing = [("jaxllm-param", error.param)] if error.param else []
+        if error.code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE):
+            trailing.append(("retry-after", RETRY_SECONDS))
+        if trailing:
+            context.set_trailing_metadata(tuple(trailing))
         await context.abort(error.code, error.message)
 
 
@@ -182,6 +188,10 @@ class InferenceService(pb_grpc.InferenceServicer):
         """One request's call, begun; what still runs when it is left is aborted."""
         async with statuses(context, request):
             requests = self._backend.ready.requests
+            metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
+            label(request, metadata)
+            if request.client_request_id:
+                await context.send_initial_metadata((("x-request-id", request.client_request_id),))
             remaining = context.time_remaining()
             deadline = None if remaining is None else time.monotonic() + remaining
             call = Call()
@@ -219,6 +229,7 @@ class ControlService(pb_grpc.ControlServicer):
             info = requests.client.info
             return pb.GetModelInfoResponse(
                 name=info.name,
+                aliases=info.aliases,
                 architecture=info.architecture,
                 dtype=info.dtype,
                 parameters=info.num_parameters,
@@ -271,9 +282,12 @@ class Health:
             await self.servicer.set(name, status)
 
 
-def make_server(backend: Backend, health: Health) -> grpc.aio.Server:
-    """A server with every service on it, listening nowhere yet."""
-    server = grpc.aio.server(options=OPTIONS)
+def make_server(
+    backend: Backend, health: Health, keys: Keys | None = None, max_request_bytes: int = -1
+) -> grpc.aio.Server:
+    """A server with every service on it, listening nowhere yet. keys: those that calls must carry, if any."""
+    options = (*OPTIONS, ("grpc.max_receive_message_length", max_request_bytes))
+    server = grpc.aio.server(options=options, interceptors=[KeyInterceptor(keys)] if keys else [])
     pb_grpc.add_InferenceServicer_to_server(InferenceService(backend), server)
     pb_grpc.add_ControlServicer_to_server(ControlService(backend), server)
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
@@ -281,9 +295,11 @@ def make_server(backend: Backend, health: Health) -> grpc.aio.Server:
     return server
 
 
-def listen(server: grpc.aio.Server, host: str, port: int) -> int:
+def listen(server: grpc.aio.Server, host: str, port: int, tls: grpc.ServerCredentials | None = None) -> int:
     """The port taken. Raises ConfigError when it is in use or the host is not this machine's."""
     try:
+        if tls is not None:
+            return server.add_secure_port(address(host, port), tls)
         return server.add_insecure_port(address(host, port))
     except RuntimeError as error:
         raise ConfigError(

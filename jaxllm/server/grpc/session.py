@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from jaxllm.config import ServerConfig
 from jaxllm.core import Delta, FinishReason, Logprobs, Request
 from jaxllm.errors import RequestError
-from jaxllm.sampling_params import MAX_SAMPLES
-from jaxllm.server.grpc import conversions
+from jaxllm.sampling_params import MAX_SAMPLES, SamplingParams
+from jaxllm.server.grpc import conversions, labels
 from jaxllm.server.grpc.conversions import CallError, Conversation
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
+from jaxllm.server.outcome import OnOutcome, Outcome
 from jaxllm.server.text import AnswerFormat, AnswerReader, TextStream, Tokenizer
 from jaxllm.server.text.reading import Parsed
 
@@ -170,11 +172,13 @@ class Generation:
             the engine ends what a stop string ended a moment later.
         submitted: the engine has been given it.
         ended: its last chunk is made, or nobody wants it any more.
+        outcome: how it went so far.
     """
 
     def __init__(self, request_id: str, engine_id: str, call: Call, num_samples: int):
         """num_samples: as many of them are answered with."""
         self.request_id = request_id
+        self.outcome = Outcome(request_id, arrival=time.monotonic())
         self.engine_id = engine_id
         self.call = call
         self.submitted = False
@@ -194,6 +198,7 @@ class Generation:
         make_reader: makes what tells a chat's answer into its parts. echo: what each sample's text begins with.
         """
         params = request.params
+        self.outcome.params = params
         self._prompt = request.prompt
         self._scored = params.logprobs is not None
         self._tokenizer = tokenizer
@@ -262,6 +267,7 @@ class Generation:
             return False
         conversions.write_timings(chunk.timings, delta, time.monotonic())
         sample.ended = True
+        self.outcome.add(delta, num_output, "stop" if stop is not None else str(delta.finish))
         if all(sample.ended for sample in self._samples):
             self.ended = True
             if self._choosing:
@@ -270,6 +276,7 @@ class Generation:
 
     def fail(self, error: CallError) -> None:
         self.call.fail(self.request_id, error)
+        self.outcome.error = f"{error.code.name}, {error.message}"
         self.ended = True
 
     def abort(self) -> None:
@@ -350,12 +357,22 @@ class Requests:
         refusal: why no request is taken any more, or None.
     """
 
-    def __init__(self, client: "EngineClient", tokenizer: Tokenizer | None, chats: ChatOptions | None = None):
+    def __init__(
+        self,
+        client: "EngineClient",
+        tokenizer: Tokenizer | None,
+        chats: ChatOptions | None = None,
+        config: ServerConfig | None = None,
+        on_outcome: Sequence[OnOutcome] = (),
+    ):
         """On the event loop that serves the calls. tokenizer: None serves token ids alone.
 
-        chats: how answers to chats are read; as plain text where it is None.
+        chats: how answers to chats are read; as plain text where it is None. config: the limits of a request.
+        on_outcome: told of each request that has ended, or been refused once it was entered.
         """
         self.client = client
+        self._config = config or ServerConfig()
+        self._on_outcome = on_outcome
         self._tokenizer = tokenizer
         self._chats = chats or ChatOptions(AnswerFormat(), True)
         self.refusal: str | None = None
@@ -399,6 +416,9 @@ class Requests:
             )
         num_samples = min(wire.sampling.n or 1, MAX_SAMPLES)  # what is more is refused later
         generation = Generation(request_id, f"{request_id}/{next(self._count)}", call, num_samples)
+        outcome = generation.outcome
+        outcome.client_request_id = labels.clean(wire.client_request_id)
+        outcome.traceparent, outcome.tracestate = wire.traceparent, wire.tracestate
         self._running[request_id] = call.requests[request_id] = generation
         return generation
 
@@ -416,6 +436,7 @@ class Requests:
         arrival = time.monotonic()
         try:
             params = conversions.sampling_params(wire.sampling, self.client.info.generation_defaults)
+            self._check_limits(params)
             if self._tokenizer is not None:
                 params = self._tokenizer.resolve(params)
             deadline = call_deadline
@@ -491,11 +512,23 @@ class Requests:
 
     def check_model(self, name: str) -> None:
         """Raises CallError(NOT_FOUND) when a client asks for a model that is not served here."""
-        if name and name != self.client.info.name:
+        info = self.client.info
+        if name and name != info.name and name not in info.aliases:
             raise CallError(
                 grpc.StatusCode.NOT_FOUND,
-                f"model={name!r} is not served here; {self.client.info.name!r} is, and is also taken when empty",
+                f"model={name!r} is not served here; {info.name!r} is, and is also taken when empty",
                 "model",
+            )
+
+    def _check_limits(self, params: SamplingParams) -> None:
+        """RequestError for more than one request may ask for."""
+        samples, stop = self._config.max_samples, self._config.max_stop_strings
+        if params.num_samples > samples:
+            name = "n" if params.best_of is None else "best_of"
+            raise RequestError(f"{name}={params.num_samples}: at most {samples} here (--max-samples)", name)
+        if len(params.stop) > stop:
+            raise RequestError(
+                f"stop holds {len(params.stop)} strings: at most {stop} here (--max-stop-strings)", "stop"
             )
 
     async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
@@ -576,6 +609,12 @@ class Requests:
         if self._running.get(generation.request_id) is generation:
             del self._running[generation.request_id], generation.call.requests[generation.request_id]
             generation.call.wake()
+            generation.outcome.ended = time.monotonic()
+            for tell in self._on_outcome:
+                try:
+                    tell(generation.outcome)
+                except Exception:  # what is told of a request is nothing to the request
+                    log.exception("nothing can be told of request %s", generation.request_id)
 
 
 async def run_sized[T](size: int, work: Callable[[], T]) -> T:

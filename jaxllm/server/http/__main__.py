@@ -6,18 +6,23 @@ again whenever it cannot. SIGTERM ends it when the running answers are through (
 
 import argparse
 import contextlib
+import json
 import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
+from jaxllm.config import ServerConfig
 from jaxllm.errors import ConfigError
+from jaxllm.server.access import check_tls
 from jaxllm.server.http.app import build
 
 ORPHAN_SECONDS = 10.0
@@ -58,30 +63,51 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--with-parent", action="store_true", help=f"end {ORPHAN_SECONDS:g} s after the process that started this one"
     )
+    parser.add_argument(
+        "--settings", metavar="FILE", help="a JSON object of further options of `jaxllm serve`; - is standard input"
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     # uvicorn raises the signal again when it has shut down: this makes that an ordinary end.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)
     try:
+        settings = _settings(options.settings)
+        check_tls(settings)
+        app = build(options.grpc, settings)
         listener = listen(options.host, options.port)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     config = uvicorn.Config(
-        build(options.grpc),
+        app,
         access_log=False,
         log_config=None,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(options.drain_seconds)),
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
+        ssl_ca_certs=settings.ssl_ca_certs,
+        ssl_cert_reqs=ssl.CERT_REQUIRED if settings.ssl_ca_certs else ssl.CERT_NONE,
     )
     server = uvicorn.Server(config)
     if options.with_parent:
         threading.Thread(target=_outlive, args=(os.getppid(), server), daemon=True).start()
     host, port = listener.getsockname()[:2]
-    print(f"http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+    scheme = "https" if settings.ssl_certfile else "http"
+    print(f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
     server.run(sockets=[listener])
     return 0
+
+
+def _settings(path: str | None) -> ServerConfig:
+    """What the process that starts this one says; by standard input, where nobody else reads its keys."""
+    if path is None:
+        return ServerConfig()
+    try:
+        return ServerConfig(**json.loads(sys.stdin.readline() if path == "-" else Path(path).read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"--settings {path}: {error}") from None
 
 
 def _outlive(parent: int, server: uvicorn.Server) -> None:

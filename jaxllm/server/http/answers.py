@@ -38,6 +38,7 @@ class Choice:
         self.prompt_token_ids: list[int] = []
         self.prompt_logprobs: list[pb.TokenLogprob] = []
         self.counts = pb.Counts()
+        self.timings = pb.Timings()
         self.finish: pb.Finish | None = None
         self.offset = 0  # characters of the tokens reported so far, for text_offset
         self.started = False
@@ -61,6 +62,7 @@ class Choice:
             if chunk.finish.reason not in _REASONS:
                 raise _ended(chunk.finish.reason)
             self.finish = chunk.finish
+            self.timings = chunk.timings
 
     def clear(self) -> None:
         """Forget what an event has carried."""
@@ -175,6 +177,8 @@ class OpenAIAnswer[R: (CompletionRequest, ChatRequest)]:
             "finish_reason": choice.finish_reason,
             "stop_reason": choice.stop_reason,
         }
+        if self.request.return_timings and choice.finish:
+            rest["timings"] = _timings(choice)
         if self.request.return_token_ids:
             rest["token_ids"] = choice.token_ids
             if choice.prompt_token_ids:
@@ -192,6 +196,8 @@ class OpenAIAnswer[R: (CompletionRequest, ChatRequest)]:
             "finish_reason": choice.finish_reason,
             "stop_reason": choice.stop_reason,
         }
+        if self.request.return_timings:
+            answer["timings"] = _timings(choice)
         if self.request.return_token_ids:
             answer["token_ids"] = choice.token_ids
         return answer
@@ -343,6 +349,11 @@ def _tool_call(delta: pb.ToolCallDelta) -> dict[str, Any]:
         "type": "function",
         "function": {"name": delta.name, "arguments": delta.arguments},
     }
+
+
+def _timings(choice: Choice) -> dict[str, float]:
+    """Seconds that the choice's request waited, computed and drew; a stage that it did not come to is 0."""
+    return {field.name: getattr(choice.timings, field.name) for field in pb.Timings.DESCRIPTOR.fields}
 
 
 def scored(entry: pb.TokenLogprob) -> dict[str, Any]:

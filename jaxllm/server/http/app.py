@@ -10,11 +10,15 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
+from jaxllm.config import ServerConfig
 from jaxllm.errors import RequestError
+from jaxllm.server.access import Keys
 from jaxllm.server.http.answers import ChatAnswer, CompletionAnswer
 from jaxllm.server.http.chats import ChatRequest
 from jaxllm.server.http.errors import ApiError, error_response, from_validation
+from jaxllm.server.http.gate import Gate
 from jaxllm.server.http.generation import Generation
 from jaxllm.server.http.link import EngineLink
 from jaxllm.server.http.messages.routes import messages_router
@@ -28,11 +32,13 @@ from jaxllm.server.http.traffic import Traffic, TrafficMiddleware
 log = logging.getLogger(__name__)
 
 
-def build(target: str, store: Store | None = None) -> FastAPI:
-    """The application, in front of the engine at `target` (host:port of its gRPC service).
+def build(target: str, config: ServerConfig | None = None, store: Store | None = None) -> FastAPI:
+    """The application, in front of the engine at `target` (host:port of its gRPC service, or unix:PATH).
 
-    store: what keeps responses; one with the default bounds if None.
+    config: who may call, from where, and how much one request may ask for. store: what keeps responses; one with the
+    default bounds if None.
     """
+    config = config or ServerConfig()
     link = EngineLink(target)
     traffic = Traffic()
     responses = Responses(link, traffic, store or Store())
@@ -47,6 +53,16 @@ def build(target: str, store: Store | None = None) -> FastAPI:
 
     app = FastAPI(title="jaxllm", lifespan=lifespan)
     app.state.link = link
+    app.add_middleware(Gate, keys=Keys.of(config), max_request_bytes=config.max_request_bytes)
+    if config.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.allowed_origins,
+            allow_methods=config.allowed_methods,
+            allow_headers=config.allowed_headers,
+            allow_credentials=config.allow_credentials,
+            expose_headers=("x-request-id", "retry-after"),
+        )
     app.add_middleware(TrafficMiddleware, traffic=traffic)
     app.include_router(responses.router)
     app.include_router(messages_router(link, traffic))
@@ -55,6 +71,7 @@ def build(target: str, store: Store | None = None) -> FastAPI:
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest) -> Response:
+        _check_prompts(len(body.prompt), config)
         answer = CompletionAnswer(body, (await link.connect()).name)
         return Generation(link, traffic, answer, answer.requests)
 
@@ -65,24 +82,25 @@ def build(target: str, store: Store | None = None) -> FastAPI:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [await served_model()]}
+        return {"object": "list", "data": await served_models()}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        served = await served_model()
-        if served["id"] != name:
-            raise ApiError(
-                404,
-                f"model {name!r} is not served here; this is {served['id']!r}",
-                param="model",
-                code="model_not_found",
-            )
-        return served
+        served = await served_models()
+        for card in served:
+            if card["id"] == name:
+                return card
+        raise ApiError(
+            404,
+            f"model {name!r} is not served here; this is {served[0]['id']!r}",
+            param="model",
+            code="model_not_found",
+        )
 
-    async def served_model() -> dict[str, Any]:
+    async def served_models() -> list[dict[str, Any]]:
+        """One model, under each of its names."""
         info = await link.model_info()
-        return {
-            "id": info.name,
+        card = {
             "object": "model",
             "created": started,
             "owned_by": "jaxllm",
@@ -90,6 +108,7 @@ def build(target: str, store: Store | None = None) -> FastAPI:
             "parent": None,
             "max_model_len": info.max_model_len,
         }
+        return [{"id": name, **card} for name in (info.name, *info.aliases)]
 
     @app.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
@@ -126,6 +145,15 @@ def build(target: str, store: Store | None = None) -> FastAPI:
         return PlainTextResponse(engine + traffic.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return app
+
+
+def _check_prompts(count: int, config: ServerConfig) -> None:
+    """RequestError for more prompts than one request may hold."""
+    if count > config.max_prompts:
+        raise RequestError(
+            f"prompt holds {count} prompts: at most {config.max_prompts} here (--max-prompts); send several requests",
+            "prompt",
+        )
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -49,6 +49,8 @@ class ApiError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         """A full queue and an engine that is loading pass: clients that retry should wait a little."""
+        if self.status == 401:
+            return {"www-authenticate": "Bearer"}
         return {"retry-after": "1"} if self.status in (429, 503) else {}
 
     def body(self) -> bytes:

@@ -5,9 +5,11 @@ import contextlib
 from collections.abc import AsyncIterator, Iterable
 from typing import Protocol
 
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from jaxllm.server.grpc.labels import label
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.http.errors import ApiError, error_response
 from jaxllm.server.http.link import ClientGoneError, EngineLink, Stream
@@ -61,6 +63,9 @@ class Generation(Response):
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        for request in self._requests:
+            label(request, headers)
         try:
             async with self._link.submit(self._requests) as stream, _watch(receive, stream):
                 await self._write(stream, send)

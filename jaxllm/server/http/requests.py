@@ -113,6 +113,7 @@ class GenerationRequest(SamplingFields):
     max_tokens: int | None = None
     prompt_logprobs: int | None = None
     return_token_ids: bool | None = None
+    return_timings: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = None
     use_beam_search: bool | None = None

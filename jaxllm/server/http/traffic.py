@@ -1,4 +1,4 @@
-"""The front's own counters, and the ASGI middleware that keeps them and bounds the size of a request.
+"""The front's own counters, and the ASGI middleware that keeps them.
 
 Engine metrics come from the engine (`Control.GetMetrics`); these say what HTTP did with them.
 """
@@ -6,11 +6,8 @@ Engine metrics come from the engine (`Control.GetMetrics`); these say what HTTP 
 import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MAX_BODY_BYTES = 32 << 20
-"""A million token ids and their commas, four times over."""
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 
@@ -40,7 +37,7 @@ class Traffic:
 
 
 class TrafficMiddleware:
-    """Counts every HTTP request and refuses a body above MAX_BODY_BYTES with 413."""
+    """Counts every HTTP request."""
 
     def __init__(self, app: ASGIApp, traffic: Traffic):
         self._app = app
@@ -51,15 +48,6 @@ class TrafficMiddleware:
             await self._app(scope, receive, send)
             return
         status = 499  # the client went away before there was one
-        body_bytes = 0
-
-        async def counted_receive() -> Message:
-            nonlocal body_bytes
-            message = await receive()
-            body_bytes += len(message.get("body", b""))
-            if body_bytes > MAX_BODY_BYTES:
-                raise HTTPException(413, f"the request's body is larger than {MAX_BODY_BYTES} bytes")
-            return message
 
         async def noted_send(message: Message) -> None:
             nonlocal status
@@ -70,7 +58,7 @@ class TrafficMiddleware:
         begin = time.monotonic()
         self._traffic.active.inc()
         try:
-            await self._app(scope, counted_receive, noted_send)
+            await self._app(scope, receive, noted_send)
         except Exception:
             status = 500
             raise

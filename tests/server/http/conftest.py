@@ -15,6 +15,7 @@ import uvicorn
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from openai_document import OpenApi
 
+from jaxllm.config import ServerConfig
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.grpc.stubs import jaxllm_pb2_grpc as pb_grpc
 from jaxllm.server.http.__main__ import listen
@@ -142,6 +143,8 @@ class ScriptedEngine(pb_grpc.InferenceServicer, pb_grpc.ControlServicer, health_
                 chunk.finish.stop_string = "was"
             elif index == limit - 1:
                 chunk.finish.reason = pb.FINISH_REASON_LENGTH
+            if chunk.HasField("finish"):
+                chunk.timings.queue_seconds, chunk.timings.decode_seconds = 0.25, 0.5
             yield chunk
             if chunk.HasField("finish"):
                 return
@@ -160,7 +163,9 @@ class ScriptedEngine(pb_grpc.InferenceServicer, pb_grpc.ControlServicer, health_
         return pb.DetokenizeResponse(text="".join(token(index) for index in request.token_ids))
 
     async def GetModelInfo(self, request: Any, context: Any) -> pb.GetModelInfoResponse:  # noqa: N802
-        return pb.GetModelInfoResponse(name="scripted", path="/models/scripted", max_model_len=64)
+        return pb.GetModelInfoResponse(
+            name="scripted", aliases=["other-name"], path="/models/scripted", max_model_len=64
+        )
 
     async def GetServerInfo(self, request: Any, context: Any) -> pb.GetServerInfoResponse:  # noqa: N802
         return pb.GetServerInfoResponse(version="1.2.3")
@@ -182,7 +187,7 @@ def parse_events(text: str) -> list[Any]:
 class Front:
     """The front and its engine on a thread with an event loop of their own; `call` runs a coroutine there."""
 
-    def __init__(self, store: Store | None = None) -> None:
+    def __init__(self, config: ServerConfig | None = None, store: Store | None = None) -> None:
         self.engine = ScriptedEngine()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -191,9 +196,8 @@ class Front:
         self._listener = listen("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.client = httpx.Client(base_url=self.url, timeout=20)
-        self.app = build(f"127.0.0.1:{self.grpc_port}", store)
-        config = uvicorn.Config(self.app, log_config=None, access_log=False)
-        self._server = uvicorn.Server(config)
+        self.app = build(f"127.0.0.1:{self.grpc_port}", config, store)
+        self._server = uvicorn.Server(uvicorn.Config(self.app, log_config=None, access_log=False))
         self._serving = asyncio.run_coroutine_threadsafe(self._server.serve([self._listener]), self._loop)
         self.wait(lambda: self.get("/health").status_code == 200)
 
@@ -244,6 +248,11 @@ class Front:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(20)
         self._loop.close()
+
+
+@pytest.fixture(scope="session")
+def front_class() -> type[Front]:
+    return Front
 
 
 @pytest.fixture

@@ -353,7 +353,7 @@ def test_tokenize_and_detokenize(shared_front):
 
 def test_models_and_version(shared_front):
     listed = shared_front.get("/v1/models").json()
-    assert [model["id"] for model in listed["data"]] == ["scripted"]
+    assert [model["id"] for model in listed["data"]] == ["scripted", "other-name"]
     assert listed["data"][0] == shared_front.get("/v1/models/scripted").json()
     assert listed["data"][0]["max_model_len"] == 64
     assert shared_front.get("/version").json() == {"version": "1.2.3"}

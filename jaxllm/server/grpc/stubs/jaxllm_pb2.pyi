@@ -6,10 +6,11 @@ generates nothing, embeddings, classes and scores.
 
 Status codes: INVALID_ARGUMENT (a sentence says which field and why; a field this file does not know is such
 an error), NOT_FOUND (another model's name), ALREADY_EXISTS (the id of a request still running),
-RESOURCE_EXHAUSTED (the queue is full), DEADLINE_EXCEEDED (the call's own deadline), UNAVAILABLE (loading,
-draining, or the engine is dead), INTERNAL (the request failed alone). Unary and streaming calls end with the
-status, and with the field at fault in the trailing metadata `jaxllm-param`; in a Session the request ends with
-a chunk that carries an Error. A call that its client cancels ends its request. A request that Control.Abort or
+UNAUTHENTICATED (the server has API keys: the metadata `authorization` must be `Bearer KEY`, but for health checks
+and metrics), RESOURCE_EXHAUSTED (the queue is full: the trailing metadata `retry-after` has seconds),
+DEADLINE_EXCEEDED (the call's own deadline), UNAVAILABLE (loading, draining, or the engine is dead), INTERNAL (the
+request failed alone). Unary and streaming calls end with the status, and with the field at fault in the trailing
+metadata `jaxllm-param`; in a Session the request ends with a chunk that carries an Error. A call that its client cancels ends its request. A request that Control.Abort or
 a session's abort ends is answered as usual, with what it had and FINISH_REASON_ABORT.
 """
 
@@ -654,6 +655,9 @@ class GenerateRequest(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    CLIENT_REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    TRACESTATE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the server when empty (required in a Session). Must not be that of a request still running."""
     model: _builtins.str
@@ -667,6 +671,13 @@ class GenerateRequest(_message.Message):
     """Seconds from arrival after which the request ends with FINISH_REASON_DEADLINE; beside the call's own deadline."""
     add_special_tokens: _builtins.bool
     """Text prompts: add the tokenizer's special tokens (a leading begin-of-text, for most). Default true."""
+    client_request_id: _builtins.str
+    """The client's own name for the request, for the server's log and traces; it need not be unique. In a call that is no
+    Session the metadata x-request-id says the same, and comes back in the initial metadata.
+    """
+    traceparent: _builtins.str
+    """The trace that the request belongs to, as W3C Trace Context has the two headers; else from the call's metadata."""
+    tracestate: _builtins.str
     @_builtins.property
     def token_ids(self) -> Global___TokenIds: ...
     @_builtins.property
@@ -686,10 +697,13 @@ class GenerateRequest(_message.Message):
         cache_salt: _builtins.str = ...,
         timeout_seconds: _builtins.float | None = ...,
         add_special_tokens: _builtins.bool | None = ...,
+        client_request_id: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
+        tracestate: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_timeout_seconds", b"_timeout_seconds", "add_special_tokens", b"add_special_tokens", "chat", b"chat", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "timeout_seconds", b"timeout_seconds", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_timeout_seconds", b"_timeout_seconds", "add_special_tokens", b"add_special_tokens", "cache_salt", b"cache_salt", "chat", b"chat", "model", b"model", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "timeout_seconds", b"timeout_seconds", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_timeout_seconds", b"_timeout_seconds", "add_special_tokens", b"add_special_tokens", "cache_salt", b"cache_salt", "chat", b"chat", "client_request_id", b"client_request_id", "model", b"model", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "timeout_seconds", b"timeout_seconds", "token_ids", b"token_ids", "traceparent", b"traceparent", "tracestate", b"tracestate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_special_tokens: _TypeAlias = _typing.Literal["add_special_tokens"]  # noqa: Y015
     _WhichOneofArgType__add_special_tokens: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens"]  # noqa: Y015
@@ -1302,6 +1316,7 @@ class GetModelInfoResponse(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     TASK_FIELD_NUMBER: _builtins.int
     POOLING_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     architecture: _builtins.str
     dtype: _builtins.str
@@ -1319,6 +1334,10 @@ class GetModelInfoResponse(_message.Message):
     def pooling(self) -> Global___PoolingInfo:
         """Of a model that generates nothing."""
 
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Further names that clients may ask for it by."""
+
     def __init__(
         self,
         *,
@@ -1334,10 +1353,11 @@ class GetModelInfoResponse(_message.Message):
         path: _builtins.str = ...,
         task: _builtins.str = ...,
         pooling: Global___PoolingInfo | None = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pooling", b"pooling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "has_chat_template", b"has_chat_template", "max_logprobs", b"max_logprobs", "max_model_len", b"max_model_len", "name", b"name", "parameters", b"parameters", "path", b"path", "pooling", b"pooling", "task", b"task", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "architecture", b"architecture", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "has_chat_template", b"has_chat_template", "max_logprobs", b"max_logprobs", "max_model_len", b"max_model_len", "name", b"name", "parameters", b"parameters", "path", b"path", "pooling", b"pooling", "task", b"task", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,10 +6,11 @@ generates nothing, embeddings, classes and scores.
 
 Status codes: INVALID_ARGUMENT (a sentence says which field and why; a field this file does not know is such
 an error), NOT_FOUND (another model's name), ALREADY_EXISTS (the id of a request still running),
-RESOURCE_EXHAUSTED (the queue is full), DEADLINE_EXCEEDED (the call's own deadline), UNAVAILABLE (loading,
-draining, or the engine is dead), INTERNAL (the request failed alone). Unary and streaming calls end with the
-status, and with the field at fault in the trailing metadata `jaxllm-param`; in a Session the request ends with
-a chunk that carries an Error. A call that its client cancels ends its request. A request that Control.Abort or
+UNAUTHENTICATED (the server has API keys: the metadata `authorization` must be `Bearer KEY`, but for health checks
+and metrics), RESOURCE_EXHAUSTED (the queue is full: the trailing metadata `retry-after` has seconds),
+DEADLINE_EXCEEDED (the call's own deadline), UNAVAILABLE (loading, draining, or the engine is dead), INTERNAL (the
+request failed alone). Unary and streaming calls end with the status, and with the field at fault in the trailing
+metadata `jaxllm-param`; in a Session the request ends with a chunk that carries an Error. A call that its client cancels ends its request. A request that Control.Abort or
 a session's abort ends is answered as usual, with what it had and FINISH_REASON_ABORT.
 """
 
