@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from jaxllm import __version__
-from jaxllm.cli import bench, convert, generate, models, plan, serve
+from jaxllm.cli import bench, convert, generate, models, plan, run_batch, serve
 from jaxllm.cli.command import app
 
-__all__ = ["bench", "convert", "generate", "main", "models", "plan", "serve"]
+__all__ = ["bench", "convert", "generate", "main", "models", "plan", "run_batch", "serve"]
 
 
 def _print_version(wanted: bool) -> None:

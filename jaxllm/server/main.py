@@ -23,7 +23,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 from jaxllm.config import EngineConfig, ServerConfig
@@ -34,9 +33,10 @@ from jaxllm.server.access import Keys, check_tls, grpc_credentials
 from jaxllm.server.front import Front
 from jaxllm.server.grpc import service
 from jaxllm.server.grpc.session import ChatOptions, Requests
+from jaxllm.server.loading import load
 from jaxllm.server.metrics import EngineMetrics
 from jaxllm.server.outcome import OnOutcome
-from jaxllm.server.text import AnswerFormat, Tokenizer
+from jaxllm.server.text import Tokenizer
 from jaxllm.server.tracing import Tracer
 
 log = logging.getLogger(__name__)
@@ -134,9 +134,7 @@ class _Server:
 
     async def _load(self) -> None:
         """Load the model in a thread, while this one answers that it loads."""
-        engine, tokenizer, chats = await self.threads.run(
-            lambda: _load(self._engine_config, self._config, self._model_class)
-        )
+        engine, tokenizer, chats = await self.threads.run(self._load_now)
         self._client = client = EngineClient(engine)
         runner: Any = engine.runner  # the engine's view of it is narrower
         metrics = EngineMetrics(client, runner.table)
@@ -146,6 +144,10 @@ class _Server:
             runner.memory_plan.device,
             metrics.render,
         )
+
+    def _load_now(self) -> tuple[Engine, Tokenizer | None, ChatOptions]:
+        with progress() as report:
+            return load(self._engine_config, self._config, self._model_class, report)
 
     def _listeners(self, model: str) -> list[OnOutcome]:
         """Who is told of each request that has ended."""
@@ -239,43 +241,6 @@ class _Threads:
         self._threads.append(thread)
         thread.start()
         return await asyncio.wrap_future(future)
-
-
-def _load(
-    config: EngineConfig, server: ServerConfig, model_class: type | None
-) -> tuple[Engine, Tokenizer | None, ChatOptions]:
-    """The engine and its tokenizer; that one first where it can be, for it fails in a second."""
-    directory = config.tokenizer or config.model
-    early = Path(directory).is_dir()
-    tokenizer = _tokenizer(config, directory, server.chat_template) if early else None
-    chats = _chat_options(server, tokenizer)
-    with progress() as report:
-        engine = Engine.start(config, model_class=model_class, progress=report)
-    if not early:
-        tokenizer = _tokenizer(config, config.tokenizer or engine.info.path, server.chat_template)
-        chats = _chat_options(server, tokenizer)
-    if tokenizer is not None and engine.info.pooling is None:
-        engine.use_vocabulary(lambda: tokenizer)
-        engine.warm_grammars()
-    return engine, tokenizer, chats
-
-
-def _chat_options(config: ServerConfig, tokenizer: Tokenizer | None) -> ChatOptions:
-    template = tokenizer.chat_template if tokenizer else ""
-    form = AnswerFormat.choose(template, config.tool_call_parser, config.reasoning_parser)
-    log.info("chats: tool_call_parser=%s reasoning_parser=%s", form.tools or "none", form.reasoning or "none")
-    return ChatOptions(form, config.enable_auto_tool_choice)
-
-
-def _tokenizer(config: EngineConfig, directory: str, chat_template: str | None) -> Tokenizer | None:
-    """None where random weights are served without one: their text would say nothing anyway."""
-    try:
-        return Tokenizer.load(directory, chat_template)
-    except ConfigError as error:
-        if config.load_format != "dummy":
-            raise
-        log.warning("serving token ids alone: %s", error)
-        return None
 
 
 def _check_http_port(host: str, port: int) -> None:
