@@ -147,6 +147,7 @@ class Request:
 
         output: tokens drawn and known on the host.
         num_inflight: tokens whose draw is submitted but not collected yet.
+        num_foretold: draws in flight that will be ignored, as a grammar forces the tokens: they are in the output.
         num_computed: tokens whose keys and values are in the cache once every submitted step has run.
         num_cached: prompt tokens that the prefix cache supplied when the request was first admitted.
         tables: by cache group the block table, or [entry] of states; tables[g][i] holds positions
@@ -158,6 +159,7 @@ class Request:
         num_indexed: how many pages, from the first, the prefix index has been told of.
         unshared: nothing that the request computes is told to the prefix index.
         source_read: the pages of its source hold what the encoder made of it for another request.
+        jumped: the slot's state knows nothing of the newest tokens in the output, which no step has drawn.
         snapshots_due: positions where its recurrent state is to be copied for others, the next one last.
         prompt_logprobs: what extend steps yielded so far, in order; delivered with the first token.
     """
@@ -180,6 +182,7 @@ class Request:
 
     output: list[int] = field(default_factory=list)
     num_inflight: int = 0
+    num_foretold: int = 0
     num_computed: int = 0
     num_cached: int = 0
     num_preemptions: int = 0
@@ -191,6 +194,7 @@ class Request:
     num_indexed: int = 0
     unshared: bool = False
     source_read: bool = False
+    jumped: bool = False
     snapshots_due: list[int] = field(default_factory=list)
     prompt_logprobs: list["Logprobs"] = field(default_factory=list)
     finish: FinishReason | None = None
@@ -230,8 +234,8 @@ class Row:
     Attributes:
         tokens: the host-known ids at [start, start + count); empty if the one token is on the device. Decode
             rows feed the slot's last token in either case.
-        fresh: the slot holds another request's state: send parameters, reset counts, and, before the step, have an
-            encoder read the request's source unless it is read.
+        fresh: the slot holds another state than the request's: send parameters, reset counts, and, before the step,
+            have an encoder read the request's source unless it is read.
         draws: the step reaches the request's last token, so a next token is drawn.
         tables: the request's own, by cache group, not a copy: they may change with the next plan, so read them on
             submit. Decode rows need only new_pages.
@@ -269,6 +273,11 @@ class StepPlan:
     @property
     def num_tokens(self) -> int:
         return sum(row.count for row in self.rows)
+
+    @property
+    def constrained(self) -> bool:
+        """Some row's draw needs a mask."""
+        return any(row.request.constraint is not None and row.draws for row in self.rows)
 
 
 @dataclass(slots=True, eq=False)

@@ -21,6 +21,7 @@ from jaxllm.core import (
     SamplingParams,
     StepPlan,
 )
+from jaxllm.engine.constrained import Masks
 from jaxllm.engine.encode import EncodeScheduler
 from jaxllm.engine.groups import Group, group_of
 from jaxllm.engine.intake import Intake
@@ -45,6 +46,7 @@ class AnyRunner(Protocol):
 class StepRunner(AnyRunner, Protocol):
     """What it asks of `jaxllm.runner.Runner`, for a model that generates."""
 
+    def draw(self, handle: Any, masks: np.ndarray | None) -> None: ...
     def step_seconds(self, num_rows: int) -> float: ...
     def check(self, request: Request) -> None: ...
     def prompt_logits(self, token_ids: list[int], source: list[int]) -> np.ndarray: ...
@@ -82,6 +84,7 @@ class Engine:
         self.death: str | None = None
         self._scheduler: Any = self._make_scheduler()
         self._intake = Intake(runner.info, runner.scheduler_config, runner.config.seed)
+        self._masks = Masks(runner.scheduler_config.max_num_seqs, runner.info.vocab_size)
         self._submitted: tuple[StepPlan | EncodePlan, Any] | None = None
         self._requests: dict[str, Request | PoolingRequest] = {}  # as the scheduler knows them
         self._groups: dict[str, Group] = {}  # by the id of what was asked for
@@ -217,6 +220,9 @@ class Engine:
     def step(self) -> list[Delta]:
         """Submit the next step, then commit the one before it, which the device has meanwhile done.
 
+        What a constrained row of the next step may draw follows from that commit: its masks are filled while the
+        device computes the logits that they are for.
+
         Returns one Delta for each request that got tokens or ended. Raises EngineDeadError when anything fails;
         every request has then ended, and `take_ended` returns their last deltas.
         """
@@ -234,6 +240,8 @@ class Engine:
             else:
                 self.last_step = None
                 assert plan is not None or not self._requests, "requests are waiting and no step can be planned"
+            if self._submitted is not None:
+                self._draw(*self._submitted)
         except Exception as error:
             self._die(error)
             raise EngineDeadError(self.death) from error
@@ -277,6 +285,17 @@ class Engine:
         drawn = plan.kind == "decode"
         num_tokens = sum([len(row.tokens) for row in output.rows]) if drawn else plan.num_tokens
         self.last_step = StepRecord(plan.kind, len(plan.rows), num_tokens, output.device_seconds)
+
+    def _draw(self, plan: StepPlan | EncodePlan, handle: Any) -> None:
+        """Submits the draws of a step that waits for masks; requests that have none to give end here."""
+        if isinstance(plan, EncodePlan) or not plan.constrained:
+            return
+        masks, failed = self._masks.fill(plan.rows)
+        self._generator.draw(handle, masks)
+        for request, error in failed:
+            if request.request_id in self._requests:  # the end of one sample may have ended the others
+                self._scheduler.abort(request.request_id, FinishReason.ERROR)
+                self._tell_end(request, time.monotonic(), error)
 
     def _tell_end(self, request: Request | PoolingRequest, now: float, error: str | None = None) -> None:
         delta: Delta = self._scheduler.delta(request, now)

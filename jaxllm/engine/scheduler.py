@@ -4,7 +4,8 @@ A request is in one of four places:
 
 - `waiting`, in order, without slot or pages: it is new, or was preempted and will be computed again;
 - `prefilling`: it has a slot and pages for every token that exists, and some of them are not computed;
-- `decoding`: only its newest token is not computed, and that token is the one its slot holds;
+- `decoding`: only its newest token is not computed, and that token is the one its slot holds. Where a grammar forces
+  tokens, they are known before they are drawn, and it is back among the prefilling;
 - on its way out: the steps already submitted draw all it may have. It gave slot and pages back, as whatever
   uses them next runs behind those steps, and ends when its tokens arrive.
 
@@ -24,12 +25,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from operator import attrgetter
 
-import numpy as np
-
 from jaxllm.cache import CacheSpace
 from jaxllm.config import SchedulerConfig
-from jaxllm.core import Delta, FinishReason, Load, Logprobs, Request, Row, StepOutput, StepPlan
-from jaxllm.engine.stop import accept
+from jaxllm.core import Delta, FinishReason, Load, Request, Row, StepOutput, StepPlan
+from jaxllm.engine.constrained import Advance, advance
+from jaxllm.engine.deltas import collect_prompt_logprobs, concatenate, delta_of, slice_logprobs
+from jaxllm.engine.stop import accept, stopped
 from jaxllm.errors import ConfigError, QueueFullError, RequestError
 
 _by_order = attrgetter("order")
@@ -67,6 +68,7 @@ class Scheduler:
         self._arrivals = itertools.count()
         self._followers: dict[str, list[Request]] = {}  # by the leader that computes their prompt
         self._next_deadline = math.inf  # no request's deadline is earlier
+        self._reserved = 0  # free pages that the decoding requests need in the plan being made
         self._load = Load(pages_total=self.cache.size[0])
 
     @property
@@ -162,12 +164,13 @@ class Scheduler:
 
     def plan(self, now: float) -> StepPlan | None:
         """The next step, which the caller submits; None when no request can advance before the next commit."""
-        reserved = self._reserve_for_decode()
-        chunks = self._plan_chunks(self.config.max_num_batched_tokens - len(self.decoding), reserved, now)
+        self._reserved = self._reserve_for_decode()
+        chunks = self._plan_chunks(self.config.max_num_batched_tokens - len(self.decoding), now)
         while self.prefilling and not chunks and not self.decoding:
             # The windows of several prompts leave none of them room to move: the last in order gives way.
             self._preempt(max(self._running(), key=_by_order))
-            chunks = self._plan_chunks(self.config.max_num_batched_tokens, 0, now)
+            self._reserved = 0
+            chunks = self._plan_chunks(self.config.max_num_batched_tokens, now)
         if chunks:
             plan = StepPlan("extend", self._decode_rows(1) + chunks)
             self._load.steps_extend += 1
@@ -218,11 +221,11 @@ class Scheduler:
         self._load.preemptions += 1
         insort(self.waiting, request, key=_by_order)
 
-    def _plan_chunks(self, budget: int, reserved: int, now: float) -> list[Row]:
+    def _plan_chunks(self, budget: int, now: float) -> list[Row]:
         """Prompt chunks of at most `budget` tokens together, in order over the admitted and the waiting. The sources of
         the newly admitted have no more tokens than a step.
 
-        What they take leaves `reserved` pages free.
+        What they take leaves the reserved pages free.
         """
         rows: list[Row] = []
         unread = self.config.max_num_batched_tokens  # of sources, which an encoder reads whole, before the step
@@ -232,49 +235,52 @@ class Scheduler:
             waiting = self.waiting[0] if admitting and self.waiting else None
             if waiting is not None and (not prefilling or waiting.order < prefilling[0].order):
                 to_read = self.cache.to_read(waiting)
-                admitting = to_read <= unread and self._admit_or_displace(waiting, reserved, now)
+                admitting = to_read <= unread and self._admit_or_displace(waiting, now)
                 if not admitting:
                     continue  # none behind the first may overtake it, or it might wait forever
                 unread -= to_read
                 request, fresh = waiting, True
             elif prefilling:
-                request, fresh = prefilling.popleft(), False
+                request = prefilling.popleft()
+                fresh = request.jumped
                 if request.slot < 0:
                     continue  # displaced
             else:
                 break
             start = request.num_computed
-            count = self.cache.may_compute(request, min(request.todo, budget), reserved)
+            count = self.cache.may_compute(request, min(request.todo, budget), self._reserved)
             if count == 0:
                 break  # none behind it may take the pages that it waits for
             if start + count > request.reach:
                 self.cache.grow(request, start + count)
             budget -= count
+            request.jumped = False
             tokens = request.token_ids(start, start + count)
             draws = count == request.todo
             rows.append(Row(request, request.slot, start, count, tokens, fresh, draws, request.tables, []))
         return rows
 
-    def _admit_or_displace(self, request: Request, reserved: int, now: float) -> bool:
+    def _admit_or_displace(self, request: Request, now: float) -> bool:
         """Admits the first of the queue; running ones of a lower priority give way to it, the last in order first.
 
         Those have no row in the plan yet: chunks are planned in order, and the rows of decodes behind them.
         """
-        while not self._admit(request, reserved, now):
+        while not self._admit(request, now):
             last = max(self._running(), key=_by_order, default=None)
             if request.num_inflight or last is None or last.order[0] <= request.order[0]:
                 return False
             self._preempt(last)
+            self._reserved = len(self._short_of_pages(1))  # not its own, and the others' even where none were counted
         return True
 
-    def _admit(self, request: Request, reserved: int, now: float) -> bool:
+    def _admit(self, request: Request, now: float) -> bool:
         """Gives the first of the queue a slot and pages for all its tokens, cached ones where there are.
 
         Not while tokens of it are in flight: they would have to be computed too, and nobody knows them.
         """
         if not self._slots or request.num_inflight:
             return False
-        if not self.cache.admit(request, reserved, alone=not (self.prefilling or self.decoding)):
+        if not self.cache.admit(request, self._reserved, alone=not (self.prefilling or self.decoding)):
             return False
         del self.waiting[0]
         self.prefilling[request.request_id] = request
@@ -320,7 +326,12 @@ class Scheduler:
             insort(self.waiting, first, key=_by_order)
 
     def _choose_steps(self) -> int:
-        """The most decode steps that the pages, the stream interval and the longest remaining row allow."""
+        """The most decode steps that the pages, the stream interval and the longest remaining row allow.
+
+        One where a mask has to be made of what was drawn before.
+        """
+        if any(request.constraint is not None for request in self.decoding.values()):
+            return 1
         seconds = self._step_seconds(len(self.decoding))
         for steps in self._steps_descending:
             if (
@@ -367,30 +378,40 @@ class Scheduler:
             if request.finish is not None:
                 continue
             if result.prompt_logprobs is not None:
-                _collect_prompt_logprobs(request, row, result.prompt_logprobs)
+                collect_prompt_logprobs(request, row, result.prompt_logprobs)
             if not row.draws:
                 continue
-            reserved = row.count if plan.kind == "decode" else 1
-            tokens, finish = accept(request, result.tokens)
-            assert finish is not None or len(tokens) == reserved, (
-                f"{request.request_id}: {len(tokens)} of {reserved} tokens came back, and none of them ends it"
+            if request.num_foretold:
+                request.num_foretold -= 1
+                continue
+            draws = row.count if plan.kind == "decode" else 1
+            if request.constraint is None:
+                new = Advance(*accept(request, result.tokens))
+            else:
+                new = advance(request, result.tokens)
+            tokens, finish = new.tokens, new.finish
+            assert finish is not None or len(tokens) >= draws, (
+                f"{request.request_id}: {len(tokens)} of {draws} tokens came back, and none of them ends it"
             )
-            request.num_inflight -= reserved
+            request.num_inflight -= draws
             request.output += tokens
             self._load.generation_tokens += len(tokens)
             if request.first_token is None:
                 request.first_token = now
             if finish is not None:
                 self._end(request, finish)
+            elif len(tokens) > draws:
+                self._jump(request)
             elif request.num_computed >= page_size * (request.num_indexed + 1):
                 self.cache.index(request)
             delta = delta_of(request, now, tokens)
+            delta.error = new.error
             if result.logprobs is not None:
-                delta.logprobs = _slice(result.logprobs, 0, len(tokens))
-            if finish is FinishReason.STOP:
+                delta.logprobs = slice_logprobs(result.logprobs, 0, len(tokens))
+            if finish is FinishReason.STOP and tokens[-1] in request.stop_ids:
                 delta.stop_token = tokens[-1]
             if request.prompt_logprobs:
-                delta.prompt_logprobs = _concatenate(request.prompt_logprobs)
+                delta.prompt_logprobs = concatenate(request.prompt_logprobs)
                 request.prompt_logprobs = []
             deltas.append(delta)
         return deltas
@@ -413,10 +434,21 @@ class Scheduler:
         request.slot = -1
         request.num_computed = 0
 
+    def _jump(self, request: Request) -> None:
+        """The host knows tokens that the device does not: they are computed as a prompt's are, and the one behind them
+        is drawn. If a draw is in flight, it is one of theirs, and of no more use."""
+        request.num_foretold += request.num_inflight
+        request.num_inflight = 0
+        if request.slot >= 0:
+            del self.decoding[request.request_id]
+            self.prefilling[request.request_id] = request
+            # What the slot holds may be of another answer: the draw in flight knows nothing of these tokens.
+            request.jumped = request.source_read = True
+
     def _end(self, request: Request, reason: FinishReason) -> None:
         """Ends a request wherever it is."""
         request.finish = reason
-        if reason is FinishReason.STOP:
+        if reason is FinishReason.STOP and stopped(request):
             # The device, which knows every stop id, ended the row here as well, and never computed the last token.
             request.num_computed = min(request.num_computed, request.num_known - 1)
         del self._requests[request.request_id]
@@ -430,47 +462,3 @@ class Scheduler:
         place = bisect_left(self.waiting, request.order, key=_by_order)
         if place < len(self.waiting) and self.waiting[place] is request:
             del self.waiting[place]
-
-
-def delta_of(request: Request, now: float, tokens: list[int] | None = None) -> Delta:
-    """What a request's owner is told at this moment: these new tokens, and the end, if it has ended."""
-    return Delta(  # by position, in the order of its fields: half the time of keywords, once per row and step
-        request.request_id,
-        tokens or [],
-        None,
-        None,
-        request.finish,
-        None,
-        None,
-        len(request.source) + len(request.prompt),
-        len(request.output),
-        request.num_cached,
-        request.arrival,
-        request.first_scheduled,
-        request.first_token,
-        now if request.finish is not None else None,
-    )
-
-
-def _collect_prompt_logprobs(request: Request, row: Row, chunk: Logprobs) -> None:
-    """Keeps what is new of a chunk, whose first entry is for position row.start + 1.
-
-    After a preemption chunks come again; behind the prompt's end the entries are for drawn tokens.
-    """
-    if not request.output:
-        collected = sum(len(part.token) for part in request.prompt_logprobs)
-        request.prompt_logprobs.append(_slice(chunk, collected - row.start, len(request.prompt) - 1 - row.start))
-
-
-def _slice(logprobs: Logprobs, start: int, stop: int) -> Logprobs:
-    part = slice(start, stop)
-    return Logprobs(logprobs.token[part], logprobs.rank[part], logprobs.top_ids[part], logprobs.top[part])
-
-
-def _concatenate(parts: list[Logprobs]) -> Logprobs:
-    return Logprobs(
-        token=np.concatenate([part.token for part in parts]),
-        rank=np.concatenate([part.rank for part in parts]),
-        top_ids=np.concatenate([part.top_ids for part in parts]),
-        top=np.concatenate([part.top for part in parts]),
-    )

@@ -18,3 +18,9 @@ def accept(request: Request, drawn: list[int]) -> tuple[list[int], FinishReason 
         if count == room:
             return drawn[:count], FinishReason.LENGTH
     return drawn, None
+
+
+def stopped(request: Request) -> bool:
+    """A stop id is the last token, as the device has seen."""
+    output = request.output
+    return bool(output) and output[-1] in request.stop_ids and len(output) >= request.params.min_tokens

@@ -206,31 +206,34 @@ def read_decode(
     return outputs
 
 
-def read_extend(packed: np.ndarray, rows: list[Row], layout: ExtendLayout, num_logprobs: int | None) -> list[RowOutput]:
-    """Outputs of an extend program. num_logprobs: None if the program reports none.
-
-    Prompt log probabilities cover the row's positions start + 1 to start + count that lie within the prompt.
-    """
+def read_extend(packed: np.ndarray, rows: list[Row], size: int, num_logprobs: int | None) -> list[RowOutput]:
+    """Outputs of a program of `size` rows that draws at most one token for each. num_logprobs: None if it reports
+    none."""
     reader = _Reader(packed)
-    tokens, drawn = reader.take(layout.rows).tolist(), reader.take(layout.rows).tolist()
+    tokens, drawn = reader.take(size).tolist(), reader.take(size).tolist()
     outputs = [RowOutput([tokens[i]] if drawn[i] else []) for i in range(len(rows))]
-    if num_logprobs is None:
-        return outputs
-    logprobs = reader.logprobs(layout.rows, n=num_logprobs)
-    for i, row in enumerate(rows):
-        top = row.request.params.logprobs
-        if top is not None and drawn[i]:
-            outputs[i].logprobs = _select(logprobs, slice(i, i + 1), top)
-    if layout.scored:
-        scores = reader.logprobs(layout.tokens, n=num_logprobs)
-        at = 0
+    if num_logprobs is not None:
+        logprobs = reader.logprobs(size, n=num_logprobs)
         for i, row in enumerate(rows):
-            count = min(row.start + row.count, len(row.request.prompt) - 1) - row.start
-            top = row.request.params.prompt_logprobs
-            if top is not None and count > 0:
-                outputs[i].prompt_logprobs = _select(scores, slice(at, at + count), top)
-            at += row.count
+            top = row.request.params.logprobs
+            if top is not None and drawn[i]:
+                outputs[i].logprobs = _select(logprobs, slice(i, i + 1), top)
     return outputs
+
+
+def read_scores(packed: np.ndarray, rows: list[Row], outputs: list[RowOutput], tokens: int, num_logprobs: int) -> None:
+    """Adds to the outputs of rows the prompt log probabilities of an extend program of `tokens` tokens.
+
+    They cover the row's positions start + 1 to start + count that lie within the prompt.
+    """
+    scores = _Reader(packed).logprobs(tokens, n=num_logprobs)
+    at = 0
+    for row, output in zip(rows, outputs, strict=True):
+        count = min(row.start + row.count, len(row.request.prompt) - 1) - row.start
+        top = row.request.params.prompt_logprobs
+        if top is not None and count > 0:
+            output.prompt_logprobs = _select(scores, slice(at, at + count), top)
+        at += row.count
 
 
 def _select(logprobs: Logprobs, index: Any, top: int) -> Logprobs:

@@ -13,8 +13,9 @@ from jaxllm.config import EngineConfig
 from jaxllm.core import elements_per_token, groups_of
 from jaxllm.errors import ConfigError
 from jaxllm.models import registry
+from jaxllm.runner.drawing import VARIANTS
 from jaxllm.runner.pools import Demand, GroupPlan, divide, exactly, least
-from jaxllm.runner.programs import VARIANTS, FlatModel, Geometry, Programs
+from jaxllm.runner.programs import FlatModel, Geometry, Programs
 from jaxllm.runner.resolve import claim_memory, device_budget, given, on_gpu, resolve
 from jaxllm.runner.table import ProgramTable, Progress, closed_table, use_compilation_cache
 from jaxllm.runner.tables import BlockTables
@@ -235,11 +236,14 @@ def with_costs(plan: MemoryPlan, table: ProgramTable) -> MemoryPlan:
     """The plan with what the table's compiled programs take."""
     costs = tuple(cost(str(key), compiled) for key, compiled in sorted(table.compiled.items()))
     hungriest = max((cost.temp_bytes for cost in costs), default=0)
-    return dataclasses.replace(plan, programs=costs, program_bytes=max(plan.program_bytes, hungriest))
+    return dataclasses.replace(
+        plan, programs=costs, program_bytes=max(plan.program_bytes, hungriest + table.undrawn_bytes)
+    )
 
 
 def _program_bytes(table: ProgramTable) -> int:
-    """Bytes of temporaries and outputs of the hungriest program: the largest that does the most, of each kind."""
+    """Bytes of temporaries and outputs of the hungriest program, the largest that does the most of each kind, and of
+    what lies beside it."""
     demanding = [
         max(
             (key for key in table.keys if key.kind == kind),
@@ -249,7 +253,8 @@ def _program_bytes(table: ProgramTable) -> int:
     ]
     tables = table.programs.geometry.tables
     sizes = [tables.max_pages + 1] * len(tables.groups)  # any pool does: what a program takes beside it is the same
-    return max(cost(str(key), table.compile_one(key, sizes)).temp_bytes for key in demanding)
+    hungriest = max(cost(str(key), table.compile_one(key, sizes)).temp_bytes for key in demanding)
+    return hungriest + table.undrawn_bytes
 
 
 def cost(name: str, compiled: jax.stages.Compiled) -> ProgramCost:

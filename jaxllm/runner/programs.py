@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,38 +19,39 @@ from jaxllm.config import LogprobsMode
 from jaxllm.core import CacheSpec, LayerSpecs, all_specs, group_of, pages_of
 from jaxllm.layers.cache import Cache, CrossCache, LayerCache, PagedCache, StateCache
 from jaxllm.layers.step import DenseStep, EncodeStep, Step
+from jaxllm.runner.drawing import Drawing, Undrawn, Variant, ends, pack, settle
 from jaxllm.runner.packing import DecodeLayout, EncodeLayout, ExtendLayout, RowFlag, SeedLayout
-from jaxllm.runner.state import FIRST_PARAM, Column, State, new_state, row_params
+from jaxllm.runner.state import FIRST_PARAM, Column, State, new_state
 from jaxllm.runner.tables import BlockTables
-from jaxllm.sampling import Processors, Rows, TokenLogprobs, greedy, narrow, sample, token_logprobs
-
-Variant = Literal["greedy", "sampled", "full", "scored"]
-VARIANTS: tuple[Variant, ...] = ("greedy", "sampled", "full", "scored")
-"""What a program can do for its rows, each including the one before.
-
-greedy: argmax. sampled: temperature, top-k, top-p, min-p. full: logits processors and log probabilities.
-scored (extend only): log probabilities of the prompt's tokens.
-"""
+from jaxllm.sampling import Processors, TokenLogprobs
 
 Leaves = tuple[jax.Array, ...]
+Out = jax.Array | Undrawn
+"""What a program yields beside cache and state: one packed array; of a forward program, what is to be drawn from."""
 SCORE_BLOCK = 256
 """Prompt tokens whose logits exist at once while they are scored."""
 
 
 @dataclass(frozen=True, order=True)
 class ProgramKey:
-    """Names a program. size is tokens (extend, encode, seed), rows (decode) or page pairs (copy)."""
+    """Names a program. size is tokens (extend, encode, seed), rows (decode, draw) or page pairs (copy)."""
 
-    kind: Literal["extend", "decode", "encode", "copy", "seed"]
+    kind: Literal["extend", "decode", "draw", "encode", "copy", "seed"]
     size: int
     variant: Variant = "greedy"
     steps: int = 1
 
+    @property
+    def forward(self) -> bool:
+        """The program ends with logits, and a draw program makes tokens of them, under masks that the host may have
+        made meanwhile."""
+        return self.steps == 1 and self.variant in ("full", "scored")
+
     def __str__(self) -> str:
         steps = f" x {self.steps} steps" if self.kind == "decode" else ""
-        unit = {"extend": "tokens", "decode": "rows", "encode": "tokens", "copy": "pages", "seed": "tokens"}[self.kind]
+        unit = {"decode": "rows", "draw": "rows", "copy": "pages"}.get(self.kind, "tokens")
         variant = f", {self.variant}" if self.kind in ("extend", "decode") else ""
-        return f"{self.kind} of {self.size} {unit}{steps}{variant}"
+        return f"{self.kind} of {self.size} {unit}{steps}{variant}{' without its draw' if self.forward else ''}"
 
 
 @dataclass(frozen=True)
@@ -148,26 +149,20 @@ class FlatModel:
         return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, leaves))
 
 
-class Drawn(NamedTuple):
-    """tokens: [B] int32. logprobs: None unless the variant reports them. states: the processors', after the tokens."""
-
-    tokens: jax.Array
-    logprobs: TokenLogprobs | None
-    states: tuple[Any, ...]
-
-
 class Programs:
     """Builds the function of each ProgramKey for one model and geometry."""
 
     def __init__(self, model: FlatModel, geometry: Geometry):
         self.model = model
         self.geometry = geometry
+        self.drawing = Drawing(geometry.processors, geometry.num_logprobs, geometry.logprobs_mode, geometry.sink)
         # Programs that differ in their ends only (variant, number of steps) share one trace of the layers.
         self._forward = jax.jit(self._run_model)
 
-    def build(self, key: ProgramKey) -> Callable[[Leaves, Leaves, State, jax.Array], tuple[Leaves, State, jax.Array]]:
-        """The function of (weights, cache, state, packed) that `key` names, to be compiled with both donated."""
-        functions = {
+    def build(self, key: ProgramKey) -> Callable[[Leaves, Leaves, State, jax.Array], tuple[Leaves, State, Out]]:
+        """The function of (weights, cache, state, packed) that `key` names, to be compiled with cache and state
+        donated. A draw program is `drawing.draw_program` instead."""
+        functions: dict[str, Callable[..., tuple[Leaves, State, Out]]] = {
             "extend": self._extend,
             "decode": self._decode,
             "encode": self._encode,
@@ -176,7 +171,7 @@ class Programs:
         }
         function = functions[key.kind]
 
-        def program(weights: Leaves, cache: Leaves, state: State, packed: jax.Array) -> tuple[Leaves, State, jax.Array]:
+        def program(weights: Leaves, cache: Leaves, state: State, packed: jax.Array) -> tuple[Leaves, State, Out]:
             return function(key, weights, cache, state, packed)
 
         program.__name__ = program.__qualname__ = f"{key.kind}_{key.size}x{key.steps}_{key.variant}"
@@ -195,6 +190,12 @@ class Programs:
                 return 3 * key.size
             case "seed":
                 return self.seed_layout(key).size
+            case "draw":
+                raise AssertionError("a draw program takes what a forward program left, and masks")
+
+    def num_rows(self, key: ProgramKey) -> int:
+        """Rows of an extend, decode or draw program."""
+        return self.geometry.extend_rows(key.size) if key.kind == "extend" else key.size
 
     def extend_layout(self, key: ProgramKey) -> ExtendLayout:
         rows = self.geometry.extend_rows(key.size)
@@ -224,7 +225,7 @@ class Programs:
 
     def _extend(
         self, key: ProgramKey, weights: Leaves, cache: Leaves, state: State, packed: jax.Array
-    ) -> tuple[Leaves, State, jax.Array]:
+    ) -> tuple[Leaves, State, Out]:
         """Computes the given tokens of every row, ragged, and draws a token for the rows that ask for one."""
         geometry, layout = self.geometry, self.extend_layout(key)
         head, params, sent, ids, targets = layout.split(packed)
@@ -255,38 +256,31 @@ class Programs:
         model = self.model.merge(weights)
         logits = model.logits(hidden[jnp.maximum(query_start[1:] - 1, jnp.int32(0))])
         draws = ((flags & RowFlag.DRAWS) != 0) & ~done
-        new = jnp.concatenate([old[:, :FIRST_PARAM], params], axis=1)
+        new = jnp.concatenate([old[:, : Column.DONE], done.astype(jnp.int32)[:, None], params], axis=1)
         at = start + count
-        drawn = self._draw(key.variant, logits, new, self._process(key.variant, state, slot, new), at)
-        ended = done | (draws & _ends(new, drawn.tokens, at))
-        new = new.at[:, Column.LAST_TOKEN].set(jnp.where(draws, drawn.tokens, old[:, Column.LAST_TOKEN]))
-        new = new.at[:, Column.POSITION].set(jnp.where(draws, at, old[:, Column.POSITION]))
-        new = new.at[:, Column.DONE].set(ended.astype(jnp.int32))
-        state = state._replace(rows=state.rows.at[slot].set(new), tables=state.tables.at[slot].set(tables))
-        if drawn.states:  # of rows that draw nothing they are none of the slot's
-            slot = jnp.where(draws, slot, jnp.int32(geometry.sink))
-            state = state._replace(processors=geometry.processors.scatter(state.processors, slot, drawn.states))
-        out: list[Any] = [drawn.tokens, draws, drawn.logprobs]
-        if key.variant == "scored":
-            out.append(self._score(model, hidden, targets))
-        return cache, state, _pack(out)
+        state = state._replace(tables=state.tables.at[slot].set(tables))
+        if key.forward:
+            scores = self._score(model, hidden, targets) if key.variant == "scored" else ()
+            state = state._replace(rows=state.rows.at[slot].set(new))
+            return cache, state, Undrawn.of(logits, slot, at, draws, pack(scores))
+        drawn = self.drawing.draw(key.variant, logits, new, self.drawing.gather(key.variant, state, slot, new), at)
+        state = state._replace(rows=state.rows.at[slot].set(settle(new, drawn.tokens, at, draws)))
+        return cache, state, pack([drawn.tokens, draws])
 
     def _decode(
         self, key: ProgramKey, weights: Leaves, cache: Leaves, state: State, packed: jax.Array
-    ) -> tuple[Leaves, State, jax.Array]:
+    ) -> tuple[Leaves, State, Out]:
         """Draws key.steps tokens for every row that has not met its end, each fed to the next step."""
         geometry, size = self.geometry, key.size
         slot, columns, pages = self.decode_layout(key).split(packed)
         tables = state.tables.at[jnp.tile(slot, len(columns)), columns.ravel()].set(pages.ravel(), mode="drop")
         rows, own = state.rows[slot], tables[slot]
         ramp = jnp.arange(size, dtype=jnp.int32)
-        processing = self._process(key.variant, state, slot, rows)
+        position = rows[:, Column.POSITION]
+        done = (rows[:, Column.DONE] != 0) | (slot == geometry.sink)
 
-        def one(i: jax.Array, carry: tuple) -> tuple:
-            cache, states, last, position, done, out = carry
-            active = ~done
-            # The page is looked up at a place within the table even where the row is at its very end.
-            at = jnp.where(active, position, jnp.int32(0))
+        def forward(cache: Leaves, last: jax.Array, at: jax.Array, active: jax.Array) -> tuple[jax.Array, Leaves]:
+            """Logits [B, V] behind the tokens `last` [B] at positions `at` [B]."""
             places = geometry.places(own, ramp, at, active, active, rows[:, Column.SOURCE_LEN])
             step = Step(
                 tokens=last,
@@ -296,10 +290,24 @@ class Programs:
                 decode=True,
             )
             hidden, cache = self._forward(weights, step, cache, places)
-            logits = self.model.merge(weights).logits(hidden)
-            drawn = self._draw(key.variant, logits, rows, processing._replace(states=states), at + 1)
+            return self.model.merge(weights).logits(hidden), cache
+
+        # The page is looked up at a place within the table even where the row is at its very end.
+        if key.forward:
+            logits, cache = forward(cache, rows[:, Column.LAST_TOKEN], jnp.where(done, jnp.int32(0), position), ~done)
+            nothing = jnp.zeros(0, jnp.int32)
+            return cache, state._replace(tables=tables), Undrawn.of(logits, slot, position + 1, ~done, nothing)
+
+        processing = self.drawing.gather(key.variant, state, slot, rows)
+
+        def one(i: jax.Array, carry: tuple) -> tuple:
+            cache, states, last, position, done, out = carry
+            active = ~done
+            at = jnp.where(active, position, jnp.int32(0))
+            logits, cache = forward(cache, last, at, active)
+            drawn = self.drawing.draw(key.variant, logits, rows, processing._replace(states=states), at + 1)
             out = jax.tree.map(lambda all_steps, new: all_steps.at[i].set(new), out, (drawn.tokens, drawn.logprobs))
-            done |= _ends(rows, drawn.tokens, at + 1)
+            done |= ends(rows, drawn.tokens, at + 1)
             last = jnp.where(active, drawn.tokens, last)
             return cache, drawn.states, last, jnp.where(active, at + 1, position), done, out
 
@@ -311,8 +319,6 @@ class Programs:
                 jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32),
                 jnp.zeros((*shape, n), jnp.int32), jnp.zeros((*shape, n), jnp.float32),
             )  # fmt: skip
-        position = rows[:, Column.POSITION]
-        done = (rows[:, Column.DONE] != 0) | (slot == geometry.sink)
         carry = (
             cache, processing.states, rows[:, Column.LAST_TOKEN], position, done,
             (jnp.zeros((key.steps, size), jnp.int32), logprobs),
@@ -326,14 +332,7 @@ class Programs:
         state = state._replace(rows=state.rows.at[slot].set(new), tables=tables)
         if states:  # those of rows that have met their end are of no more use to anyone
             state = state._replace(processors=geometry.processors.scatter(state.processors, slot, states))
-        return cache, state, _pack([tokens, end - position, logprobs])
-
-    def _process(self, variant: Variant, state: State, slot: jax.Array, rows: jax.Array) -> Rows:
-        """What the logits processors know of the slots [B] with their rows [B, WIDTH]; nothing where none can run."""
-        active = rows[:, Column.PROCESSORS]
-        if VARIANTS.index(variant) < VARIANTS.index("full"):
-            return Rows(active, (), ())
-        return self.geometry.processors.gather(state.processors, slot, active)
+        return cache, state, pack([tokens, end - position, logprobs])
 
     def _encode(
         self, key: ProgramKey, weights: Leaves, cache: Leaves, state: State, packed: jax.Array
@@ -353,32 +352,12 @@ class Programs:
         layers = model.read(model.encode(step), self.geometry.by_layer(cache, places))
         return _pools(layers), state, jnp.zeros(0, jnp.int32)
 
-    def _draw(
-        self, variant: Variant, logits: jax.Array, rows: jax.Array, processing: Rows, at: jax.Array
-    ) -> Drawn:  # fmt: skip
-        """The tokens at positions `at` [B] of the rows [B, WIDTH], from logits [B, V]."""
-        if variant == "greedy":
-            return Drawn(greedy(logits), None, ())
-        params = row_params(rows)
-        if variant == "sampled":
-            return Drawn(sample(narrow(logits, params), params, at), None, ())
-        geometry, processors = self.geometry, self.geometry.processors
-        narrowed = narrow(processors.apply(processing, logits, at - rows[:, Column.PROMPT_LEN]), params)
-        tokens = sample(narrowed, params, at)
-        told = narrowed if geometry.logprobs_mode.startswith("processed") else logits
-        return Drawn(tokens, self._logprobs(told, tokens), processors.update(processing, tokens))
-
-    def _logprobs(self, logits: jax.Array, tokens: jax.Array) -> TokenLogprobs:
-        """What is reported of tokens [B] drawn, or given, where the logits are [B, V]."""
-        normalise = self.geometry.logprobs_mode.endswith("logprobs")
-        return token_logprobs(logits, tokens, self.geometry.num_logprobs, normalise)
-
     def _score(self, model: Any, hidden: jax.Array, targets: jax.Array) -> TokenLogprobs:
         """Log probabilities of targets [T] after hidden [T, E], a block of logits at a time."""
         block = min(SCORE_BLOCK, hidden.shape[0])
 
         def score(part: tuple[jax.Array, jax.Array]) -> TokenLogprobs:
-            return self._logprobs(model.logits(part[0]), part[1])
+            return self.drawing.logprobs(model.logits(part[0]), part[1])
 
         parts = (hidden.reshape(-1, block, hidden.shape[1]), targets.reshape(-1, block))
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(score, parts))
@@ -412,20 +391,3 @@ def _pools(layers: Sequence[LayerCache]) -> Leaves:
     """All layers' pools, one after the other."""
     caches = itertools.chain.from_iterable(layer if isinstance(layer, tuple) else (layer,) for layer in layers)
     return tuple(itertools.chain.from_iterable(cache.pools for cache in caches))
-
-
-def _ends(rows: jax.Array, tokens: jax.Array, at: jax.Array) -> jax.Array:
-    """Whether the tokens at positions `at` end their requests: by limit, or by a stop id once min_tokens are out."""
-    total = at + 1
-    stops = (rows[:, Column.STOP_IDS :] == tokens[:, None]).any(axis=1)
-    enough = total - rows[:, Column.PROMPT_LEN] >= rows[:, Column.MIN_TOKENS]
-    return (stops & enough) | (total >= rows[:, Column.LIMIT])
-
-
-def _pack(out: Any) -> jax.Array:
-    """All leaves of `out` as one int32 array, floats bit-cast."""
-
-    def flat(x: jax.Array) -> jax.Array:
-        return (jax.lax.bitcast_convert_type(x, jnp.int32) if x.dtype == jnp.float32 else x.astype(jnp.int32)).ravel()
-
-    return jnp.concatenate([flat(x) for x in jax.tree.leaves(out)])

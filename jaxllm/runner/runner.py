@@ -17,28 +17,26 @@ from jaxllm.errors import ConfigError
 from jaxllm.layers.step import EncodeStep
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.encoder_decoder import EncoderDecoderConfig
+from jaxllm.runner.drawing import VARIANTS, Undrawn
 from jaxllm.runner.guard import CompileGuard
-from jaxllm.runner.packing import (
-    COPIES,
-    pack_copies,
-    read_decode,
-    read_extend,
-)
+from jaxllm.runner.packing import COPIES, pack_copies, read_decode, read_extend, read_scores
 from jaxllm.runner.plan import MemoryPlan, Prepared, prepare, with_costs
-from jaxllm.runner.programs import VARIANTS, Leaves, ProgramKey
+from jaxllm.runner.programs import Leaves, Out, ProgramKey
 from jaxllm.runner.resolve import generation_defaults, given
 from jaxllm.runner.state import NUM_PARAMS, pack_params
-from jaxllm.runner.table import ProgramTable, Progress
+from jaxllm.runner.table import ProgramTable, Progress, everything
 
 
 @dataclass(slots=True)
 class Handle:
-    """A submitted step whose output is on its way."""
+    """A submitted step whose output is on its way. undrawn: what waits for the step's masks to be drawn from."""
 
     plan: StepPlan
     key: ProgramKey
-    out: jax.Array
     submitted: float
+    out: jax.Array | None = None
+    scores: jax.Array | None = None
+    undrawn: Undrawn | None = None
 
 
 class Runner:
@@ -79,6 +77,10 @@ class Runner:
         self._params = np.zeros((self._geometry.sink + 1, NUM_PARAMS), np.int32)
         self._variant = [0] * (self._geometry.sink + 1)
         self._processed_until = [0.0] * (self._geometry.sink + 1)
+        # Masks of steps without any, by the number of rows; they stay on the device.
+        self._everything = {
+            key.size: everything(key.size, self._geometry.vocab_size) for key in self.table.keys if key.kind == "draw"
+        }
         self._seed_key = next(key for key in self.table.keys if key.kind == "seed")
         self._prompt_logits = jax.jit(self.table.programs.prompt_logits)
         self._guard = CompileGuard()
@@ -101,7 +103,10 @@ class Runner:
         )
 
     def submit(self, plan: StepPlan) -> Handle:
-        """Enqueues a plan behind what was submitted before; returns without waiting for the device."""
+        """Enqueues a plan behind what was submitted before; returns without waiting for the device.
+
+        Of a plan with constrained rows nothing is drawn before `draw`, which must come before the next plan.
+        """
         started = time.perf_counter()
         with self._guard:
             for at in range(0, len(plan.copies), COPIES):
@@ -125,20 +130,50 @@ class Runner:
             else:
                 packed = self.table.programs.decode_layout(key).pack(plan.rows, self._geometry.sink)
             out = self._run(key, packed)
-            out.copy_to_host_async()
-        return Handle(plan, key, out, started)
+            handle = Handle(plan, key, started)
+            if isinstance(out, Undrawn):
+                handle.undrawn = out
+                if key.variant == "scored":
+                    handle.scores = out.scores
+                    out.scores.copy_to_host_async()
+            else:
+                handle.out = out
+                out.copy_to_host_async()
+        if handle.undrawn is not None and not plan.constrained:
+            self.draw(handle)
+        return handle
+
+    def draw(self, handle: Handle, masks: np.ndarray | None = None) -> None:
+        """Enqueues the draws of a submitted plan with constrained rows.
+
+        masks: [rows of the plan at least, ceil(V / 32)] int32, see Constraint.fill; None forbids nothing. They must
+        not change before the step is collected.
+        """
+        undrawn = handle.undrawn
+        assert undrawn is not None, "nothing waits to be drawn"
+        size = len(undrawn.logits)
+        everything = self._everything[size]
+        with self._guard:
+            allowed = everything if masks is None else _rows_of(masks, size)
+            self._state, handle.out = self.table.draw(self._state, undrawn, allowed)
+            handle.out.copy_to_host_async()
+        handle.undrawn = None
 
     def collect(self, handle: Handle) -> StepOutput:
         """Waits for a step and reads what it yielded."""
+        assert handle.out is not None, "a plan with constrained rows is drawn before it is collected"
         with self._guard:
             packed = np.asarray(handle.out)
         seconds = time.perf_counter() - handle.submitted
         key, rows = handle.key, handle.plan.rows
-        logprobs = self._geometry.num_logprobs if key.variant in ("full", "scored") else None
-        if key.kind == "extend":
-            outputs = read_extend(packed, rows, self.table.programs.extend_layout(key), logprobs)
+        size, num_logprobs = self.table.programs.num_rows(key), self._geometry.num_logprobs
+        logprobs = num_logprobs if key.variant in ("full", "scored") else None
+        if key.kind == "decode" and key.steps > 1:
+            outputs = read_decode(packed, rows, size, key.steps, logprobs)
         else:
-            outputs = read_decode(packed, rows, key.size, key.steps, logprobs)
+            outputs = read_extend(packed, rows, size, logprobs)
+        if handle.scores is not None:
+            read_scores(np.asarray(handle.scores), rows, outputs, key.size, num_logprobs)
         return StepOutput(outputs, seconds)
 
     def step_seconds(self, num_rows: int) -> float:
@@ -152,7 +187,7 @@ class Runner:
         logits = self._prompt_logits(self._weights, _padded(token_ids), sources)
         return np.asarray(logits)[: len(token_ids)]
 
-    def _run(self, key: ProgramKey, packed: np.ndarray) -> jax.Array:
+    def _run(self, key: ProgramKey, packed: np.ndarray) -> Out:
         self._cache, self._state, out = self.table.run(key, self._weights, self._cache, self._state, packed)
         return out
 
@@ -172,7 +207,8 @@ class Runner:
         reading = processors.read(request)
         self._params[slot] = pack_params(request, reading.active)
         self._variant[slot] = VARIANTS.index("greedy" if params.greedy else "sampled")
-        self._processed_until[slot] = math.inf if params.logprobs is not None else reading.until
+        always = params.logprobs is not None or request.constraint is not None
+        self._processed_until[slot] = math.inf if always else reading.until
         if reading.active:
             layout = self.table.programs.seed_layout(self._seed_key)
             for packed in layout.pack(request, slot, reading.arguments, processors.reads_prompt(reading.active)):
@@ -193,6 +229,13 @@ class Runner:
             ):  # fmt: skip
                 needed = scored
         return needed
+
+
+def _rows_of(masks: np.ndarray, size: int) -> np.ndarray:
+    """The first `size` masks, as many as a program takes; those of padding rows may be anything."""
+    if len(masks) >= size:
+        return masks[:size]
+    return np.concatenate([masks, np.broadcast_to(masks[-1:], (size - len(masks), masks.shape[1]))])
 
 
 def _padded(token_ids: Sequence[int]) -> np.ndarray:

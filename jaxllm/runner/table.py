@@ -19,8 +19,9 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxllm.errors import CompileWhileServingError
+from jaxllm.runner.drawing import VARIANTS, Undrawn, Variant
 from jaxllm.runner.packing import COPIES
-from jaxllm.runner.programs import SCORE_BLOCK, VARIANTS, Leaves, ProgramKey, Programs, Variant
+from jaxllm.runner.programs import SCORE_BLOCK, Leaves, Out, ProgramKey, Programs
 from jaxllm.runner.state import State
 
 Progress = Callable[[int, int, str], None]
@@ -58,14 +59,16 @@ def closed_table(
         decodes = {"greedy": rows, "sampled": rows, "full": rows[::-3]}
     else:
         # Two cores compile a program in a second or more: few programs, each serving much.
-        extends = {"sampled": tokens, "scored": tokens[-1:]}
+        extends = {"sampled": tokens, "full": tokens[:-1], "scored": tokens[-1:]}
         decodes = {"greedy": rows, "sampled": rows[:1], "full": rows[-1:]}
     keys = [ProgramKey("extend", size, variant) for variant, sizes in extends.items() for size in sizes]
     for variant, sizes in decodes.items():
         for n in steps:
-            # Fewer steps than could be are for when somebody waits, which is not for long.
-            fewer = sorted(sizes)[::-2] if gpu and n < max(steps) else sizes
+            # Fewer steps than could be are for when somebody waits, which is not for long; or for masks.
+            fewer = sorted(sizes)[::-2] if gpu and n < max(steps) and variant != "full" else sizes
             keys += [ProgramKey("decode", size, variant, n) for size in fewer]
+    draws = {min(key.size, max_rows) for key in keys if key.forward}
+    keys += [ProgramKey("draw", size) for size in sorted(draws)]
     if sources:
         keys += [ProgramKey("encode", size) for size in tokens[::-2]]
     # A state may take hundreds of megabytes: where there is one to copy, it should not be sixteen.
@@ -104,6 +107,16 @@ def compile_all[K](
     return compiled
 
 
+def mask_width(vocab_size: int) -> int:
+    """Numbers of 32 bits that hold one for each token."""
+    return -(-vocab_size // 32)
+
+
+def everything(rows: int, vocab_size: int) -> jax.Array:
+    """Masks [rows, W] that forbid nothing."""
+    return jnp.full((rows, mask_width(vocab_size)), -1, jnp.int32)
+
+
 class ProgramTable:
     """The compiled programs of one engine.
 
@@ -132,10 +145,14 @@ class ProgramTable:
     def compile_one(self, key: ProgramKey, num_pages: Sequence[int]) -> jax.stages.Compiled:
         """Lowers and compiles one program for pools of num_pages pages, by cache group."""
         geometry = self.programs.geometry
+        state = jax.eval_shape(geometry.state)
+        if key.kind == "draw":
+            draw = jax.jit(self.programs.drawing.draw_program, donate_argnums=0)
+            return draw.lower(state, *jax.eval_shape(lambda: self._nothing_to_draw(key.size))).compile()
         function = jax.jit(self.programs.build(key), donate_argnums=(1, 2))
         packed = jax.ShapeDtypeStruct((self.programs.packed_size(key),), jnp.int32)
         cache = jax.eval_shape(lambda: geometry.cache(num_pages, self._dtype))
-        return function.lower(self._weights, cache, jax.eval_shape(geometry.state), packed).compile()
+        return function.lower(self._weights, cache, state, packed).compile()
 
     def compile(self, num_pages: Sequence[int], progress: Progress | None = None) -> None:
         """Compiles the whole table in parallel, the largest programs first."""
@@ -149,10 +166,13 @@ class ProgramTable:
     ) -> tuple[Leaves, State]:
         """Runs every program twice on the sink alone; returns cache and state, which the calls consume."""
         for done, key in enumerate(self.keys):
-            packed = self._harmless(key)
+            inputs = self._nothing_to_draw(key.size) if key.kind == "draw" else (self._harmless(key),)
             for _ in range(3):
                 started = time.perf_counter()
-                cache, state, out = self.compiled[key](weights, cache, state, packed)
+                if key.kind == "draw":
+                    state, out = self.compiled[key](state, *inputs)
+                else:
+                    cache, state, out = self.compiled[key](weights, cache, state, *inputs)
                 jax.block_until_ready(out)
                 # The second run of a program pays for recording it, so the third is the one that counts.
                 self.seconds[key] = time.perf_counter() - started
@@ -180,11 +200,25 @@ class ProgramTable:
 
     def run(
         self, key: ProgramKey, weights: Leaves, cache: Leaves, state: State, packed: np.ndarray
-    ) -> tuple[Leaves, State, jax.Array]:
-        """Enqueues a program; cache and state are consumed."""
+    ) -> tuple[Leaves, State, Out]:
+        """Enqueues a program other than a draw; cache and state are consumed."""
         self.programs_run += 1
-        result: tuple[Leaves, State, jax.Array] = self.compiled[key](weights, cache, state, packed)
+        result: tuple[Leaves, State, Out] = self.compiled[key](weights, cache, state, packed)
         return result
+
+    def draw(self, state: State, undrawn: Undrawn, masks: jax.Array | np.ndarray) -> tuple[State, jax.Array]:
+        """Enqueues the draw program of what a forward program left; the state is consumed. masks: [R, W] int32."""
+        self.programs_run += 1
+        program = self.compiled[ProgramKey("draw", len(undrawn.logits))]
+        result: tuple[State, jax.Array] = program(state, undrawn.logits, undrawn.rows, masks)
+        return result
+
+    @property
+    def undrawn_bytes(self) -> int:
+        """Of the logits that wait for their draw beside whatever else runs, and of masks."""
+        vocab = self.programs.geometry.vocab_size
+        rows = max((key.size for key in self.keys if key.kind == "draw"), default=0)
+        return rows * (4 * vocab + 2 * 4 * mask_width(vocab))
 
     def step_seconds(self, num_rows: int) -> float:
         """Measured seconds of one step of the decode program that serves num_rows."""
@@ -203,6 +237,12 @@ class ProgramTable:
         elif key.kind == "seed":
             packed[:2] = geometry.sink, 1
         return packed
+
+    def _nothing_to_draw(self, rows: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """What a draw program of so many rows takes beside the state, none of which draws."""
+        geometry = self.programs.geometry
+        undrawn = jnp.zeros((rows, 3), jnp.int32).at[:, 0].set(geometry.sink)
+        return jnp.zeros((rows, geometry.vocab_size), jnp.float32), undrawn, everything(rows, geometry.vocab_size)
 
     def _largest(self, kind: str) -> str:
         return str(max(key for key in self.keys if key.kind == kind))

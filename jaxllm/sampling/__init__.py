@@ -2,7 +2,8 @@
 
 Pure functions over arrays; every row is independent of the others, so a request's tokens do not depend on
 what else is in the batch. The order: the logits processors (allowed tokens, bad words, stop ids masked until
-min_tokens, logit bias, penalties, the user's own, the thinking budget), temperature, min-p, top-k, top-p, draw.
+min_tokens, logit bias, penalties, the user's own, the thinking budget), masks from the host, temperature, min-p,
+top-k, top-p, draw.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from jaxllm.sampling.bias import LogitBias
 from jaxllm.sampling.draws import draw
 from jaxllm.sampling.filters import keep
 from jaxllm.sampling.logprobs import TokenLogprobs, token_logprobs
-from jaxllm.sampling.masks import AllowedTokens, BadWords, MinTokens, forbid
+from jaxllm.sampling.masks import AllowedTokens, BadWords, MinTokens, confine, forbid
 from jaxllm.sampling.params import RowParams
 from jaxllm.sampling.penalties import Penalties
 from jaxllm.sampling.processors import LogitsProcessor, Processors, ProcessorState, Rows, load
@@ -19,8 +20,8 @@ from jaxllm.sampling.sample import greedy, narrow, sample
 from jaxllm.sampling.thinking import ThinkingBudget
 
 __all__ = [
-    "LogitsProcessor", "ProcessorState", "Processors", "RowParams", "Rows", "TokenLogprobs", "draw", "forbid",
-    "greedy", "keep", "make_processors", "narrow", "sample", "token_logprobs",
+    "LogitsProcessor", "ProcessorState", "Processors", "RowParams", "Rows", "TokenLogprobs", "confine", "draw",
+    "forbid", "greedy", "keep", "make_processors", "narrow", "sample", "token_logprobs",
 ]  # fmt: skip
 
 

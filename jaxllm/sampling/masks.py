@@ -112,3 +112,15 @@ def unpack_bits(bits: jax.Array, n: int) -> jax.Array:
     """[B, W] int32 of 32 bits each, the lowest first -> [B, n] bool."""
     places = jnp.arange(32, dtype=jnp.int32)
     return ((bits[:, :, None] >> places[None, None, :]) & 1 != 0).reshape(bits.shape[0], -1)[:, :n]
+
+
+def confine(logits: jax.Array, masks: jax.Array, otherwise: jax.Array) -> jax.Array:
+    """Logits [B, V] with -inf outside of masks [B, ceil(V / 32)] int32 (see unpack_bits).
+
+    Where they leave nothing of a row, because what else it may not draw contradicts its mask, the mask prevails:
+    then the row is that of `otherwise` [B, V].
+    """
+    inside = unpack_bits(masks, logits.shape[-1])
+    confined = jnp.where(inside, logits, -jnp.inf)
+    nothing = ~jnp.any(confined > -jnp.inf, axis=-1, keepdims=True)
+    return jnp.where(nothing & inside, otherwise, confined)

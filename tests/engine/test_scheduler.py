@@ -6,7 +6,8 @@ import pytest
 from jaxllm.cache import PagePool
 from jaxllm.config import CacheGroup, SchedulerConfig
 from jaxllm.core import FinishReason, Logprobs, Request, RowOutput, SamplingParams, StepOutput, StepPlan
-from jaxllm.engine.scheduler import Scheduler, delta_of
+from jaxllm.engine.deltas import delta_of
+from jaxllm.engine.scheduler import Scheduler
 from jaxllm.errors import ConfigError, QueueFullError, RequestError
 
 

@@ -1,221 +1,28 @@
 """The scheduler against a device made of Python: whatever the schedule, every answer is the solo answer.
 
-The simulated device keeps, for each place of each page of each cache group, a hash of the whole prefix (and salt)
-that was computed into it, and of each recurrent state the hash of the prefix it has seen. It executes plans in order,
-reads back all that a token sees, draws from that, ends rows on its own at their limit or stop token, and hands its
-outputs back one step late. After every step it is compared with what the scheduler believes: block tables, prefix
-index, snapshots, counts of holders.
+The simulated device hands its outputs back one step late. After every step it is compared with what the scheduler
+believes: block tables, prefix index, snapshots, counts of holders.
 """
 
 import os
 import struct
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
+from languages import Language, choices
+from simulated_device import VOCABULARY, Device, Truth, chain, root
 
 from jaxllm.config import CacheGroup, SchedulerConfig
-from jaxllm.core import FinishReason, Logprobs, PageCopy, Request, Row, RowOutput, SamplingParams, StepOutput, StepPlan
-from jaxllm.engine.scheduler import Scheduler, delta_of
+from jaxllm.core import FinishReason, Request, SamplingParams, StepOutput, StepPlan
+from jaxllm.engine.constrained import Masks
+from jaxllm.engine.deltas import delta_of
+from jaxllm.engine.scheduler import Scheduler
 
-VOCABULARY = 7
 STEMS = ([1, 2, 3, 4, 5, 6, 1, 2, 3, 4], [1, 2, 3, 6, 6, 6, 6, 6, 6, 6], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
 EXAMPLES = int(os.environ.get("JAXLLM_SCHEDULES", "2000"))
-
-
-def chain(prefix: int, token: int) -> int:
-    """What a token's place in the cache holds: it stands for the token and all before it.
-
-    Hashes of tuples of integers are the same in every run.
-    """
-    return hash((prefix, token))
-
-
-def draw(prefix: int, seed: int) -> int:
-    return (hash((prefix, seed)) >> 7) % VOCABULARY
-
-
-class Truth:
-    """What a request must see and answer, computed alone and at once."""
-
-    def __init__(self, request: Request):
-        self.tokens = list(request.prompt)
-        self.prefixes = []  # prefixes[p] is what the place of position p must hold
-        prefix = root(request)
-        while True:
-            for token in self.tokens[len(self.prefixes) :]:
-                prefix = chain(prefix, token)
-                self.prefixes.append(prefix)
-            if len(self.tokens) == request.max_total:
-                break
-            self.tokens.append(draw(prefix, request.seed))
-        # The device may run on behind a stop token that only the host knows; the answer ends there.
-        answer = self.tokens[len(request.prompt) :]
-        ends = (i for i, token in enumerate(answer, 1) if token in request.stop_ids and i >= request.params.min_tokens)
-        end = next(ends, None)
-        self.answer = answer[:end]
-        self.finish = FinishReason.LENGTH if end is None else FinishReason.STOP
-
-
-def root(request: Request) -> int:
-    # sum, not hash: the hash of a string differs from run to run
-    return sum(request.cache_salt.encode()) + hash(tuple(request.source))
-
-
-@dataclass
-class Slot:
-    request: Request
-    position: int  # of the token to compute next
-    tables: list[list[int]] = field(default_factory=list)
-    last: int | None = None
-    done: bool = False
-
-
-class Device:
-    """Executes plans. It knows of a request what a runner would send."""
-
-    def __init__(self, config: SchedulerConfig, truths: dict[Request, Truth]):
-        self.page_size = config.page_size
-        self.groups = list(enumerate(config.groups))
-        self.max_tokens = config.max_num_batched_tokens
-        self.truths = truths
-        # A page is a list of places; an entry of states has one.
-        self.pools: list[list[list[object]]] = [
-            [[None] * (1 if group.kind == "state" else config.page_size) for _ in range(group.num_pages)]
-            for group in config.groups
-        ]
-        self.slots: list[Slot | None] = [None] * config.max_num_seqs
-        self.seen: Counter[str] = Counter()
-
-    def execute(self, plan: StepPlan) -> StepOutput:
-        assert plan.rows
-        assert len({row.slot for row in plan.rows}) == len(plan.rows)
-        self._copy(plan.copies)
-        self._read(plan.rows)
-        self.seen[f"{plan.kind} of {plan.num_steps}"] += 1
-        run = self._extend if plan.kind == "extend" else self._decode
-        return StepOutput([run(row, plan.num_steps) for row in plan.rows])
-
-    def _copy(self, copies: list[PageCopy]) -> None:
-        targets = {(group, target) for group, _, target in copies}
-        assert len(targets) == len(copies)
-        assert not targets & {(group, source) for group, source, _ in copies}, "copies may run in any order"
-        for group, source, target in copies:
-            self.pools[group][target] = list(self.pools[group][source])
-            self.seen[f"copies of {self.groups[group][1].kind}"] += 1
-
-    def _read(self, rows: list[Row]) -> None:
-        """Sources, before the step that computes what looks at them."""
-        read = [row for row in rows if row.fresh and row.request.source and not row.request.source_read]
-        for place, group in self.groups:
-            if group.kind == "source":
-                assert sum(len(row.request.source) for row in read) <= self.max_tokens
-                self.seen["sources read"] += len(read)
-                self.seen["sources shared"] += sum(row.fresh and row.request.source_read for row in rows)
-                for row in read:
-                    source, pages = row.request.source, row.tables[place]
-                    for position in range(len(source)):
-                        page = pages[position // self.page_size]
-                        self.pools[place][page][position % self.page_size] = (*source, position)
-
-    def _extend(self, row: Row, num_steps: int) -> RowOutput:
-        assert num_steps == 1
-        request = row.request
-        if row.fresh:
-            self.slots[row.slot] = Slot(request, row.start)
-        slot = self.slots[row.slot]
-        assert slot is not None
-        assert slot.request is request
-        slot.tables = [list(table) for table in row.tables]
-        self.seen["pages left behind"] += sum(table.count(0) for table in row.tables)
-        if slot.done:  # the host does not know yet; whatever such a row writes must harm nobody
-            self.seen["zombie rows"] += 1
-            for position in range(row.start, row.start + row.count):
-                self._write(slot, position, "garbage")  # of pages that may be another's by now
-            return RowOutput([])
-        assert row.start == slot.position
-        assert len(row.tokens) == row.count or (not row.tokens and row.count == 1)
-        for token in row.tokens or [slot.last]:
-            assert token is not None
-            self._compute(slot, token)
-        drawn = [self._draw(slot)] if row.draws else []
-        prompt_logprobs = None
-        if request.params.prompt_logprobs is not None:
-            prompt_logprobs = logprobs(range(row.start + 1, row.start + row.count + 1))
-        return RowOutput(drawn, logprobs(drawn), prompt_logprobs)
-
-    def _decode(self, row: Row, num_steps: int) -> RowOutput:
-        slot = self.slots[row.slot]
-        assert slot is not None
-        assert slot.request is row.request
-        assert not row.fresh
-        assert row.count <= num_steps
-        assert len({group for group, _, _ in row.new_pages}) == len(row.new_pages)
-        for group, index, page in row.new_pages:
-            assert index == len(slot.tables[group])
-            slot.tables[group].append(page)
-        self.seen["zombie rows"] += slot.done
-        assert slot.done or slot.position == row.start
-        drawn = []
-        for step in range(num_steps):
-            if slot.done:
-                for pool in self.pools:
-                    pool[0] = ["garbage"] * len(pool[0])
-                continue
-            assert step < row.count, "the host reserved less than the row's limit allows"
-            assert slot.last is not None
-            self._compute(slot, slot.last)
-            drawn.append(self._draw(slot))
-        return RowOutput(drawn, logprobs(drawn))
-
-    def _compute(self, slot: Slot, token: int) -> None:
-        """Computes the token at the slot's position, from all that is seen there."""
-        position, prefixes = slot.position, self.truths[slot.request].prefixes
-        for place, group in self.groups:
-            if group.kind == "state" and position > 0:
-                assert self.pools[place][slot.tables[place][0]] == [prefixes[position - 1]]
-            elif group.kind == "tokens":
-                table = slot.tables[place]
-                for seen in range(0 if group.window is None else max(0, position - group.window + 1), position):
-                    held = self.pools[place][table[seen // self.page_size]][seen % self.page_size]
-                    assert held == prefixes[seen], f"position {position} does not see {seen}"
-            elif group.kind == "source":
-                source, table = slot.request.source, slot.tables[place]
-                held = [self.pools[place][page][i] for page in table for i in range(self.page_size)]
-                assert held[: len(source)] == [(*source, i) for i in range(len(source))]
-        before = prefixes[position - 1] if position else root(slot.request)
-        self._write(slot, position, chain(before, token))
-        slot.position += 1
-
-    def _draw(self, slot: Slot) -> int:
-        request = slot.request
-        token = draw(self.truths[request].prefixes[slot.position - 1], request.seed)
-        slot.last = token
-        total = slot.position + 1
-        stops = token in request.stop_ids and total - len(request.prompt) >= request.params.min_tokens
-        slot.done = stops or total == request.max_total
-        return token
-
-    def _write(self, slot: Slot, position: int, value: object) -> None:
-        for place, group in self.groups:
-            table = slot.tables[place]
-            if group.kind == "state":
-                assert table[0] != 0
-                self.pools[place][0 if slot.done else table[0]] = [value]
-            elif group.kind == "tokens" and not slot.done:
-                page = table[position // self.page_size]
-                assert page != 0
-                self.pools[place][page][position % self.page_size] = value
-
-
-def logprobs(values) -> Logprobs:
-    """Recognisable ones: the log probability of 7 is 7."""
-    token = np.array(list(values), np.float32)
-    n = len(token)
-    return Logprobs(token, np.ones(n, np.int32), np.zeros((n, 2), np.int32), np.zeros((n, 2), np.float32))
 
 
 @dataclass(frozen=True)
@@ -232,6 +39,8 @@ class Spec:
     source: tuple[int, ...]
     priority: int
     prompt_logprobs: bool
+    language: Language | None
+    logprobs: bool  # without them a constrained request jumps ahead
     aborted: int | None  # tick
     deadline: int | None  # tick
 
@@ -243,6 +52,7 @@ class Spec:
                 max_tokens=self.max_tokens,
                 min_tokens=min(self.min_tokens, self.max_tokens),
                 prompt_logprobs=2 if self.prompt_logprobs else None,
+                logprobs=0 if self.logprobs or self.language is None else None,
             ),
             stop_ids=self.stop_ids,
             max_total=len(self.prompt) + self.max_tokens,
@@ -252,6 +62,7 @@ class Spec:
             deadline=self.deadline,
             cache_salt=self.salt,
             source=list(self.source),
+            constraint=None if self.language is None else self.language.fork(),
         )
 
 
@@ -267,6 +78,13 @@ def prompt(stem: list[int], length: int, own: list[int]) -> tuple[int, ...]:
     return (*stem[:length], *own) or (1,)
 
 
+LANGUAGES = [
+    choices((1, 2, 3, 4, 5, 6, 1, 2), (1, 2, 3, 6), (5, 5)),  # forced runs, to the end
+    Language(({1: 1, 2: 1}, {3: 2}, {4: 3}, {5: 0, 6: 0, 0: 0})),  # runs between choices, for ever; a stop id within
+    Language(({2: 1}, {3: 0})),  # nothing but what is forced
+    Language(({5: 0, 6: 0},)),  # nothing ever is
+    Language(({5: 1, 6: 0}, {1: 0, 2: 2}, {}), fuel=5),  # too expensive, sometimes
+]
 SELDOM = st.sampled_from([None] * 40 + list(range(30)))
 SPECS = st.builds(
     Spec,
@@ -282,6 +100,8 @@ SPECS = st.builds(
     source=st.sampled_from([(), (), (4,), (1, 2, 3, 4, 5)]),
     priority=st.integers(0, 2),
     prompt_logprobs=st.sampled_from([False, False, False, True]),
+    language=st.sampled_from([None] * len(LANGUAGES) + LANGUAGES),
+    logprobs=st.sampled_from([False, False, True]),
     aborted=SELDOM,
     deadline=SELDOM,
 )
@@ -352,6 +172,7 @@ class Simulation:
         self.requests = [spec.request(number) for number, spec in enumerate(schedule.specs)]
         self.truths = {request: Truth(request) for request in self.requests}
         self.device = Device(schedule.config, self.truths)
+        self.masks = Masks(schedule.config.max_num_seqs, VOCABULARY)
         self.tokens: dict[str, list[int]] = {request.request_id: [] for request in self.requests}
         self.finishes: dict[str, list[FinishReason]] = {request.request_id: [] for request in self.requests}
         self.pending: tuple[StepPlan, StepOutput] | None = None
@@ -373,9 +194,9 @@ class Simulation:
             self._abort(tick, even=False)  # while the step before, or this one, is in flight
             if self.schedule.overlapped:
                 self._commit()
-                self.pending = submitted
+                self.pending = self._draw(submitted)
             else:
-                self.pending = submitted
+                self.pending = self._draw(submitted)
                 self._commit()
             self._check_books()
             tick += 1
@@ -384,7 +205,7 @@ class Simulation:
         self.device.seen["hits"] = self.scheduler.load().prefix_hits
         return self.device.seen
 
-    def _plan(self, tick: int) -> tuple[StepPlan, StepOutput] | None:
+    def _plan(self, tick: int) -> tuple[StepPlan, StepOutput | None] | None:
         decoding = {request: request.num_preemptions for request in self.scheduler.decoding.values()}
         plan = self.scheduler.plan(tick)
         rows = plan.rows if plan else []
@@ -399,13 +220,27 @@ class Simulation:
         assert all(row.request.finish is None for row in rows)
         return plan, self.device.execute(plan)
 
+    def _draw(self, submitted: tuple[StepPlan, StepOutput | None] | None) -> tuple[StepPlan, StepOutput] | None:
+        """What was submitted, drawn under masks if it waits for some."""
+        if submitted is None or submitted[1] is not None:
+            return submitted
+        plan, _ = submitted
+        masks, failed = self.masks.fill(plan.rows)
+        output = self.device.draw(plan, masks)
+        for request, error in failed:
+            assert error == "out of fuel"
+            self.scheduler.abort(request.request_id, FinishReason.ERROR)
+            self._told(delta_of(request, 0))
+        return plan, output
+
     def _commit(self) -> None:
         if self.pending is None:
             return
         for delta in self.scheduler.commit(*self.pending):
             assert delta.token_ids
-            assert delta.logprobs is not None
-            assert delta.logprobs.token.tolist() == delta.token_ids
+            assert delta.error is None
+            if self.requests[int(delta.request_id.removeprefix("request-"))].params.logprobs is not None:
+                assert delta.logprobs.token.tolist() == delta.token_ids
             self._told(delta)
         self.pending = None
 
@@ -418,7 +253,9 @@ class Simulation:
             assert delta.prompt_logprobs.token.tolist() == list(range(1, len(request.prompt)))
         tokens += delta.token_ids
         assert delta.num_output == len(tokens)
-        assert (delta.stop_token is not None) == (delta.finish is FinishReason.STOP)
+        stopped = delta.finish is FinishReason.STOP and tokens[-1] in request.stop_ids
+        assert delta.stop_token == (tokens[-1] if stopped else None)
+        assert stopped or request.constraint is not None or delta.finish is not FinishReason.STOP
         if delta.finish is not None:
             self.finishes[delta.request_id].append(delta.finish)
 
@@ -520,7 +357,7 @@ def test_whatever_the_schedule_every_answer_is_the_solo_answer(schedule):
     "what",
     [
         "preemptions", "hits", "zombie rows", "decode of 4", "decode of 2", "copies of tokens", "copies of state",
-        "pages left behind", "sources read", "sources shared",
+        "pages left behind", "sources read", "sources shared", "jumps",
     ],
 )  # fmt: skip
 def test_the_schedules_reach_what_they_are_for(what):

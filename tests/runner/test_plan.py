@@ -13,6 +13,8 @@ from jaxllm.runner import Runner
 from jaxllm.runner.plan import plan_memory, prepare
 from jaxllm.runner.resolve import resolve
 
+from .conftest import VOCAB
+
 
 @dataclass
 class Model:
@@ -81,6 +83,9 @@ def test_the_runner_reports_what_its_programs_take(runner: Runner) -> None:
     plan = runner.memory_plan
     assert len(plan.programs) == runner.table.size
     costs = {cost.name: cost for cost in plan.programs}
-    assert costs["extend of 512 tokens, scored"].flops > costs["extend of 64 tokens, sampled"].flops > 0
-    assert plan.program_bytes == max(cost.temp_bytes for cost in plan.programs)
+    scored = costs["extend of 512 tokens, scored without its draw"]
+    assert scored.flops > costs["extend of 64 tokens, sampled"].flops > 0
+    hungriest, waiting = max(cost.temp_bytes for cost in plan.programs), runner.table.undrawn_bytes
+    assert waiting >= 4 * 4 * VOCAB, "logits of every slot, until they are drawn from"
+    assert plan.program_bytes == hungriest + waiting
     assert plan.state_bytes == sum(x.nbytes for x in jax.tree.leaves(runner._state))

@@ -56,8 +56,8 @@ def test_those_who_use_none_pay_for_none(runner: Runner, key: ProgramKey) -> Non
 def test_the_number_of_programs_does_not_depend_on_processors(runner: Runner) -> None:
     kinds = Counter((key.kind, key.variant) for key in runner.table.keys)
     assert set(kinds) == {
-        ("extend", "sampled"), ("extend", "scored"), ("decode", "greedy"), ("decode", "sampled"), ("decode", "full"),
-        ("copy", "greedy"), ("seed", "greedy"),
+        ("extend", "sampled"), ("extend", "full"), ("extend", "scored"), ("decode", "greedy"), ("decode", "sampled"),
+        ("decode", "full"), ("draw", "greedy"), ("copy", "greedy"), ("seed", "greedy"),
     }  # fmt: skip
 
 
@@ -147,8 +147,8 @@ def test_logprobs_modes(runner: Runner, driver: Driver, mode: Any) -> None:
 
     def draw(state: Any, rows: jax.Array, logits: jax.Array) -> Any:
         slot = jnp.arange(2, dtype=jnp.int32)
-        processing = programs._process("full", state, slot, rows)
-        return programs._draw("full", logits, rows, processing, jnp.full(2, 5, jnp.int32))
+        processing = programs.drawing.gather("full", state, slot, rows)
+        return programs.drawing.draw("full", logits, rows, processing, jnp.full(2, 5, jnp.int32))
 
     drawn = jax.jit(draw)(runner._state, rows, logits)
     told = logits.astype(np.float64)

@@ -8,8 +8,9 @@ import pytest
 
 from jaxllm.config import EngineConfig
 from jaxllm.runner import Runner
+from jaxllm.runner.drawing import VARIANTS
 from jaxllm.runner.plan import prepare
-from jaxllm.runner.programs import VARIANTS, ProgramKey
+from jaxllm.runner.programs import ProgramKey
 from jaxllm.runner.table import closed_table, row_buckets, token_buckets
 
 from .conftest import VOCAB

@@ -1,0 +1,114 @@
+"""Answers that have to fit a grammar: what follows from a draw, and the masks of the draws to come."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxllm.core import Constraint, FinishReason, Request, Row
+from jaxllm.engine.stop import accept
+from jaxllm.errors import ConstraintError
+
+
+class Advance(NamedTuple):
+    """What a request has now: new tokens, why it ends with the last of them, and what went wrong if something did."""
+
+    tokens: list[int]
+    finish: FinishReason | None
+    error: str | None = None
+
+
+def advance(request: Request, drawn: list[int]) -> Advance:
+    """How a constrained request goes on by its drawn tokens.
+
+    Where two tokens or more have to follow, they follow at once: nobody needs to draw them. Not where the log
+    probability of each is asked for. Whatever a constraint raises is the end of its own request alone.
+    """
+    constraint = request.constraint
+    assert constraint is not None
+    tokens, finish = accept(request, drawn)
+    try:
+        end = _walk(constraint, tokens, 0)
+        if end is None and finish is None and request.params.logprobs is None:
+            forced = constraint.forced()
+            if len(forced) > 1:
+                tokens, finish = accept(request, tokens + forced)
+                end = _walk(constraint, tokens, len(drawn))
+    except Exception as error:
+        return Advance([], FinishReason.ERROR, _text(error))
+    return Advance(tokens, finish) if end is None else Advance(tokens[:end], FinishReason.STOP)
+
+
+def _walk(constraint: Constraint, tokens: list[int], start: int) -> int | None:
+    """Goes on by tokens[start:]. How many tokens there are where nothing may follow any more; None if something may."""
+    for count in range(start, len(tokens)):
+        if not constraint.accept(tokens[count]):
+            return count + 1
+    return None
+
+
+def _text(error: Exception) -> str:
+    return str(error) if isinstance(error, ConstraintError) else f"structured_outputs: {type(error).__name__}: {error}"
+
+
+class Masks:
+    """Fills the masks of a step's rows, several at a time where constraints let go of the interpreter's lock.
+
+    The array is the same each time: a step is collected, and so has read it, before the next one's is filled.
+    """
+
+    THREADS = min(8, os.cpu_count() or 1)
+    SHARE = 4
+    """Rows that are worth handing to another thread."""
+
+    def __init__(self, max_rows: int, vocab_size: int):
+        self._shape = (max_rows, -(-vocab_size // 32))
+        self._used = 0  # rows that may forbid something
+
+    @cached_property
+    def _masks(self) -> np.ndarray:
+        return np.full(self._shape, -1, np.int32)
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.THREADS, "masks")
+
+    def fill(self, rows: Sequence[Row]) -> tuple[np.ndarray | None, list[tuple[Request, str]]]:
+        """Masks [max_rows, W] of a plan's rows, the step before it being committed, or None if nothing is forbidden;
+        and the requests that cannot go on, with the reasons.
+
+        What a row draws does not matter if its request has ended, or if its next tokens are known already.
+        """
+        wanted = [
+            (i, row.request) for i, row in enumerate(rows)
+            if row.draws and row.request.constraint is not None and row.request.finish is None
+            and not row.request.num_foretold
+        ]  # fmt: skip
+        if not wanted:
+            return None, []
+        masks = self._masks
+        masks[: self._used] = -1
+        self._used = wanted[-1][0] + 1
+        shares = min(self.THREADS, -(-len(wanted) // self.SHARE))
+        futures = [self._pool.submit(_fill, masks, wanted[share::shares]) for share in range(1, shares)]
+        failed = _fill(masks, wanted[::shares])
+        for future in futures:
+            failed += future.result()
+        return masks, failed
+
+
+def _fill(masks: np.ndarray, wanted: list[tuple[int, Request]]) -> list[tuple[Request, str]]:
+    failed = []
+    for i, request in wanted:
+        assert request.constraint is not None
+        try:
+            request.constraint.fill(masks[i])
+            if not masks[i].any():
+                raise ConstraintError("structured_outputs: the grammar allows no token of this model here; change it")
+        except Exception as error:
+            masks[i] = -1
+            failed.append((request, _text(error)))
+    return failed

@@ -1,0 +1,128 @@
+"""From logits to tokens on the device: how a program ends, or one of its own that draws what a forward program left.
+
+A mask says which tokens a row may draw next, and often follows from the token drawn last, which the host does not
+know when it submits a step. So the forward program of a step with masks runs while the host collects the step
+before, and fills the masks; the draw program follows with them, and the device has not waited.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm.config import LogprobsMode
+from jaxllm.runner.state import Column, State, row_params
+from jaxllm.sampling import Processors, Rows, TokenLogprobs, confine, greedy, narrow, sample, token_logprobs
+
+Variant = Literal["greedy", "sampled", "full", "scored"]
+VARIANTS: tuple[Variant, ...] = ("greedy", "sampled", "full", "scored")
+"""What a program can do for its rows, each including the one before.
+
+greedy: argmax. sampled: temperature, top-k, top-p, min-p. full: masks, logits processors and log probabilities.
+scored (extend only): log probabilities of the prompt's tokens.
+"""
+
+
+class Undrawn(NamedTuple):
+    """What a forward program leaves.
+
+    logits: [R, V] float32. rows: [R, 3] int32, the slot, the position of the token to draw, whether one is drawn.
+    scores: packed log probabilities of the prompt's tokens; empty unless scored.
+    """
+
+    logits: jax.Array
+    rows: jax.Array
+    scores: jax.Array
+
+    @classmethod
+    def of(cls, logits: jax.Array, slot: jax.Array, at: jax.Array, draws: jax.Array, scores: jax.Array) -> "Undrawn":
+        return cls(logits, jnp.stack([slot, at, draws.astype(jnp.int32)], axis=1), scores)
+
+
+class Drawn(NamedTuple):
+    """tokens: [B] int32. logprobs: None unless the variant reports them. states: the processors', after the tokens."""
+
+    tokens: jax.Array
+    logprobs: TokenLogprobs | None
+    states: tuple[Any, ...]
+
+
+class Drawing:
+    """Draws for rows of slots. sink: the slot of padding rows."""
+
+    def __init__(self, processors: Processors, num_logprobs: int, logprobs_mode: LogprobsMode, sink: int):
+        self._processors = processors
+        self._num_logprobs = num_logprobs
+        self._mode = logprobs_mode
+        self._sink = sink
+
+    def gather(self, variant: Variant, state: State, slot: jax.Array, rows: jax.Array) -> Rows:
+        """What the logits processors know of the slots [B] with their rows [B, WIDTH]; nothing where none can run."""
+        active = rows[:, Column.PROCESSORS]
+        if variant in ("greedy", "sampled"):
+            return Rows(active, (), ())
+        return self._processors.gather(state.processors, slot, active)
+
+    def draw(
+        self, variant: Variant, logits: jax.Array, rows: jax.Array, processing: Rows, at: jax.Array,
+        masks: jax.Array | None = None,
+    ) -> Drawn:  # fmt: skip
+        """The tokens at positions `at` [B] of the rows [B, WIDTH], from logits [B, V].
+
+        masks: [B, W] int32, the tokens that may be drawn, whatever the processors make of their logits.
+        """
+        if variant == "greedy":
+            return Drawn(greedy(logits), None, ())
+        params = row_params(rows)
+        if variant == "sampled":
+            return Drawn(sample(narrow(logits, params), params, at), None, ())
+        processed = self._processors.apply(processing, logits, at - rows[:, Column.PROMPT_LEN])
+        if masks is not None:
+            processed = confine(processed, masks, logits)
+        narrowed = narrow(processed, params)
+        tokens = sample(narrowed, params, at)
+        told = narrowed if self._mode.startswith("processed") else logits
+        return Drawn(tokens, self.logprobs(told, tokens), self._processors.update(processing, tokens))
+
+    def logprobs(self, logits: jax.Array, tokens: jax.Array) -> TokenLogprobs:
+        """What is reported of tokens [B] drawn, or given, where the logits are [B, V]."""
+        return token_logprobs(logits, tokens, self._num_logprobs, self._mode.endswith("logprobs"))
+
+    def draw_program(
+        self, state: State, logits: jax.Array, undrawn: jax.Array, masks: jax.Array
+    ) -> tuple[State, jax.Array]:
+        """Draws what a forward program left, in the slots it names; see Undrawn. masks: [R, W] int32."""
+        slot, at, draws = undrawn[:, 0], undrawn[:, 1], undrawn[:, 2] != 0
+        rows = state.rows[slot]
+        drawn = self.draw("full", logits, rows, self.gather("full", state, slot, rows), at, masks)
+        state = state._replace(rows=state.rows.at[slot].set(settle(rows, drawn.tokens, at, draws)))
+        if drawn.states:  # of rows that draw nothing they are none of the slot's
+            slot = jnp.where(draws, slot, jnp.int32(self._sink))
+            state = state._replace(processors=self._processors.scatter(state.processors, slot, drawn.states))
+        return state, pack([drawn.tokens, draws, drawn.logprobs])
+
+
+def settle(rows: jax.Array, tokens: jax.Array, at: jax.Array, draws: jax.Array) -> jax.Array:
+    """Rows [B, WIDTH] after tokens [B] were drawn at positions `at` [B], where `draws` [B]."""
+    ended = draws & ends(rows, tokens, at)
+    new = rows.at[:, Column.LAST_TOKEN].set(jnp.where(draws, tokens, rows[:, Column.LAST_TOKEN]))
+    new = new.at[:, Column.POSITION].set(jnp.where(draws, at, rows[:, Column.POSITION]))
+    return new.at[:, Column.DONE].set(rows[:, Column.DONE] | ended.astype(jnp.int32))
+
+
+def ends(rows: jax.Array, tokens: jax.Array, at: jax.Array) -> jax.Array:
+    """Whether the tokens at positions `at` end their requests: by limit, or by a stop id once min_tokens are out."""
+    total = at + 1
+    stops = (rows[:, Column.STOP_IDS :] == tokens[:, None]).any(axis=1)
+    enough = total - rows[:, Column.PROMPT_LEN] >= rows[:, Column.MIN_TOKENS]
+    return (stops & enough) | (total >= rows[:, Column.LIMIT])
+
+
+def pack(out: Any) -> jax.Array:
+    """All leaves of `out` as one int32 array, floats bit-cast."""
+
+    def flat(x: jax.Array) -> jax.Array:
+        return (jax.lax.bitcast_convert_type(x, jnp.int32) if x.dtype == jnp.float32 else x.astype(jnp.int32)).ravel()
+
+    leaves = jax.tree.leaves(out)
+    return jnp.concatenate([flat(x) for x in leaves]) if leaves else jnp.zeros(0, jnp.int32)
