@@ -51,12 +51,25 @@ def test_every_step_the_scheduler_may_plan_has_its_program(
         assert served("extend", tokens, rank, 1)
         for n in steps:
             assert rank == 3 or served("decode", rows, rank, n)
+    for key in keys:
+        assert not key.forward or ProgramKey("draw", min(key.size, rows)) in keys, key
+        assert key.forward == (key.variant in ("full", "scored") and key.steps == 1)
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_only_draws_are_there_beside_the_steps(gpu: bool) -> None:
+    """What forward programs are is told from the table's size: a few draws more, and nothing twice."""
+    keys = closed_table(256, 8192, (1, 4), gpu=gpu)
+    draws = [key for key in keys if key.kind == "draw"]
+    assert len(draws) <= (7 if gpu else 1)
+    assert not any(key.forward and key.variant in ("greedy", "sampled") for key in keys)
 
 
 def test_a_step_takes_the_least_program(runner: Runner) -> None:
     choose = runner.table.choose
     assert choose("extend", 5, "greedy") == ProgramKey("extend", 64, "sampled")
-    assert choose("extend", 64, "full") == ProgramKey("extend", 512, "scored")
+    assert choose("extend", 64, "full") == ProgramKey("extend", 64, "full")
+    assert choose("extend", 65, "full") == ProgramKey("extend", 512, "scored")
     assert choose("extend", 65, "sampled") == ProgramKey("extend", 512, "sampled")
     assert choose("decode", 1, "greedy", 4) == ProgramKey("decode", 1, "greedy", 4)
     assert choose("decode", 2, "greedy") == ProgramKey("decode", 4, "greedy")
@@ -72,9 +85,9 @@ def test_no_program_copies_a_pool_or_the_counts(runner: Runner) -> None:
     copies = copies_of([pool.shape for pool in runner._cache], *per_token)
     for key, compiled in runner.table.compiled.items():
         text = compiled.as_text()
-        assert all(f"[{pool}]" in text for pool in pools) or key.kind == "seed", key
+        assert all(f"[{pool}]" in text for pool in pools) or key.kind in ("seed", "draw"), key
         assert not copies.findall(text), key
-        donated = sum(x.nbytes for x in runner._cache) + sum(x.nbytes for x in state)
+        donated = sum(x.nbytes for x in runner._cache) * (key.kind != "draw") + sum(x.nbytes for x in state)
         aliased = compiled.memory_analysis().alias_size_in_bytes
         assert aliased >= donated, f"{key} aliases {aliased} of {donated} donated bytes"
 
@@ -88,7 +101,7 @@ def test_no_program_copies_a_pool_of_latents() -> None:
     assert prepared.plan.kv_bytes_per_token == 2 * (16 + 8) * 4  # layers, latent and rotated key, float32
     pool = (33, 4, 16 + 8)
     for key in prepared.table.keys:
-        if key.kind != "seed" and key.variant == "greedy":
+        if key.kind not in ("seed", "draw") and key.variant == "greedy":
             text = prepared.table.compile_one(key, [33]).as_text()
             assert f"[{_dims(pool)}]" in text
             assert not copies_of([pool]).findall(text), key
