@@ -1,6 +1,7 @@
 """A runner without a device: the next token follows from the last token and its position alone."""
 
 import time
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,6 +24,15 @@ def answer(prompt: list[int], length: int) -> list[int]:
     for position in range(len(prompt) - 1, len(prompt) - 1 + length):
         tokens.append(next_token(tokens[-1], position))
     return tokens[len(prompt) :]
+
+
+@dataclass
+class Echo:
+    """A submitted step."""
+
+    number: int
+    plan: StepPlan
+    output: StepOutput | None = None
 
 
 class EchoRunner:
@@ -57,28 +67,40 @@ class EchoRunner:
         self._fail_at = fail_at
         self._last = [0] * max_num_seqs
 
-    def submit(self, plan: StepPlan) -> tuple[int, StepOutput]:
+    def submit(self, plan: StepPlan) -> Echo:
+        self.plans.append(plan)
+        echo = Echo(len(self.plans), plan)
+        if not plan.constrained:
+            self.draw(echo, None)
+        return echo
+
+    def draw(self, echo: Echo, masks: np.ndarray | None) -> None:
+        """Of the tokens that a mask allows, the first from the next token on."""
+        assert echo.output is None
         rows = []
-        for row in plan.rows:
+        for i, row in enumerate(echo.plan.rows):
             if row.tokens:
                 self._last[row.slot] = row.tokens[-1]
             drawn: list[int] = []
-            position = row.start + (row.count - 1 if plan.kind == "extend" else 0)
-            for step in range((row.count if plan.kind == "decode" else 1) if row.draws else 0):
-                self._last[row.slot] = next_token(self._last[row.slot], position + step)
-                drawn.append(self._last[row.slot])
-                if drawn[-1] in row.request.stop_ids and row.request.params.min_tokens == 0:
+            position = row.start + (row.count - 1 if echo.plan.kind == "extend" else 0)
+            for step in range((row.count if echo.plan.kind == "decode" else 1) if row.draws else 0):
+                token = next_token(self._last[row.slot], position + step)
+                if masks is not None:
+                    allowed = np.unpackbits(masks[i].view(np.uint8), bitorder="little")[:VOCABULARY]
+                    token = int(np.argmax(np.roll(allowed, -token)) + token) % VOCABULARY
+                self._last[row.slot] = token
+                drawn.append(token)
+                if token in row.request.stop_ids and row.request.params.min_tokens == 0:
                     break
             rows.append(RowOutput(drawn))
-        self.plans.append(plan)
-        return len(self.plans), StepOutput(rows, self._step_time)
+        echo.output = StepOutput(rows, self._step_time)
 
-    def collect(self, handle: tuple[int, StepOutput]) -> StepOutput:
-        number, output = handle
-        if number == self._fail_at:
+    def collect(self, echo: Echo) -> StepOutput:
+        if echo.number == self._fail_at:
             raise RuntimeError("the device fell off the bus")
         time.sleep(self._step_time)
-        return output
+        assert echo.output is not None
+        return echo.output
 
     def check(self, request: Request) -> None:
         """Any arguments will do."""

@@ -61,7 +61,7 @@ def test_only_draws_are_there_beside_the_steps(gpu: bool) -> None:
     """What forward programs are is told from the table's size: a few draws more, and nothing twice."""
     keys = closed_table(256, 8192, (1, 4), gpu=gpu)
     draws = [key for key in keys if key.kind == "draw"]
-    assert len(draws) <= (7 if gpu else 1)
+    assert len(draws) <= (7 if gpu else 2)
     assert not any(key.forward and key.variant in ("greedy", "sampled") for key in keys)
 
 
