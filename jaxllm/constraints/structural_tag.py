@@ -88,7 +88,16 @@ class _Writer:
         return f"@{name}"
 
     def _any_text(self, form: Mapping[str, Any]) -> str:
-        return "TEXT"
+        """The name of a terminal."""
+        excluded = form.get("excludes") or []
+        if not isinstance(excluded, list) or not all(isinstance(text, str) and text for text in excluded):
+            raise _error("excludes must hold texts, none of them empty")
+        if not excluded:
+            return "TEXT"
+        none = " & ".join(f"~/(?s:.*){_escaped(text)}(?s:.*)/" for text in excluded)
+        name = f"T{len(self._rules)}"
+        self._rules.append(f"{name}: /(?s:.*)/ & {none}")
+        return name
 
     def _sequence(self, form: Mapping[str, Any]) -> str:
         return " ".join(self._write(element) for element in _get(form, "elements", list))
@@ -109,9 +118,10 @@ class _Writer:
         alternatives = []
         for end in ends:
             written = self._literal(end)
-            free = isinstance(content, Mapping) and content.get("type") == "any_text"
-            if free and _is_text(written, end):  # up to the first text that ends it, and no further
-                inner, written = self._rule("TEXT", f"[suffix={json.dumps(end, ensure_ascii=False)}]"), ""
+            if isinstance(content, Mapping) and content.get("type") == "any_text" and _is_text(written, end):
+                _check_fields("any_text", content, ("type", "excludes"))
+                # up to the first text that ends it, and no further
+                inner, written = self._rule(self._any_text(content), f"[suffix={written}]"), ""
             else:
                 inner = self._write(content)
             alternatives.append(f"{self._literal(begin[len(begun) :])} {inner} {written}")
@@ -148,7 +158,7 @@ _FORMATS: dict[str, tuple[tuple[str, ...], Callable[[_Writer, Mapping[str, Any]]
     "json_schema": (("json_schema",), _Writer._json_schema),
     "regex": (("pattern",), _Writer._regex),
     "grammar": (("grammar",), _Writer._grammar),
-    "any_text": ((), _Writer._any_text),
+    "any_text": (("excludes",), _Writer._any_text),
     "sequence": (("elements",), _Writer._sequence),
     "or": (("elements",), _Writer._or),
     "optional": (("content",), _Writer._optional),
@@ -164,6 +174,11 @@ _FORMATS: dict[str, tuple[tuple[str, ...], Callable[[_Writer, Mapping[str, Any]]
 def _is_text(written: str, text: str) -> bool:
     """Whether there is text and no special token in it."""
     return bool(text) and written == json.dumps(text, ensure_ascii=False)
+
+
+def _escaped(text: str) -> str:
+    """A regular expression for the text, within slashes."""
+    return "".join(character if character.isalnum() else f"\\x{{{ord(character):x}}}" for character in text)
 
 
 def _tags(form: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -37,39 +37,12 @@ def check_tools(tools: Sequence[Any]) -> None:
             raise RequestError(f"tools[{i}].function.parameters: must be a JSON schema", "tools")
 
 
-def calls_schema(tools: Sequence[Mapping[str, Any]], function: str | None, parallel: bool) -> dict[str, Any]:
-    """The JSON schema of an answer that has to call tools: [{"name": ..., "parameters": {...}}, ...].
-
-    function: the one that has to be called, once; None leaves the choice among all. parallel: several calls at once.
-    """
-    functions = [tool["function"] for tool in tools if function in (None, tool["function"]["name"])]
-    if not functions:
+def chosen_tools(tools: Sequence[dict[str, Any]], function: str | None) -> list[dict[str, Any]]:
+    """The tools of which one has to be called: the function of this name, or any where None is named."""
+    chosen = [tool for tool in tools if function in (None, tool["function"]["name"])]
+    if not chosen:
         raise RequestError(
             f"tool_choice names {function!r}, which is none of the tools" if function else "tool_choice without tools",
             "tool_choice",
         )
-    calls = []
-    for i, each in enumerate(functions):
-        parameters = _moved(each.get("parameters") or {"type": "object"}, f"#/items/anyOf/{i}/properties/parameters")
-        calls.append(
-            {
-                "type": "object",
-                "properties": {"name": {"const": each["name"]}, "parameters": parameters},
-                "required": ["name", "parameters"],
-                "additionalProperties": False,
-            }
-        )
-    schema: dict[str, Any] = {"type": "array", "items": {"anyOf": calls}, "minItems": 1}
-    return schema if parallel and function is None else schema | {"maxItems": 1}
-
-
-def _moved(schema: Any, place: str) -> Any:
-    """A schema whose references to itself hold where it stands at `place` of another."""
-    if isinstance(schema, list):
-        return [_moved(item, place) for item in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    moved = {key: _moved(value, place) for key, value in schema.items()}
-    if isinstance(reference := moved.get("$ref"), str) and reference.startswith("#"):
-        moved["$ref"] = place + reference[1:]
-    return moved
+    return chosen

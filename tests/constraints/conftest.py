@@ -36,6 +36,7 @@ class Drawer:
         self.compiler = compiler
         self.tokenizer = tokenizer
         self.size = tokenizer.vocab_size + PADDING
+        self.errors = "strict"  # grammars are of characters
         texts = [tokenizer.token_bytes(token) for token in range(self.size)]
         self.closing = np.array([text in (b'"', b"}", b"]", b'"}', b"}}", b"]}", b"0", b"e", b'",') for text in texts])
         self.closing[EOS] = True
@@ -77,7 +78,7 @@ class Drawer:
         return None
 
     def text(self, tokens: list[int]) -> str:
-        return b"".join(map(self.tokenizer.token_bytes, tokens)).decode()
+        return b"".join(map(self.tokenizer.token_bytes, tokens)).decode(errors=self.errors)
 
     def draw_json(self, form: StructuredOutputs, rng: np.random.Generator) -> object:
         """A value; fails where none of ten answers comes to its end."""

@@ -106,6 +106,12 @@ TRANSCRIPTS: dict[str, list[tuple[str, str, list[tuple[str, Any]]]]] = {
          'A set {1, 2} and {"name": "Bob", "age": 3}, {"name": "now", "x": 1}.', []),
         ('<|python_tag|>brave_search.call(query="x")', '<|python_tag|>brave_search.call(query="x")', []),
     ],
+    "json": [
+        ('[{"name": "get_weather", "parameters": {"city": "Paris", "days": 3}}, {"name": "now", "parameters": {}}]', "",
+         [WEATHER, NOW]),
+        ('A list [1, 2], and [{"name": "Bob", "parameters": {}}].',
+         'A list [1, 2], and [{"name": "Bob", "parameters": {}}].', []),
+    ],
     "pythonic": [
         ('[get_weather(city="Paris", days=3), send(text=\'a "quoted" \\\\ line\\nof {braces]} é\\u2028 <b>\', '
          'to=["x", \'[y]\',])]', "", [WEATHER, SEND]),

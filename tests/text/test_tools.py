@@ -15,7 +15,7 @@ from jaxllm.core import SamplingParams
 from jaxllm.server.text import AnswerFormat, AnswerReader, TextStream, Tokenizer
 from jaxllm.server.text.answer import TOOL_PARSERS
 from jaxllm.server.text.tools.literals import python_to_json
-from jaxllm.server.text.tools.typed import schema_types
+from jaxllm.server.text.tools.schemas import schema_types
 
 VERBATIM = ("hermes", "llama3_json", "mistral", "deepseek_v3", "deepseek_v31", "kimi_k2", "granite", "jamba", "openai")
 """Parsers that hand on the arguments as they are written."""

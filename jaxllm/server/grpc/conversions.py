@@ -19,7 +19,7 @@ from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.text import Tokenizer
 from jaxllm.server.text.chat import text_of
 from jaxllm.server.text.reading import Parsed
-from jaxllm.server.tool_choice import calls_schema, check_tools, is_text
+from jaxllm.server.tool_choice import check_tools, chosen_tools, is_text
 from jaxllm.structured_outputs import StructuredOutputs
 
 FINISH_REASONS = {
@@ -151,14 +151,16 @@ class Conversation:
     Attributes:
         keywords: of `Tokenizer.render_chat`, the tools included.
         tools: what the answer may call.
-        schema: what the answer has to fit, when it has to call a tool.
+        must_call: those of them of which the answer has to call one, if it has to.
+        several: it may hold more than one call.
     """
 
     messages: list[dict[str, Any]]
     keywords: dict[str, Any]
     tools: list[dict[str, Any]]
-    schema: dict[str, Any] | None
+    must_call: list[dict[str, Any]]
     parallel: bool
+    several: bool
 
     @classmethod
     def read(cls, chat: pb.Chat) -> "Conversation":
@@ -176,14 +178,15 @@ class Conversation:
         tools = _objects(chat.tools, "tools")
         check_tools(tools)
         choice, parallel = chat.tool_choice, chat.parallel_tool_calls or not chat.HasField("parallel_tool_calls")
-        schema = None
+        must_call: list[dict[str, Any]] = []
         if choice.WhichOneof("choice") == "function" or choice.mode == pb.ToolChoice.MODE_REQUIRED:
-            schema = calls_schema(tools, choice.function or None, parallel)
+            must_call = chosen_tools(tools, choice.function or None)
         elif choice.mode == pb.ToolChoice.MODE_NONE:
             tools = []
         if tools:
             keywords["tools"] = tools
-        return cls([_message(message) for message in chat.messages], keywords, tools, schema, parallel)
+        messages = [_message(message) for message in chat.messages]
+        return cls(messages, keywords, tools, must_call, parallel, parallel and not choice.function)
 
     @property
     def size(self) -> int:

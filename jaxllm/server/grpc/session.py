@@ -7,6 +7,7 @@ waits for it, and what is held for it is no more than its answers.
 """
 
 import asyncio
+import dataclasses
 import functools
 import itertools
 import logging
@@ -29,6 +30,7 @@ from jaxllm.server.grpc.conversions import CallError, Conversation
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.outcome import OnOutcome, Outcome
 from jaxllm.server.text import AnswerFormat, AnswerReader, TextStream, Tokenizer
+from jaxllm.server.text.constraining import GENERIC_TOOLS, constrain
 from jaxllm.server.text.reading import Parsed
 
 if TYPE_CHECKING:  # what it imports at run time is a device's
@@ -330,12 +332,8 @@ class ChatOptions:
 
     def check(self, chat: Conversation) -> None:
         """RequestError for tools where none can be called."""
-        if chat.schema is not None:
-            raise RequestError(
-                "tool_choice 'required', or a named function, needs decoding constrained by a grammar, which this "
-                "server does not have: use 'auto' or 'none'",
-                "tool_choice",
-            )
+        if chat.must_call:
+            return  # a grammar sees to it, in a form of calls that is known
         if chat.tools and self.form.tools is None:
             raise RequestError(
                 "tools: the server knows no format of calls for this model: start it with --tool-call-parser NAME, "
@@ -347,6 +345,28 @@ class ChatOptions:
                 "tool_choice 'auto' is turned off here (--no-enable-auto-tool-choice): send 'none'",
                 "tool_choice",
             )
+
+    def constrain(self, params: SamplingParams, chat: Conversation, prompt: str) -> SamplingParams:
+        """The same parameters, with what the answer to a chat has to fit as a whole. Raises RequestError."""
+        form = constrain(
+            self.form,
+            params.structured_outputs,
+            may_call=chat.tools,
+            must_call=chat.must_call,
+            several=chat.several,
+            prompt=prompt,
+            continued=chat.continued,
+        )
+        return params if form is params.structured_outputs else dataclasses.replace(params, structured_outputs=form)
+
+    def reader(self, chat: Conversation, prompt: str) -> MakeReader:
+        """Makes what tells an answer into its parts."""
+        form = self.form
+        if chat.must_call and form.tools is None:
+            form = dataclasses.replace(form, tools=GENERIC_TOOLS)
+        return functools.partial(
+            AnswerReader, form, chat.tools, parallel=chat.parallel, prompt=prompt, continued=chat.continued
+        )
 
 
 class Requests:
@@ -446,7 +466,7 @@ class Requests:
                         f"timeout_seconds={wire.timeout_seconds}: must be a positive number", "timeout_seconds"
                     )
                 deadline = min(arrival + wire.timeout_seconds, math.inf if call_deadline is None else call_deadline)
-            prompt, make_reader = await self._prompt(wire)
+            prompt, make_reader, params = await self._prompt(wire, params)
             if generation.ended:
                 return
             make_request = functools.partial(
@@ -553,27 +573,22 @@ class Requests:
         tokenizer = self.tokenizer
         return await run_sized(len(token_ids), lambda: [tokenizer.token_text(token) for token in token_ids])
 
-    async def _prompt(self, wire: pb.GenerateRequest) -> tuple[list[int], MakeReader | None]:
-        """Its token ids, and what makes a reader for each answer to a chat."""
+    async def _prompt(
+        self, wire: pb.GenerateRequest, params: SamplingParams
+    ) -> tuple[list[int], MakeReader | None, SamplingParams]:
+        """Its token ids, what makes a reader for each answer to a chat, and what a chat makes of the parameters."""
         match wire.WhichOneof("prompt"):
             case "token_ids":
-                return list(wire.token_ids.ids), None
+                return list(wire.token_ids.ids), None, params
             case "chat":
                 chat = Conversation.read(wire.chat)
                 self._chats.check(chat)
                 text, token_ids = await self.encode_chat(chat)
-                make_reader = functools.partial(
-                    AnswerReader,
-                    self._chats.form,
-                    chat.tools,
-                    parallel=chat.parallel,
-                    prompt=text,
-                    continued=chat.continued,
-                )
-                return token_ids, make_reader
+                params = self._chats.constrain(params, chat, text)
+                return token_ids, self._chats.reader(chat, text), params
             case "text" if wire.text:
                 special = not wire.HasField("add_special_tokens") or wire.add_special_tokens
-                return await self.encode(wire.text, special), None
+                return await self.encode(wire.text, special), None, params
         raise RequestError("the prompt is empty: set text, token_ids or chat", "prompt")
 
     def _put(self, generation: Generation, delta: Delta) -> None:

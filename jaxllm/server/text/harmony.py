@@ -13,6 +13,7 @@ from typing import Any
 
 from jaxllm.server.text.reading import BrokenError, Course
 from jaxllm.server.text.tools.parser import ToolParser
+from jaxllm.server.text.tools.written import Format, Function, calls, sequence, text, thought
 from jaxllm.server.tool_choice import MAX_NAME, is_name
 
 _START, _CHANNEL, _MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
@@ -39,6 +40,23 @@ class Harmony(ToolParser):
         self._line_due = False
         self._reasoned = False
         super().__init__(tools)
+
+    @classmethod
+    def written(cls, functions: Sequence[Function], several: bool) -> Format:
+        """One call: its end ends the turn."""
+        return calls(
+            functions, False, lambda name: f"{_CHANNEL}commentary to=functions.{name} <|constrain|>json{_MESSAGE}", ""
+        )
+
+    @classmethod
+    def written_content(cls, content: Format) -> Format:
+        """An answer for the user."""
+        return sequence(text(f"{_CHANNEL}final{_MESSAGE}"), content)
+
+    @classmethod
+    def written_turn(cls, last: Format) -> Format:
+        """A turn with its last message, before which the model may think."""
+        return sequence(thought(f"{_CHANNEL}analysis{_MESSAGE}", f"{_ENDS[0]}{_START}assistant"), last)
 
     def read(self) -> Course[None]:
         # The prompt ends with <|start|>assistant: the first message's header is open.

@@ -5,7 +5,6 @@ import json
 import math
 
 import grpc
-import jsonschema
 import numpy as np
 import pytest
 from hypothesis import given
@@ -145,7 +144,7 @@ def test_chat_messages() -> None:
     read = conversions.Conversation.read(chat)
     assert read.messages == [{"role": "user", "content": "a", "name": "n"}, {"role": "assistant", "content": "b"}]
     assert read.keywords == {"thinking": False, "budget": 3, "words": ["x"], "continue_final_message": True}
-    assert (read.continued, read.tools, read.schema, read.parallel) == ("b", [], None, True)
+    assert (read.continued, read.tools, read.must_call, read.parallel) == ("b", [], [], True)
 
 
 @pytest.mark.parametrize("name", ["messages", "tools", "documents"])
@@ -192,38 +191,24 @@ def test_tools_documents_and_messages_of_every_kind() -> None:
 
 
 @pytest.mark.parametrize(
-    ("choice", "offered", "schema_of"),
+    ("choice", "offered", "must_call", "several"),
     [
-        (pb.ToolChoice(), ["f", "g"], None),
-        (pb.ToolChoice(mode=pb.ToolChoice.MODE_NONE), [], None),
-        (pb.ToolChoice(mode=pb.ToolChoice.MODE_REQUIRED), ["f", "g"], ["f", "g"]),
-        (pb.ToolChoice(function="g"), ["f", "g"], ["g"]),
+        (pb.ToolChoice(), ["f", "g"], [], True),
+        (pb.ToolChoice(mode=pb.ToolChoice.MODE_NONE), [], [], True),
+        (pb.ToolChoice(mode=pb.ToolChoice.MODE_REQUIRED), ["f", "g"], ["f", "g"], True),
+        (pb.ToolChoice(function="g"), ["f", "g"], ["g"], False),
     ],
 )
-def test_tool_choice(choice: pb.ToolChoice, offered: list[str], schema_of: list[str] | None) -> None:
-    chat = pb.Chat(tools=[function("f"), function("g")], tool_choice=choice)
+@pytest.mark.parametrize("parallel", [True, False])
+def test_tool_choice(
+    choice: pb.ToolChoice, offered: list[str], must_call: list[str], several: bool, parallel: bool
+) -> None:
+    chat = pb.Chat(tools=[function("f"), function("g")], tool_choice=choice, parallel_tool_calls=parallel)
     read = conversions.Conversation.read(chat)
     assert [tool["function"]["name"] for tool in read.tools] == offered
     assert ("tools" in read.keywords) == bool(offered)
-    assert (read.schema is None) == (schema_of is None)
-    if read.schema is not None and schema_of is not None:
-        for name in ("f", "g"):
-            valid = not list(
-                jsonschema.Draft202012Validator(read.schema).iter_errors([{"name": name, "parameters": {}}])
-            )
-            assert valid == (name in schema_of)
-        assert ("maxItems" in read.schema) == (schema_of == ["g"])
-
-
-def test_the_schema_of_calls_keeps_the_tools_references() -> None:
-    defined = {"$defs": {"day": {"enum": ["Mon", "Tue"]}}, "properties": {"when": {"$ref": "#/$defs/day"}}}
-    tools = [function("f"), function("g", parameters={"type": "object", **defined})]
-    choice = pb.ToolChoice(mode=pb.ToolChoice.MODE_REQUIRED)
-    schema = conversions.Conversation.read(pb.Chat(tools=tools, tool_choice=choice)).schema
-    assert schema is not None
-    validator = jsonschema.Draft202012Validator(schema)
-    assert validator.is_valid([{"name": "g", "parameters": {"when": "Mon"}}])
-    assert not validator.is_valid([{"name": "g", "parameters": {"when": "Sun"}}])
+    assert [tool["function"]["name"] for tool in read.must_call] == must_call
+    assert read.several == (several and parallel)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,13 @@ class ReasoningParser(Reader):
         self.may_reason = not self._closed
         self.reasons = self.may_reason and (self._opened or self.implied)
 
+    def marks(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What begins thinking, none where the answer thinks from its beginning on; and what ends it, none where it
+        does not think."""
+        if self._closed:
+            return (), ()
+        return () if self._opened or self.implied else tuple(self.starts), tuple(self.ends)
+
     def read(self) -> Course[None]:
         if not self._closed and ((yield from self._start()) or self._opened or self.implied):
             self.reasons = True

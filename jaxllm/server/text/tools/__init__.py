@@ -2,11 +2,13 @@
 
 parser  ToolParser, what all of them share: content around calls, calls in JSON
 typed   arguments between tags, by the tool's schema; literals: Python's literals as JSON
+written how calls are written, for the grammar of an answer that has to call; schemas: what those of arguments say
 The rest is one file per format.
 """
 
 from jaxllm.server.text.tools.deepseek import DeepSeekV3, DeepSeekV31
 from jaxllm.server.text.tools.deepseek_v32 import DeepSeekV32
+from jaxllm.server.text.tools.generic_json import GenericJson
 from jaxllm.server.text.tools.glm45 import Glm45
 from jaxllm.server.text.tools.granite import Granite, Granite20B
 from jaxllm.server.text.tools.hermes import Hermes
@@ -30,6 +32,7 @@ PARSERS: dict[str, type[ToolParser]] = {
     "hermes": Hermes,
     "internlm": InternLM,
     "jamba": Jamba,
+    "json": GenericJson,
     "kimi_k2": KimiK2,
     "lfm2": Lfm2,
     "llama3_json": Llama3Json,

@@ -3,8 +3,11 @@
 <｜tool▁calls▁begin｜> and <｜tool▁calls▁end｜>.
 """
 
+from collections.abc import Sequence
+
 from jaxllm.server.text.reading import Course
 from jaxllm.server.text.tools.parser import ToolParser
+from jaxllm.server.text.tools.written import Format, Function, calls
 from jaxllm.server.tool_choice import MAX_NAME
 
 _CALLS, _CALL, _SEPARATOR = "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>"
@@ -15,6 +18,12 @@ class DeepSeekV31(ToolParser):
     special_tokens = (_CALLS, _CALL, _SEPARATOR, _CALL_END, _CALLS_END)
     openers = (_CALLS, _CALL)
     closers = (_CALL_END, _CALLS_END)
+
+    @classmethod
+    def written(cls, functions: Sequence[Function], several: bool) -> Format:
+        return calls(
+            functions, several, lambda name: f"{_CALL}{name}{_SEPARATOR}", _CALL_END, before=_CALLS, after=_CALLS_END
+        )
 
     def section(self, opener: str) -> Course[None]:
         if opener == _CALLS:
@@ -29,6 +38,13 @@ class DeepSeekV31(ToolParser):
 
 
 class DeepSeekV3(DeepSeekV31):
+    @classmethod
+    def written(cls, functions: Sequence[Function], several: bool) -> Format:
+        return calls(
+            functions, several, lambda name: f"{_CALL}function{_SEPARATOR}{name}\n```json\n", f"\n```{_CALL_END}",
+            before=_CALLS, between="\n", after=_CALLS_END,
+        )  # fmt: skip
+
     def before_arguments(self) -> Course[str]:
         yield from self.text_until(_SEPARATOR, limit=MAX_NAME)
         name = (yield from self.text_until("\n", limit=MAX_NAME))[0]

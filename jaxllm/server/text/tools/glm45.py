@@ -2,8 +2,11 @@
 </tool_call>. Strings stand as they are, other values as JSON.
 """
 
+from collections.abc import Sequence
+
 from jaxllm.server.text.reading import BrokenError, Course
 from jaxllm.server.text.tools.typed import TypedParser
+from jaxllm.server.text.tools.written import Format, Function, typed_calls
 from jaxllm.server.tool_choice import MAX_NAME
 
 _END = "</tool_call>"
@@ -13,6 +16,14 @@ class Glm45(TypedParser):
     special_tokens = ("<tool_call>", _END, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
     openers = ("<tool_call>",)
     closers = (_END,)
+
+    @classmethod
+    def written(cls, functions: Sequence[Function], several: bool) -> Format:
+        return typed_calls(
+            functions, several, lambda name: f"<tool_call>{name}\n", _END,
+            lambda name, is_string: f"<arg_key>{name}</arg_key>\n<arg_value>", "</arg_value>\n",
+            excluded="</arg_value>", between="\n",
+        )  # fmt: skip
 
     def section(self, opener: str) -> Course[None]:
         name, mark = yield from self.text_until("\n", "<arg_key>", _END, limit=MAX_NAME)

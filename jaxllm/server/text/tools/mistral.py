@@ -4,9 +4,11 @@
 
 import secrets
 import string
+from collections.abc import Sequence
 
 from jaxllm.server.text.reading import Course
 from jaxllm.server.text.tools.parser import ToolParser
+from jaxllm.server.text.tools.written import Format, Function, calls, either, json_calls
 
 _ID_CHARACTERS = string.ascii_letters + string.digits
 
@@ -14,6 +16,13 @@ _ID_CHARACTERS = string.ascii_letters + string.digits
 class Mistral(ToolParser):
     special_tokens = ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]")
     openers = ("[TOOL_CALLS]",)
+
+    @classmethod
+    def written(cls, functions: Sequence[Function], several: bool) -> Format:
+        """Either form: which of them is the model's is for it to say."""
+        older = json_calls(functions, several, before="[TOOL_CALLS][", between=", ", after="]")
+        newer = calls(functions, several, lambda name: f"[TOOL_CALLS]{name}[ARGS]", "")
+        return either([older, newer])
 
     def section(self, opener: str) -> Course[None]:
         if (yield from self.skip_space()) in ("[", "{"):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxllm.server.text.reading import BrokenError, Course, Reader
+from jaxllm.server.text.tools.written import Format, Function
 from jaxllm.server.tool_choice import is_name, is_text
 
 _NAME_RUN = re.compile(r"[\w.\-]+")
@@ -57,6 +58,15 @@ class ToolParser(Reader):
                 self.give_up()
         if not self._behind_call:
             self.out.content.append(self._space)
+
+    @classmethod
+    def written(cls, functions: Sequence[Function], several: bool) -> Format | None:
+        """How calls of these functions are written, as a structural tag's format; None where no grammar is known of it.
+
+        several: more than one call. What it says is what `section` reads. Raises RequestError for arguments that the
+        format cannot be made to hold.
+        """
+        return None
 
     def section(self, opener: str) -> Course[None]:
         """One or more calls, behind their opener. BrokenError where the text is no such thing."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from jaxllm.server.text.reading import Course
 from jaxllm.server.text.tools.typed import TypedParser
+from jaxllm.server.text.tools.written import Format, Function, typed_calls
 from jaxllm.server.tool_choice import MAX_NAME
 
 
@@ -13,6 +14,14 @@ class Qwen3Coder(TypedParser):
     special_tokens: Sequence[str] = ("<tool_call>", "</tool_call>")
     openers = ("<tool_call>", "<function=")  # the models leave the first out now and then
     closers = ("</tool_call>",)
+
+    @classmethod
+    def written(cls, functions: Sequence[Function], several: bool) -> Format:
+        opener, closer = cls.openers[0], cls.closers[0]
+        return typed_calls(
+            functions, several, lambda name: f"{opener}\n<function={name}>\n", f"</function>\n{closer}",
+            lambda name, is_string: f"<parameter={name}>\n", "\n</parameter>\n", excluded="</parameter>", between="\n",
+        )  # fmt: skip
 
     def section(self, opener: str) -> Course[None]:
         if opener != "<function=":

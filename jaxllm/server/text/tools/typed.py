@@ -1,15 +1,13 @@
 """Arguments written as text between tags: what each means follows from the tool's JSON schema."""
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from jaxllm.server.text.reading import BrokenError, Course
 from jaxllm.server.text.tools.literals import python_to_json
 from jaxllm.server.text.tools.parser import ToolParser
+from jaxllm.server.text.tools.schemas import property_of, schema_types
 from jaxllm.server.tool_choice import is_name
-
-_SCHEMA_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
 
 
 class TypedParser(ToolParser):
@@ -28,7 +26,7 @@ class TypedParser(ToolParser):
         self.arguments((", " if self._num_arguments else "") + _quoted(key) + ": ")
         self._num_arguments += 1
         if types is None:
-            types = schema_types(self._parameters, _property(self._parameters, key))
+            types = schema_types(self._parameters, property_of(self._parameters, key))
         if types == {"string"}:
             self.arguments('"')
             if not (yield from self.until(lambda text: self.arguments(_quoted(text)[1:-1]), *ends)):
@@ -48,38 +46,6 @@ class TypedParser(ToolParser):
         self.end()
 
 
-def schema_types(root: Mapping[str, Any], schema: Any) -> set[str]:
-    """The types that a JSON schema allows, as far as it says; all are possible where it is empty.
-
-    root: what "#/..." references of the schema refer to.
-    """
-    types: set[str] = set()
-    waiting, seen = [schema], 0
-    while waiting and seen < 64:  # schemas may refer to themselves
-        schema, seen = waiting.pop(), seen + 1
-        if not isinstance(schema, Mapping):
-            continue
-        named = schema.get("type")
-        types.update([named] if isinstance(named, str) else named if isinstance(named, list) else ())
-        values = schema["enum"] if isinstance(schema.get("enum"), list) else []
-        values = [*values, schema["const"]] if "const" in schema else values
-        if not types:
-            types.update(_SCHEMA_TYPES[type(value)] for value in values if type(value) in _SCHEMA_TYPES)
-        for union in ("anyOf", "oneOf", "allOf"):
-            waiting.extend(schema[union] if isinstance(schema.get(union), list) else ())
-        if isinstance(reference := schema.get("$ref"), str) and reference.startswith("#/"):
-            target: Any = root
-            for step in reference[2:].split("/"):
-                target = target.get(step) if isinstance(target, Mapping) else None
-            waiting.append(target)
-    return types
-
-
-def _property(parameters: Any, key: str) -> Any:
-    properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
-    return properties.get(key) if isinstance(properties, Mapping) else None
-
-
 def _as_json(text: str, types: set[str]) -> str:
     """The value as JSON: of one of the types where it can be, else a string."""
     word = text.strip()
@@ -87,7 +53,7 @@ def _as_json(text: str, types: set[str]) -> str:
         return word.lower()
     if "null" in types and word.lower() in ("null", "none"):
         return "null"
-    if types - {"string"} or not types:
+    if types - {"string", "null"} or not types:
         try:
             value = json.loads(word, parse_constant=_refuse)
         except (ValueError, RecursionError):
