@@ -41,7 +41,7 @@ def build(target: str, config: ServerConfig | None = None, store: Store | None =
     config = config or ServerConfig()
     link = EngineLink(target)
     traffic = Traffic()
-    responses = Responses(link, traffic, store or Store())
+    responses = Responses(link, traffic, Store() if store is None else store)
     started = int(time.time())
 
     @contextlib.asynccontextmanager

@@ -124,4 +124,5 @@ class SectionedAnswer:
     def _close(self, complete: bool) -> None:
         if self.sections and (last := self.sections[-1]).open:
             last.open, last.complete = False, complete
+            last.pieces = [last.text]  # an answer that is kept holds one string and not thousands
             self.closed(last)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from jaxllm.server.http.responses.background import BackgroundRun
 
 MAX_RESPONSES = 10_000
-MAX_BYTES = 256 << 20
+MAX_BYTES = 64 << 20
 """Of JSON: what a response's input, output and kept events take. Input that several responses share counts for each."""
 MAX_GONE = 100_000
 """How many of those that are kept no more it can still say why of."""
@@ -27,10 +27,6 @@ class Kept:
     run: "BackgroundRun | None"
     size: int
 
-    @property
-    def evictable(self) -> bool:
-        return self.answer.ended
-
 
 class Store:
     """Responses by id, oldest first. Those that are still being made stay."""
@@ -42,10 +38,13 @@ class Store:
         self._bytes = 0
         self._gone: OrderedDict[str, str] = OrderedDict()
 
+    def __len__(self) -> int:
+        return len(self._kept)
+
     def put(self, answer: ResponseAnswer, run: "BackgroundRun | None" = None) -> None:
         """Keep a response from now on. Raises ApiError (429) when those being made in the background fill the store."""
         if run is not None:
-            running = [kept for kept in self._kept.values() if kept.run is not None and not kept.evictable]
+            running = [kept for kept in self._kept.values() if kept.run is not None and not kept.answer.ended]
             held = sum(kept.size for kept in running) + answer.size
             if len(running) >= self._max_responses or held > self._max_bytes:
                 raise ApiError(
@@ -93,7 +92,7 @@ class Store:
 
     def _shrink(self) -> None:
         while len(self._kept) > self._max_responses or self._bytes > self._max_bytes:
-            oldest = next((response_id for response_id, kept in self._kept.items() if kept.evictable), None)
+            oldest = next((response_id for response_id, kept in self._kept.items() if kept.answer.ended), None)
             if oldest is None:
                 return
             self._drop(oldest, f"it was forgotten, because this server keeps no more than {self._bounds}")
