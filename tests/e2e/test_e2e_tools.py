@@ -8,7 +8,7 @@ from typing import Any
 
 import openai
 import pytest
-from calling_server import ANSWER, CALLS, CONTENT, REASONING, TEMPLATE
+from calling_server import ANSWER, CALLS, CONTENT, REASONING
 from openai_document import OpenApi
 from processes import SMALL, Server, serving
 
@@ -44,17 +44,8 @@ def openapi(material: Path) -> OpenApi:
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("chat") / "template.jinja"
-    path.write_text(TEMPLATE)
-    return path
-
-
-@pytest.fixture(scope="module")
-def server(stories: Path, template: Path) -> Iterator[Server]:
-    command = (sys.executable, SCRIPT, stories)
-    with serving("--chat-template", template, "--http-port", "0", *SMALL, command=command) as server:
-        yield server
+def server(calling_server: Server) -> Server:
+    return calling_server
 
 
 @pytest.fixture(scope="module")
@@ -178,10 +169,10 @@ def test_over_grpc(server: Server) -> None:
     assert "".join(call.arguments for chunk in chunks for call in chunk.tool_calls) == "".join(a for _, a in CALLS)
 
 
-def test_a_server_told_to_leave_answers_as_they_are(stories: Path, template: Path) -> None:
+def test_a_server_told_to_leave_answers_as_they_are(stories: Path, calling_template: Path) -> None:
     flags = ("--tool-call-parser", "none", "--reasoning-parser", "none", "--http-port", "0")
     command = (sys.executable, SCRIPT, stories)
-    with serving("--chat-template", template, *flags, *SMALL, command=command) as server:
+    with serving("--chat-template", calling_template, *flags, *SMALL, command=command) as server:
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
             with pytest.raises(openai.BadRequestError, match="--tool-call-parser NAME"):
                 client.chat.completions.create(**ASKED)
