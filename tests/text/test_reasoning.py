@@ -7,7 +7,7 @@ from answers import NOW, Answer, read, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxllm.server.text.answer import REASONING_PARSERS
+from jaxllm.server.text.answer import REASONING_PARSERS, AnswerFormat, AnswerReader
 
 THINKING = ("deepseek_v3", "glm45", "qwen3", "think_tags", "kimi_k2")
 PROMPT = "<|im_start|>assistant\n"
@@ -46,6 +46,23 @@ def test_answers(name: str, prompt: str, text: str, reasoning: str, content: str
     assert read(text, reasoning=name, prompt=prompt, offered=[]) == expected
     for cut in range(len(text)):
         assert read([text[:cut], text[cut:]], reasoning=name, prompt=prompt, offered=[]) == expected
+
+
+@pytest.mark.parametrize(("name", "prompt", "text", "reasoning", "content"), CASES)
+def test_the_reader_says_when_it_reads_reasoning(
+    name: str, prompt: str, text: str, reasoning: str, content: str
+) -> None:
+    reader = AnswerReader(AnswerFormat(reasoning=name), prompt=prompt)
+    counted = ""
+    for character in text:
+        before = reader.reasons
+        assert reader.may_reason or not before
+        reader.feed(character)
+        if before or reader.reasons:
+            counted += character
+    assert all(line.strip() in counted for line in reasoning.splitlines())
+    assert len(counted) <= len(text) - len(content)
+    assert bool(counted) == bool(reasoning)
 
 
 def test_every_parser_is_tried() -> None:

@@ -1,6 +1,7 @@
 """Chats: what of the answer is content, reasoning and calls, and which tools and choices are taken."""
 
 import json
+import random
 
 import grpc
 import pytest
@@ -70,6 +71,31 @@ async def test_the_parts_stream(served: Served, engine: ScriptedEngine, encode) 
     assert not any(delta.name or delta.id for delta in deltas[1:])
     assert "".join(delta.arguments for delta in deltas) == '{"city": "Paris"}'
     assert [len(chunk.token_ids) for chunk in chunks] == [1] * len(chunks)
+
+
+async def test_reasoning_is_counted_however_tokens_come(served: Served, engine: ScriptedEngine, encode) -> None:
+    """Each byte is a token here; the first tag is known to be one at its last."""
+    thought = "".join(random.choices("abc. ", k=random.randint(1, 20)))
+    text = f"<think>{thought}</think>I look."
+    tokens, expected = encode(text), len(f">{thought}</think>")
+    for size in (1, 2, 7, len(tokens)):
+        wire = request()
+        wire.request_id = f"by {size}"
+        call = served.inference.Generate(wire)
+        await engine.submitted(wire.request_id)
+        for start in range(0, len(tokens), size):
+            engine.step({wire.request_id: tokens[start : start + size]})
+        engine.step({wire.request_id: [257]}, finish=FinishReason.STOP, stop_token=257)
+        response = await call
+        assert response.reasoning == thought.strip()
+        assert response.text == "I look."
+        assert (response.counts.reasoning, response.counts.completion) == (expected, len(tokens) + 1)
+    call = served.inference.Generate(request(stop=["I l"]))
+    await engine.submitted("a")
+    engine.step({"a": tokens})
+    response = await call
+    assert (response.text, response.counts.completion) == ("", len(tokens) - len("ook."))
+    assert response.finish.stop_string == "I l"
 
 
 async def test_chunks_that_wait_are_joined(served: Served, engine: ScriptedEngine, encode) -> None:

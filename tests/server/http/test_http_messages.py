@@ -205,6 +205,14 @@ def test_parameters_reach_the_engine(client, shared_front):
     assert dict(shared_front.last_request.chat.template_kwargs) == {"enable_thinking": False}
 
 
+def test_a_form_reaches_the_engine(client, shared_front):
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    client.messages.create(
+        **asked("x", max_tokens=1), output_config={"format": {"type": "json_schema", "schema": schema}}
+    )
+    assert json.loads(shared_front.last_request.sampling.structured_outputs.json) == schema
+
+
 def test_count_tokens(client):
     counted = client.messages.count_tokens(
         model="scripted", messages=[{"role": "user", "content": "a b c"}], system="d"

@@ -316,6 +316,28 @@ def test_tools_reach_the_engine(shared_front):
     assert allowed.tool_choice.mode == pb.ToolChoice.MODE_REQUIRED
 
 
+def test_a_form_reaches_the_engine(client, shared_front, openapi):
+    class City(pydantic.BaseModel):
+        name: str
+        people: int
+
+    def asked(**fields: Any) -> pb.StructuredOutputs:
+        answer = shared_front.post(RESPONSES, input="x", max_output_tokens=1, **fields)
+        assert answer.status_code == 200, answer.text
+        openapi.check("Response", answer.json())
+        assert answer.json()["text"] == fields.get("text", {"format": {"type": "text"}})
+        return shared_front.last_request.sampling.structured_outputs
+
+    schema = City.model_json_schema()
+    form = {"type": "json_schema", "name": "city", "schema": schema, "strict": True}
+    assert json.loads(asked(text={"format": form}).json) == schema
+    assert asked(text={"format": {"type": "json_object"}}).json_object
+    assert asked(structured_outputs={"regex": "a+"}).regex == "a+"
+    assert not asked().ListFields()
+    error = error_of(shared_front.post(RESPONSES, input="x", text={"format": {"type": "json_schema"}}), 400)
+    assert error["param"] == "text.format"
+
+
 def test_what_is_common_to_all_dialects_reaches_the_engine(shared_front):
     sampling = {
         "temperature": 0.5, "top_p": 0.25, "top_k": 7, "min_p": 0.125, "repetition_penalty": 1.5, "seed": 3,
