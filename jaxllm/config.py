@@ -225,6 +225,10 @@ class ServerConfig:
     max_prompts: int = flag(1024, "Prompts of one HTTP request at most (400).")
     max_samples: int = flag(128, "Samples or beams of one prompt at most (400).")
     max_stop_strings: int = flag(64, "Stop strings of one request at most (400).")
+    max_stored_responses: int = flag(
+        10_000, "Responses (/v1/responses) kept in memory at most; the oldest are forgotten. 0 keeps none."
+    )
+    max_stored_response_bytes: int = flag(64 << 20, "Bytes of their JSON at most, input and output.")
     enable_log_requests: bool = flag(False, "Log a line for each request that ends: id, tokens, seconds; no text.")
     otlp_traces_endpoint: str | None = flag(
         None, "Where OpenTelemetry traces of requests go, such as http://localhost:4317 (needs the extra `otel`)."
@@ -240,6 +244,9 @@ class ServerConfig:
         for name in ("max_request_bytes", "max_prompts", "max_samples", "max_stop_strings"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be positive")
+        for name in ("max_stored_responses", "max_stored_response_bytes"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)}: must not be negative")
         for name in ("ssl_keyfile", "ssl_ca_certs"):
             if getattr(self, name) and not self.ssl_certfile:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: TLS needs a certificate; name one in ssl_certfile")

@@ -32,16 +32,15 @@ from jaxllm.server.http.traffic import Traffic, TrafficMiddleware
 log = logging.getLogger(__name__)
 
 
-def build(target: str, config: ServerConfig | None = None, store: Store | None = None) -> FastAPI:
+def build(target: str, config: ServerConfig | None = None) -> FastAPI:
     """The application, in front of the engine at `target` (host:port of its gRPC service, or unix:PATH).
 
-    config: who may call, from where, and how much one request may ask for. store: what keeps responses; one with the
-    default bounds if None.
+    config: who may call, from where, how much one request may ask for, and what is kept of it.
     """
     config = config or ServerConfig()
     link = EngineLink(target)
     traffic = Traffic()
-    responses = Responses(link, traffic, Store() if store is None else store)
+    responses = Responses(link, traffic, Store(config.max_stored_responses, config.max_stored_response_bytes))
     started = int(time.time())
 
     @contextlib.asynccontextmanager

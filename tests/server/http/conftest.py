@@ -20,7 +20,6 @@ from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.grpc.stubs import jaxllm_pb2_grpc as pb_grpc
 from jaxllm.server.http.__main__ import listen
 from jaxllm.server.http.app import build
-from jaxllm.server.http.responses.store import Store
 
 WORDS = ["Once", " upon", " a", " tïme", ",", " there", " was", " a", ' "', "cat", '"', " in", " the", " hat", "."]
 
@@ -187,7 +186,7 @@ def parse_events(text: str) -> list[Any]:
 class Front:
     """The front and its engine on a thread with an event loop of their own; `call` runs a coroutine there."""
 
-    def __init__(self, config: ServerConfig | None = None, store: Store | None = None) -> None:
+    def __init__(self, config: ServerConfig | None = None) -> None:
         self.engine = ScriptedEngine()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -196,7 +195,7 @@ class Front:
         self._listener = listen("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.client = httpx.Client(base_url=self.url, timeout=20)
-        self.app = build(f"127.0.0.1:{self.grpc_port}", config, store)
+        self.app = build(f"127.0.0.1:{self.grpc_port}", config)
         self._server = uvicorn.Server(uvicorn.Config(self.app, log_config=None, access_log=False))
         self._serving = asyncio.run_coroutine_threadsafe(self._server.serve([self._listener]), self._loop)
         self.wait(lambda: self.get("/health").status_code == 200)

@@ -9,8 +9,8 @@ from typing import Any
 
 import openai
 import pytest
-from conftest import Front
 
+from jaxllm.config import ServerConfig
 from jaxllm.server.http.errors import ApiError
 from jaxllm.server.http.responses.events import ResponseAnswer
 from jaxllm.server.http.responses.reading import ResponsesRequest
@@ -180,17 +180,20 @@ def test_what_is_not_kept(client):
     assert (refused.value.code, refused.value.param) == ("previous_response_not_found", "previous_response_id")
 
 
-def test_a_refused_request_leaves_nothing():
-    store = Store()
-    with contextlib.closing(Front(store)) as front:
+def test_a_refused_request_leaves_nothing(front_class, monkeypatch):
+    kept = []
+    monkeypatch.setattr(Store, "put", lambda store, answer, run=None: kept.append(answer))
+    with contextlib.closing(front_class()) as front:
         for stream in (False, True):
             assert front.post(RESPONSES, input="fail 3", stream=stream).status_code == 400
             assert front.post(RESPONSES, input="x", n=2, stream=stream).status_code == 400
-        assert len(store) == 0
+        assert kept == []
+        assert front.post(RESPONSES, input="x").status_code == 200
+        assert len(kept) == 1
 
 
-def test_the_oldest_are_forgotten():
-    with contextlib.closing(Front(Store(max_responses=3))) as front:
+def test_the_oldest_are_forgotten(front_class):
+    with contextlib.closing(front_class(ServerConfig(max_stored_responses=3))) as front:
         made = [front.post(RESPONSES, input=f"x {i}", max_output_tokens=1).json() for i in range(5)]
         for response in made[2:]:
             assert front.get(f"{RESPONSES}/{response['id']}").json() == response
@@ -206,8 +209,8 @@ def test_the_oldest_are_forgotten():
         assert len(front.last_request.chat.messages) == 5
 
 
-def test_what_runs_in_the_background_is_not_forgotten():
-    with contextlib.closing(Front(Store(max_responses=2))) as front:
+def test_what_runs_in_the_background_is_not_forgotten(front_class):
+    with contextlib.closing(front_class(ServerConfig(max_stored_responses=2))) as front:
         running = [front.post(RESPONSES, input="hang", background=True).json()["id"] for _ in range(2)]
         error = error_of(front.post(RESPONSES, input="hang", background=True), 429)
         assert error["code"] == "store_full"
@@ -220,6 +223,13 @@ def test_what_runs_in_the_background_is_not_forgotten():
         assert front.post(RESPONSES, input="x", background=True).status_code == 200
 
 
+def test_a_server_that_keeps_none(front_class):
+    with contextlib.closing(front_class(ServerConfig(max_stored_responses=0))) as front:
+        response = front.post(RESPONSES, input="x").json()
+        assert "forgotten" in error_of(front.get(f"{RESPONSES}/{response['id']}"), 404)["message"]
+        assert error_of(front.post(RESPONSES, input="x", background=True), 429)["code"] == "store_full"
+
+
 def answer_of(size: int) -> ResponseAnswer:
     """One that has ended, whose input has so many characters."""
     answer = ResponseAnswer(ResponsesRequest(input="x" * size), "m", [])
@@ -229,7 +239,7 @@ def answer_of(size: int) -> ResponseAnswer:
 
 def test_the_store_keeps_to_its_bytes():
     bound = 20_000
-    store = Store(max_bytes=bound)
+    store = Store(1000, bound)
     kept: list[ResponseAnswer] = []
     for _ in range(200):
         answer = answer_of(random.randint(0, 3_000))
@@ -249,8 +259,8 @@ def test_the_store_keeps_to_its_bytes():
     assert len(store) == 0
 
 
-def test_events_of_the_background_count():
-    with contextlib.closing(Front(Store(max_bytes=30_000))) as front:
+def test_events_of_the_background_count(front_class):
+    with contextlib.closing(front_class(ServerConfig(max_stored_response_bytes=30_000))) as front:
         first = front.post(RESPONSES, input="x", max_output_tokens=1).json()["id"]
         response = front.post(RESPONSES, input="x", background=True, stream=True, max_output_tokens=200)
         assert len(response.content) > 30_000

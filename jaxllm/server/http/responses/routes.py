@@ -5,9 +5,11 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from pydantic_core import to_json
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from jaxllm.server.grpc.labels import label
 from jaxllm.server.http.dialects import tokenize_request
 from jaxllm.server.http.errors import ApiError
 from jaxllm.server.http.generation import Generation
@@ -61,13 +63,15 @@ class Responses:
         add("/{response_id}/cancel", self.cancel, methods=["POST"])
         add("/{response_id}/input_items", self.input_items, methods=["GET"])
 
-    async def create(self, body: ResponsesRequest) -> Response:
+    async def create(self, body: ResponsesRequest, http: Request) -> Response:
         model = await self._link.connect()
         history = self._history(body)
         chat = await fitting(self._link, body, history) if body.truncation == "auto" else body.to_chat(history)
         answer = ResponseAnswer(body, model.name, history)
         requests = chat.generate_requests(answer.id)
         if body.background:
+            for request in requests:
+                label(request, http.headers)
             run = BackgroundRun(self._link, self._store, answer, requests)
             self._store.put(answer, run)
             self._running.add(run)

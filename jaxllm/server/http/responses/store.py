@@ -12,9 +12,6 @@ from jaxllm.server.http.responses.events import ResponseAnswer
 if TYPE_CHECKING:
     from jaxllm.server.http.responses.background import BackgroundRun
 
-MAX_RESPONSES = 10_000
-MAX_BYTES = 64 << 20
-"""Of JSON: what a response's input, output and kept events take. Input that several responses share counts for each."""
 MAX_GONE = 100_000
 """How many of those that are kept no more it can still say why of."""
 
@@ -31,7 +28,8 @@ class Kept:
 class Store:
     """Responses by id, oldest first. Those that are still being made stay."""
 
-    def __init__(self, max_responses: int = MAX_RESPONSES, max_bytes: int = MAX_BYTES):
+    def __init__(self, max_responses: int, max_bytes: int):
+        """max_bytes: of JSON, what inputs, outputs and kept events take. Input that responses share counts for each."""
         self._max_responses = max_responses
         self._max_bytes = max_bytes
         self._kept: OrderedDict[str, Kept] = OrderedDict()
@@ -95,7 +93,11 @@ class Store:
             oldest = next((response_id for response_id, kept in self._kept.items() if kept.answer.ended), None)
             if oldest is None:
                 return
-            self._drop(oldest, f"it was forgotten, because this server keeps no more than {self._bounds}")
+            self._drop(
+                oldest,
+                f"it was forgotten, because this server keeps no more than {self._bounds} "
+                "(--max-stored-responses, --max-stored-response-bytes)",
+            )
 
     def _drop(self, response_id: str, why: str) -> None:
         self._bytes -= self._kept.pop(response_id).size
