@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -46,15 +47,11 @@ def _print(memory: "MemoryPlan") -> None:
     for name, value in (
         ("parameters", f"{memory.parameters:,}"),
         ("weights", _bytes(memory.weight_bytes)),
-        ("state of requests", _bytes(memory.state_bytes)),
         ("hungriest program", _bytes(memory.program_bytes)),
-        *(_cache_row(plan, memory.page_size) for plan in memory.groups),
-        ("KV cache per token", _bytes(memory.kv_bytes_per_token)),
+        *_cache_rows(memory),
         ("budget of the device", budget),
-        ("tokens cached at once", f"{memory.cache_tokens:,}"),
         ("longest context", f"{memory.max_model_len:,} tokens"),
         ("largest batch", f"{memory.max_num_seqs:,} requests"),
-        ("largest batch at the longest context", f"{min(memory.largest_batch, memory.max_num_seqs):,} requests"),
     ):
         overview.add_row(name, value)
     console.print(overview)
@@ -63,6 +60,20 @@ def _print(memory: "MemoryPlan") -> None:
         for program in memory.programs:
             table.add_row(program.name, _bytes(program.temp_bytes), f"{program.flops / 1e9:,.3f}")
         console.print(table)
+
+
+def _cache_rows(memory: "MemoryPlan") -> Iterator[tuple[str, str]]:
+    """What requests keep between steps: nothing, of a model that computes whole sequences."""
+    if not memory.groups:
+        return
+    yield "state of requests", _bytes(memory.state_bytes)
+    for plan in memory.groups:
+        yield _cache_row(plan, memory.page_size)
+    if memory.kv_bytes_per_token:
+        yield "KV cache per token", _bytes(memory.kv_bytes_per_token)
+    if memory.cache_tokens:
+        yield "tokens cached at once", f"{memory.cache_tokens:,}"
+    yield "largest batch at the longest context", f"{min(memory.largest_batch, memory.max_num_seqs):,} requests"
 
 
 def _cache_row(plan: "GroupPlan", page_size: int) -> tuple[str, str]:

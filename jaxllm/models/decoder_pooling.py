@@ -15,6 +15,7 @@ from jaxllm.layers.parameter import Dtype, Source, linear_rows
 from jaxllm.models.config import Fields, ModelConfig
 from jaxllm.models.encoder import Transform
 from jaxllm.models.internlm2 import InternLM2ForCausalLM
+from jaxllm.models.jamba import JambaForCausalLM
 from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.models.mistral import MistralForCausalLM
 from jaxllm.models.pooling import Embedding, PoolingDecoder, SequenceClassification
@@ -55,6 +56,12 @@ class Qwen2ForSequenceClassification(SequenceClassification, Qwen2ForCausalLM):
 class Qwen3ForSequenceClassification(SequenceClassification, Qwen3ForCausalLM):
     checkpoint_names: ClassVar[dict[str, Source]] = (
         Qwen3ForCausalLM.checkpoint_names | SequenceClassification.score_names
+    )
+
+
+class JambaForSequenceClassification(SequenceClassification, JambaForCausalLM):
+    checkpoint_names: ClassVar[dict[str, Source]] = (
+        JambaForCausalLM.checkpoint_names | SequenceClassification.score_names
     )
 
 

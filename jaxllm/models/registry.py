@@ -33,6 +33,7 @@ from jaxllm.models.config import Fields, ModelConfig
 from jaxllm.models.dbrx import DbrxForCausalLM
 from jaxllm.models.decoder_pooling import (
     InternLM2ForRewardModel,
+    JambaForSequenceClassification,
     LlamaForSequenceClassification,
     LlamaModel,
     MistralForSequenceClassification,
@@ -279,6 +280,7 @@ POOLING_MODELS: dict[str, tuple[str, type[PoolingModel]]] = {
     "MistralForSequenceClassification": ("mistral", MistralForSequenceClassification),
     "Qwen2ForSequenceClassification": ("qwen2", Qwen2ForSequenceClassification),
     "Qwen3ForSequenceClassification": ("qwen3", Qwen3ForSequenceClassification),
+    "JambaForSequenceClassification": ("jamba", JambaForSequenceClassification),
     "Qwen2ForRewardModel": ("qwen2", Qwen2ForRewardModel),
     "Qwen2ForProcessRewardModel": ("qwen2", Qwen2ForProcessRewardModel),
     "InternLM2ForRewardModel": ("internlm2", InternLM2ForRewardModel),

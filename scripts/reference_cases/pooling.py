@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from reference_cases.case import SMALL, Case
+from reference_cases.state_space import JAMBA, JAMBA_DENSE, remember
 
 NO_PADDING = {"pad_token_id": 96}  # an id that no recorded sequence holds
 
@@ -144,6 +145,9 @@ def decoders() -> list[Case]:
             Case(f"{family}-classes", family, one | {"num_labels": 1}, HEADS["classes"]),
             Case(f"{family}-classes-other", family, other | THREE_LABELS, HEADS["classes"], dtype=torch.bfloat16),
         ]
+    for name, config in (("", JAMBA | {"num_labels": 1}), ("-other", JAMBA_DENSE | THREE_LABELS)):
+        own = NO_PADDING | config
+        cases.append(Case(f"jamba-classes{name}", "jamba", own, HEADS["classes"], adapt=remember, dtype=torch.bfloat16))
     for name, config in (("", QWEN2), ("-other", QWEN2_OTHER)):
         for kind, scores in (("Reward", 1), ("ProcessReward", 2)):
             cases.append(

@@ -27,7 +27,7 @@ def _backbone(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name.replace("backbone.embeddings.", "backbone.embedding."): t for name, t in tensors.items()}
 
 
-def _remember(model: torch.nn.Module) -> None:
+def remember(model: torch.nn.Module) -> None:
     """Lets states decay at rates of many magnitudes, so that a token matters long after it was read."""
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -36,12 +36,23 @@ def _remember(model: torch.nn.Module) -> None:
             parameter.data.copy_((1.5 * noise - 2).bfloat16().float())
 
 
+JAMBA = HYBRID | {
+    "num_hidden_layers": 4, "attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2,
+    "expert_layer_offset": 1, "num_experts": 4, "num_experts_per_tok": 2, "mamba_d_state": 6,
+}  # fmt: skip
+JAMBA_DENSE = HYBRID | {
+    "num_hidden_layers": 3, "attn_layer_period": 2, "attn_layer_offset": 0, "num_experts": 1, "mamba_d_state": 8,
+    "mamba_d_conv": 3, "mamba_expand": 3, "mamba_dt_rank": 5, "mamba_proj_bias": True, "mamba_conv_bias": False,
+    "tie_word_embeddings": True, "num_key_value_heads": 1,
+}  # fmt: skip
+
+
 CASES = (
     Case(
         "mamba-tied",
         "mamba",
         PURE | {"state_size": 5, "conv_kernel": 4, "time_step_rank": 3},
-        adapt=_remember,
+        adapt=remember,
         dtype=torch.bfloat16,
         written={
             "d_model": 32,
@@ -66,14 +77,14 @@ CASES = (
             "tie_word_embeddings": False,
             "residual_in_fp32": False,
         },
-        adapt=_remember,
+        adapt=remember,
         convert=_backbone,
     ),
     Case(
         "falcon-mamba-tied",
         "falcon_mamba",
         PURE | {"state_size": 6, "time_step_rank": 4},
-        adapt=_remember,
+        adapt=remember,
         dtype=torch.bfloat16,
     ),
     Case(
@@ -88,14 +99,14 @@ CASES = (
             "tie_word_embeddings": False,
             "mixer_rms_eps": 1e-3,
         },
-        adapt=_remember,
+        adapt=remember,
         dtype=torch.bfloat16,
     ),
     Case(
         "mamba2-groups",
         "mamba2",
         PURE | {"num_heads": 8, "head_dim": 8, "state_size": 12, "n_groups": 2, "chunk_size": 8},
-        adapt=_remember,
+        adapt=remember,
         dtype=torch.bfloat16,
         written={"norm_before_gate": True, "rms_norm": True},
     ),
@@ -116,47 +127,11 @@ CASES = (
             "tie_word_embeddings": True,
             "time_step_limit": (0.3, 0.9),
         },
-        adapt=_remember,
+        adapt=remember,
         dtype=torch.bfloat16,
     ),
-    Case(
-        "jamba-experts",
-        "jamba",
-        HYBRID
-        | {
-            "num_hidden_layers": 4,
-            "attn_layer_period": 4,
-            "attn_layer_offset": 2,
-            "expert_layer_period": 2,
-            "expert_layer_offset": 1,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "mamba_d_state": 6,
-        },
-        adapt=_remember,
-        dtype=torch.bfloat16,
-    ),
-    Case(
-        "jamba-dense-tied-biases",
-        "jamba",
-        HYBRID
-        | {
-            "num_hidden_layers": 3,
-            "attn_layer_period": 2,
-            "attn_layer_offset": 0,
-            "num_experts": 1,
-            "mamba_d_state": 8,
-            "mamba_d_conv": 3,
-            "mamba_expand": 3,
-            "mamba_dt_rank": 5,
-            "mamba_proj_bias": True,
-            "mamba_conv_bias": False,
-            "tie_word_embeddings": True,
-            "num_key_value_heads": 1,
-        },
-        adapt=_remember,
-        dtype=torch.bfloat16,
-    ),
+    Case("jamba-experts", "jamba", JAMBA, adapt=remember, dtype=torch.bfloat16),
+    Case("jamba-dense-tied-biases", "jamba", JAMBA_DENSE, adapt=remember, dtype=torch.bfloat16),
     Case(
         "bamba-groups",
         "bamba",
@@ -169,7 +144,7 @@ CASES = (
             "mamba_n_groups": 2,
             "mamba_chunk_size": 8,
         },
-        adapt=_remember,
+        adapt=remember,
         dtype=torch.bfloat16,
         old_names=True,
         written={"mamba_d_head": "auto"},
@@ -192,7 +167,7 @@ CASES = (
             "tie_word_embeddings": True,
             "time_step_limit": (0.4, 1.0),
         },
-        adapt=_remember,
+        adapt=remember,
         dtype=torch.bfloat16,
     ),
     Case(
@@ -208,7 +183,7 @@ CASES = (
             "intermediate_size": 20,
             "mamba_chunk_size": 8,
         },
-        adapt=_remember,
+        adapt=remember,
         dtype=torch.bfloat16,
         written={
             "layer_types": ["mamba", "attention", "mamba"],
@@ -238,7 +213,7 @@ CASES = (
             "mamba_chunk_size": 4,
             "time_step_limit": (0.4, 1.0),
         },
-        adapt=_remember,
+        adapt=remember,
         dtype=torch.bfloat16,
     ),
     Case(
@@ -254,7 +229,7 @@ CASES = (
             "ssm_state_size": 12,
             "chunk_size": 8,
         },
-        adapt=_remember,
+        adapt=remember,
         dtype=torch.bfloat16,
         written=_nemotron("linear_attention", "mlp", "full_attention", "linear_attention") | {"norm_eps": 1e-5},
     ),
@@ -282,7 +257,7 @@ CASES = (
             "mlp_bias": True,
             "conv_kernel": 3,
         },
-        adapt=_remember,
+        adapt=remember,
         dtype=torch.bfloat16,
     ),
     Case(
@@ -305,7 +280,7 @@ CASES = (
             "norm_topk_prob": False,
         },
         dtype=torch.bfloat16,
-        adapt=_remember,
+        adapt=remember,
         written={"layers_block_type": ["mamba", "moe", "attention", "moe"]},
     ),
     Case(
@@ -331,7 +306,7 @@ CASES = (
             "lm_head_multiplier": 0.5,
             "head_dim": 12,
         },
-        adapt=_remember,
+        adapt=remember,
         dtype=torch.bfloat16,
     ),
     Case(
@@ -356,7 +331,7 @@ CASES = (
             "tie_word_embeddings": True,
             "time_step_limit": (0.4, 1.0),
         },
-        adapt=_remember,
+        adapt=remember,
         dtype=torch.bfloat16,
     ),
     Case(
@@ -373,7 +348,7 @@ CASES = (
             "mamba_rms_norm": True,
             "mamba_norm_before_gate": True,
         },
-        adapt=_remember,
+        adapt=remember,
         dtype=torch.bfloat16,
     ),
     Case(

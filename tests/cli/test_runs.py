@@ -22,6 +22,7 @@ CONFIG = {
     "torch_dtype": "float32",
     "eos_token_id": 2,
 }
+POOLING = Path(__file__).parents[1] / "models" / "reference_pooling"
 SMALL = ["--max-num-seqs", "2", "--max-num-batched-tokens", "32", "--block-size", "16", "--decode-steps", "1"]
 DUMMY = ["--load-format", "dummy"]
 LENGTHS = ["--num-prompts", "3", "--input-len", "9", "--output-len", "5"]
@@ -121,6 +122,16 @@ def test_plan_is_what_the_engine_does(shape):
     assert all(program["flops"] > 0 for program in plan["programs"])
     table = jaxllm("plan", *options, "--no-programs").stdout
     assert "40 pages of 16 tokens" in table
+    assert "KV cache per token" in table
+
+
+def test_a_model_without_a_cache_is_planned_without_one():
+    result = jaxllm("plan", "--model", POOLING / "bert-3-heads", "--max-num-batched-tokens", "64")
+    assert result.returncode == 0, result.stderr
+    assert "encode of 64 tokens, per token" in result.stdout
+    assert "weights" in result.stdout
+    for absent in ("cache", "state of requests", "at the longest context"):
+        assert absent not in result.stdout
 
 
 def test_a_converted_model_is_served_alike(shape, tmp_path):

@@ -30,6 +30,7 @@ def embedder(folders: Path) -> Iterator[tuple[Server, Recorded]]:
     """It takes requests by priority."""
     recorded = checkpoint("qwen3-embedding", folders / "embedder")
     arguments = ("--model", recorded.folder, "--http-port", "0", "--scheduling-policy", "priority", *SMALL)
+    arguments += ("--enable-log-requests",)
     with serving(*arguments) as server:
         yield server, recorded
 
@@ -197,6 +198,26 @@ def many(**options: Any) -> pb.EmbedRequest:
     return pb.EmbedRequest(
         request_id="many", inputs=texts([5] * 40) * MANY, options=pb.PoolingOptions(priority=1, **options)
     )
+
+
+def test_the_log_tells_of_each_call(embedder: tuple[Server, Recorded]) -> None:
+    server, recorded = embedder
+    tokens = sum(map(len, recorded.ids))
+    request = pb.EmbedRequest(request_id="told", inputs=texts(*recorded.ids))
+    _, call = server.inference.Embed.with_call(request, timeout=60, metadata=(("x-request-id", "by-grpc"),))
+    assert ("x-request-id", "by-grpc") in [tuple(pair) for pair in call.initial_metadata()]
+    answer = httpx.post(
+        f"{server.url}/v1/embeddings", json={"input": recorded.ids}, headers={"x-request-id": "by-http"}, timeout=60
+    )
+    assert answer.headers["x-request-id"] == "by-http"
+    status(lambda: server.inference.Embed(pb.EmbedRequest(request_id="odd", inputs=texts([97])), timeout=60))
+
+    def told(text: str) -> bool:
+        return any(text in line for line in server.process.lines)
+
+    until(lambda: told(f"request told (by-grpc): stop; {tokens} prompt tokens"))
+    until(lambda: told(f"request {answer.json()['id']} (by-http): stop; {tokens} prompt tokens"))
+    until(lambda: told("request odd: INVALID_ARGUMENT, prompt holds 97"))
 
 
 def idle(server: Server) -> bool:

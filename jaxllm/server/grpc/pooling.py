@@ -21,8 +21,10 @@ import numpy as np
 from jaxllm.core import Delta, FinishReason, Pooling, PoolingParams, PoolingRequest
 from jaxllm.errors import QueueFullError, RequestError
 from jaxllm.server.grpc.conversions import CallError
+from jaxllm.server.grpc.labels import Caller
 from jaxllm.server.grpc.session import Requests, run_sized
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
+from jaxllm.server.outcome import Outcome
 from jaxllm.server.pooling import Input, PoolingInputs, Scoring, pooled
 
 MAX_INPUTS = 1 << 16  # of one call: what they cost before they are computed is bounded
@@ -85,14 +87,14 @@ class PoolingCalls:
     def __len__(self) -> int:
         return len(self._calls)
 
-    async def embed(self, wire: pb.EmbedRequest, seconds: float | None) -> pb.EmbedResponse:
-        """seconds: until the call's deadline, if it has one; so for all four. Raises CallError, RequestError."""
+    async def embed(self, wire: pb.EmbedRequest, caller: Caller) -> pb.EmbedResponse:
+        """Raises CallError, RequestError, as do the three below."""
         params = _params(wire, task="embed", dimensions=wire.dimensions if wire.HasField("dimensions") else None)
-        name, requests = await self._compute(wire, wire.inputs, params, seconds)
+        name, requests = await self._compute(wire, wire.inputs, params, caller)
         return pb.EmbedResponse(request_id=name, embeddings=await _vectors(requests), prompt_tokens=_counts(requests))
 
-    async def classify(self, wire: pb.ClassifyRequest, seconds: float | None) -> pb.ClassifyResponse:
-        name, requests = await self._compute(wire, wire.inputs, _params(wire, task="classify"), seconds)
+    async def classify(self, wire: pb.ClassifyRequest, caller: Caller) -> pb.ClassifyResponse:
+        name, requests = await self._compute(wire, wire.inputs, _params(wire, task="classify"), caller)
         pooling = self._client.info.pooling
         return pb.ClassifyResponse(
             request_id=name,
@@ -101,7 +103,7 @@ class PoolingCalls:
             labels=pooling.labels if pooling else (),
         )
 
-    async def score(self, wire: pb.ScoreRequest, seconds: float | None) -> pb.ScoreResponse:
+    async def score(self, wire: pb.ScoreRequest, caller: Caller) -> pb.ScoreResponse:
         params = _params(wire)
         queries, documents = _contents("queries", wire.queries), _contents("documents", wire.documents)
 
@@ -110,7 +112,7 @@ class PoolingCalls:
             return self._inputs.scoring(queries, documents, params, priority=priority, deadline=deadline)
 
         size = len(documents) * _size(queries) // max(1, len(queries)) + _size(documents)
-        name, scoring = await self._run(wire, read, lambda scoring: scoring.requests, size, seconds)
+        name, scoring = await self._run(wire, read, lambda scoring: scoring.requests, size, caller)
         return pb.ScoreResponse(
             request_id=name,
             scores=scoring.scores().tolist(),
@@ -118,13 +120,13 @@ class PoolingCalls:
             total_tokens=sum(_counts(scoring.requests)),
         )
 
-    async def pool(self, wire: pb.PoolRequest, seconds: float | None) -> pb.PoolResponse:
+    async def pool(self, wire: pb.PoolRequest, caller: Caller) -> pb.PoolResponse:
         if wire.task not in _TASKS:
             raise RequestError(f"task={wire.task}: no such task; leave it out for the model's own", "task")
         params = _params(
             wire, task=_TASKS[wire.task], dimensions=wire.dimensions if wire.HasField("dimensions") else None
         )
-        name, requests = await self._compute(wire, wire.inputs, params, seconds)
+        name, requests = await self._compute(wire, wire.inputs, params, caller)
         values = pooled(requests)
 
         def numbers() -> list[pb.PoolResponse.Numbers]:
@@ -148,14 +150,14 @@ class PoolingCalls:
         return sum(self.abort(request_id) for request_id in list(self._calls))
 
     async def _compute(
-        self, wire: Wire, inputs: Sequence[pb.PoolingInput], params: PoolingParams, seconds: float | None
+        self, wire: Wire, inputs: Sequence[pb.PoolingInput], params: PoolingParams, caller: Caller
     ) -> tuple[str, list[PoolingRequest]]:
         contents = _contents("inputs", inputs)
 
         def read(deadline: float | None) -> list[PoolingRequest]:
             return self._inputs.requests(contents, params, priority=wire.options.priority, deadline=deadline)
 
-        return await self._run(wire, read, lambda requests: requests, _size(contents), seconds)
+        return await self._run(wire, read, lambda requests: requests, _size(contents), caller)
 
     async def _run[T](
         self,
@@ -163,7 +165,7 @@ class PoolingCalls:
         read: Callable[[float | None], T],
         requests_of: Callable[[T], list[PoolingRequest]],
         size: int,
-        seconds: float | None,
+        caller: Caller,
     ) -> tuple[str, T]:
         """The call's id, and what `read` makes of it, computed. size: characters and tokens that it reads."""
         self._requests.check_serving()
@@ -175,22 +177,36 @@ class PoolingCalls:
                 f"request_id={name!r}: a call of that id is still running; choose another, or leave it empty",
                 "request_id",
             )
-        deadline = _deadline(wire.options, seconds)
         call = self._calls[name] = _Call()
+        outcome = Outcome(
+            name, caller.client_request_id, caller.traceparent, caller.tracestate, arrival=time.monotonic()
+        )
+        requests: list[PoolingRequest] = []
         try:
+            deadline = _deadline(wire.options, caller.seconds)
             what = await run_sized(size, lambda: read(deadline))
-            call.waiting.extend(requests_of(what))
+            requests = requests_of(what)
+            call.waiting.extend(requests)
             while call.fault is None and (call.waiting or call.running):
                 self._feed(call)
                 await self._wait(call)
             if call.fault is not None:
                 raise call.fault
+            outcome.finish.append(str(FinishReason.STOP))
             return name, what
+        except Exception as error:
+            fault = CallError.of(error)
+            outcome.error = f"{fault.code.name}, {fault.message}"
+            raise
         finally:
             del self._calls[name]
             for request_id in call.running:
                 self._client.abort(request_id)
             call.running.clear()
+            outcome.num_prompt = sum(_counts(requests))
+            begun = [request.first_scheduled for request in requests if request.first_scheduled is not None]
+            outcome.first_scheduled = min(begun, default=None)
+            self._requests.tell(outcome)
 
     def _feed(self, call: _Call) -> None:
         """Give the engine more of a call's inputs. Raises QueueFullError where it takes not even the first."""

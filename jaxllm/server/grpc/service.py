@@ -22,7 +22,7 @@ from jaxllm.server.access import Keys
 from jaxllm.server.grpc import conversions
 from jaxllm.server.grpc.conversions import CallError, Conversation
 from jaxllm.server.grpc.keys import KeyInterceptor
-from jaxllm.server.grpc.labels import label
+from jaxllm.server.grpc.labels import Caller, label
 from jaxllm.server.grpc.pooling import PoolingCalls, pooling_info
 from jaxllm.server.grpc.session import Call, Requests
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
@@ -139,20 +139,20 @@ class InferenceService(pb_grpc.InferenceServicer):
                 requests.discard(call)
 
     async def Embed(self, request: pb.EmbedRequest, context: grpc.aio.ServicerContext) -> pb.EmbedResponse:
-        async with statuses(context, request):
-            return await self._backend.ready.pooling.embed(request, context.time_remaining())
+        async with self._pooling(request, context) as (pooling, caller):
+            return await pooling.embed(request, caller)
 
     async def Classify(self, request: pb.ClassifyRequest, context: grpc.aio.ServicerContext) -> pb.ClassifyResponse:
-        async with statuses(context, request):
-            return await self._backend.ready.pooling.classify(request, context.time_remaining())
+        async with self._pooling(request, context) as (pooling, caller):
+            return await pooling.classify(request, caller)
 
     async def Score(self, request: pb.ScoreRequest, context: grpc.aio.ServicerContext) -> pb.ScoreResponse:
-        async with statuses(context, request):
-            return await self._backend.ready.pooling.score(request, context.time_remaining())
+        async with self._pooling(request, context) as (pooling, caller):
+            return await pooling.score(request, caller)
 
     async def Pool(self, request: pb.PoolRequest, context: grpc.aio.ServicerContext) -> pb.PoolResponse:
-        async with statuses(context, request):
-            return await self._backend.ready.pooling.pool(request, context.time_remaining())
+        async with self._pooling(request, context) as (pooling, caller):
+            return await pooling.pool(request, caller)
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext) -> pb.TokenizeResponse:
         async with statuses(context, request):
@@ -182,6 +182,18 @@ class InferenceService(pb_grpc.InferenceServicer):
             if token_ids and max(token_ids) >= size:
                 raise RequestError(f"token_ids holds {max(token_ids)}: the vocabulary ends at {size - 1}", "token_ids")
             return pb.DetokenizeResponse(text=await requests.decode(token_ids, request.skip_special_tokens))
+
+    @contextlib.asynccontextmanager
+    async def _pooling(
+        self, request: Message, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[tuple[PoolingCalls, Caller]]:
+        """What answers a call that pools, and who calls."""
+        async with statuses(context, request):
+            metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
+            caller = Caller.of(metadata, context.time_remaining())
+            if caller.client_request_id:
+                await context.send_initial_metadata((("x-request-id", caller.client_request_id),))
+            yield self._backend.ready.pooling, caller
 
     @contextlib.asynccontextmanager
     async def _call(self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[Call]:

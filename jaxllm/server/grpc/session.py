@@ -624,12 +624,16 @@ class Requests:
         if self._running.get(generation.request_id) is generation:
             del self._running[generation.request_id], generation.call.requests[generation.request_id]
             generation.call.wake()
-            generation.outcome.ended = time.monotonic()
-            for tell in self._on_outcome:
-                try:
-                    tell(generation.outcome)
-                except Exception:  # what is told of a request is nothing to the request
-                    log.exception("nothing can be told of request %s", generation.request_id)
+            self.tell(generation.outcome)
+
+    def tell(self, outcome: Outcome) -> None:
+        """To whom it concerns: a request has ended now."""
+        outcome.ended = time.monotonic()
+        for tell in self._on_outcome:
+            try:
+                tell(outcome)
+            except Exception:  # what is told of a request is nothing to the request
+                log.exception("nothing can be told of request %s", outcome.request_id)
 
 
 async def run_sized[T](size: int, work: Callable[[], T]) -> T:

@@ -41,6 +41,8 @@ OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
 
+Metadata = tuple[tuple[str, str], ...]
+
 log = logging.getLogger(__name__)
 
 
@@ -166,17 +168,17 @@ class EngineLink:
     async def detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
         return await _call(self._inference.Detokenize(request, timeout=CALL_SECONDS))
 
-    async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
-        return await self._compute(self._inference.Embed(request))
+    async def embed(self, request: pb.EmbedRequest, metadata: Metadata = ()) -> pb.EmbedResponse:
+        return await self._compute(self._inference.Embed(request, metadata=metadata))
 
-    async def classify(self, request: pb.ClassifyRequest) -> pb.ClassifyResponse:
-        return await self._compute(self._inference.Classify(request))
+    async def classify(self, request: pb.ClassifyRequest, metadata: Metadata = ()) -> pb.ClassifyResponse:
+        return await self._compute(self._inference.Classify(request, metadata=metadata))
 
-    async def score(self, request: pb.ScoreRequest) -> pb.ScoreResponse:
-        return await self._compute(self._inference.Score(request))
+    async def score(self, request: pb.ScoreRequest, metadata: Metadata = ()) -> pb.ScoreResponse:
+        return await self._compute(self._inference.Score(request, metadata=metadata))
 
-    async def pool(self, request: pb.PoolRequest) -> pb.PoolResponse:
-        return await self._compute(self._inference.Pool(request))
+    async def pool(self, request: pb.PoolRequest, metadata: Metadata = ()) -> pb.PoolResponse:
+        return await self._compute(self._inference.Pool(request, metadata=metadata))
 
     async def _compute[T](self, call: Awaitable[T]) -> T:
         """A call that takes the engine as long as it takes, while it lives. Cancelling this aborts it there."""

@@ -9,12 +9,14 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic_core import to_json
+from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from jaxllm.errors import RequestError
+from jaxllm.server.grpc.labels import metadata_of
 from jaxllm.server.http import pooling_answers as answers
 from jaxllm.server.http.errors import ApiError
-from jaxllm.server.http.link import EngineLink
+from jaxllm.server.http.link import EngineLink, Metadata
 from jaxllm.server.http.pooling_requests import (
     ClassifyRequest,
     EmbeddingRequest,
@@ -31,15 +33,17 @@ Write = Callable[[Any, Any], dict[str, Any]]
 class Pooled(Response):
     """Runs a request on the engine and answers it; a client that leaves cancels it."""
 
-    def __init__(self, work: Callable[[], Coroutine[Any, Any, dict[str, Any]]], request_id: str, traffic: Traffic):
-        """work: yields the answer's JSON."""
+    def __init__(
+        self, work: Callable[[Metadata], Coroutine[Any, Any, dict[str, Any]]], request_id: str, traffic: Traffic
+    ):
+        """work: yields the answer's JSON; it is given the metadata of its call."""
         self._work = work
         self._request_id = request_id
         self._traffic = traffic
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        working = asyncio.create_task(self._work())
+        working = asyncio.create_task(self._work(metadata_of(Headers(scope=scope))))
         watching = asyncio.create_task(_left(receive))
         try:
             await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
@@ -64,7 +68,9 @@ async def _left(receive: Receive) -> None:
 def pooling_router(link: EngineLink, traffic: Traffic) -> APIRouter:
     router = APIRouter()
 
-    async def respond(prefix: str, body: Any, call: Callable[[Any], Awaitable[Any]], write: Write) -> Response:
+    async def respond(
+        prefix: str, body: Any, call: Callable[[Any, Metadata], Awaitable[Any]], write: Write
+    ) -> Response:
         """prefix: of the answer's id. body: what the client asks, with `to_proto`."""
         model = await link.connect()
         request_id = f"{prefix}-{uuid.uuid4().hex}"
@@ -76,8 +82,8 @@ def pooling_router(link: EngineLink, traffic: Traffic) -> APIRouter:
         except ValueError as error:  # a number its field cannot hold
             raise RequestError(str(error)) from None
 
-        async def work() -> dict[str, Any]:
-            return head | write(body, await call(request))
+        async def work(metadata: Metadata) -> dict[str, Any]:
+            return head | write(body, await call(request, metadata))
 
         return Pooled(work, request_id, traffic)
 
