@@ -1,12 +1,14 @@
 """OpenAI's Responses and Anthropic's Messages, by their own clients, on real models over real sockets."""
 
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import anthropic
 import openai
+import pydantic
 import pytest
 from calling_server import ANSWER, CALLS, CONTENT, PROMPT, REASONING
 from openai_document import OpenApi
@@ -19,7 +21,7 @@ WEATHER = {
     "type": "object", "properties": {"city": STRING, "days": INTEGER}, "required": ["city", "days"],
     "additionalProperties": False,
 }  # fmt: skip
-NOTHING: dict[str, Any] = {"type": "object", "properties": {}}
+NOTHING: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 FUNCTIONS: list[Any] = [
     {"type": "function", "name": "get_weather", "parameters": WEATHER, "strict": True},
     {"type": "function", "name": "now", "parameters": NOTHING},
@@ -171,6 +173,48 @@ async def test_all_dialects_say_the_same(demo: Server) -> None:
         assert chat.usage.prompt_tokens == usage.input_tokens
         assert message.usage.input_tokens + message.usage.cache_read_input_tokens == usage.input_tokens
         assert chat.usage.completion_tokens == usage.output_tokens == message.usage.output_tokens
+
+
+class Visit(pydantic.BaseModel):
+    city: Literal["Paris", "Rome", "Oslo"]
+    days: Annotated[int, pydantic.Field(ge=1, le=9)]
+
+
+def test_answers_of_a_form(demo: Server) -> None:
+    """The clients make instances of pydantic's classes of them."""
+    with openai_of(demo) as client, anthropic_of(demo) as other:
+        # The penalty keeps a model that knows nothing of JSON from writing white space alone, which is no error.
+        question, more = "Where to?", {"seed": random.randrange(2**31), "temperature": 1.0, "frequency_penalty": 2.0}
+        parsed = client.responses.parse(
+            model="demo", input=question, text_format=Visit, max_output_tokens=600, extra_body=more
+        )
+        assert isinstance(parsed.output_parsed, Visit)
+        with client.responses.stream(
+            model="demo", input=question, text_format=Visit, max_output_tokens=600, extra_body=more
+        ) as stream:
+            assert stream.get_final_response().output_parsed == parsed.output_parsed
+        message = other.messages.parse(
+            model="demo", messages=[{"role": "user", "content": question}], output_format=Visit, max_tokens=600,
+            extra_body=more,
+        )  # fmt: skip
+        assert isinstance(message.parsed_output, Visit)
+
+
+def test_calls_that_have_to_come(calling_server: Server) -> None:
+    with openai_of(calling_server) as client, anthropic_of(calling_server) as other:
+        asked: dict[str, Any] = {"model": CALLER, "input": QUESTION, "tools": FUNCTIONS, "max_output_tokens": 300}
+        for choice in ("required", {"type": "function", "name": "now"}):
+            response = client.responses.create(**asked, tool_choice=choice)
+            calls = [item for item in response.output if item.type == "function_call"]
+            assert calls
+            if choice != "required":
+                assert [(call.name, json.loads(call.arguments)) for call in calls] == [("now", {})]
+        message = other.messages.create(
+            model=CALLER, max_tokens=300, tools=TOOLS, messages=[{"role": "user", "content": QUESTION}],
+            tool_choice={"type": "tool", "name": "now"},
+        )  # fmt: skip
+        (call,) = [block for block in message.content if block.type == "tool_use"]
+        assert (message.stop_reason, call.name, call.input) == ("tool_use", "now", {})
 
 
 def test_the_next_turn_finds_its_prefix_cached(demo: Server) -> None:
