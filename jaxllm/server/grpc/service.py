@@ -20,11 +20,12 @@ import jaxllm
 from jaxllm.errors import ConfigError, RequestError
 from jaxllm.server.access import Keys
 from jaxllm.server.grpc import conversions
+from jaxllm.server.grpc.calls import Call
 from jaxllm.server.grpc.conversions import CallError, Conversation
 from jaxllm.server.grpc.keys import KeyInterceptor
 from jaxllm.server.grpc.labels import Caller, label
 from jaxllm.server.grpc.pooling import PoolingCalls, pooling_info
-from jaxllm.server.grpc.session import Call, Requests
+from jaxllm.server.grpc.session import Requests
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.grpc.stubs import jaxllm_pb2_grpc as pb_grpc
 

@@ -15,7 +15,7 @@ from scripted import ScriptedEngine, Served
 
 from jaxllm.core import FinishReason, Logprobs
 from jaxllm.errors import ConfigError
-from jaxllm.server.grpc import service, session
+from jaxllm.server.grpc import calls, service, session
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.text import Tokenizer
 
@@ -262,7 +262,7 @@ async def test_logprobs_of_prompt_and_output(served: Served, engine: ScriptedEng
 async def test_a_great_prompts_logprobs_come_in_chunks_that_any_client_takes(
     stream: Session, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "CHUNK_WEIGHT", 60)
+    monkeypatch.setattr(calls, "CHUNK_WEIGHT", 60)
     monkeypatch.setattr(service, "MESSAGE_BYTES", 4000)
     count = 500
     await stream.generate(
