@@ -91,7 +91,9 @@ class EngineConfig:
     )
     stream_interval_ms: float = flag(20.0, "A stream gets tokens about this often or more; bounds the steps above.")
     compilation_cache_dir: str | None = flag(
-        None, "Where compiled programs are kept between starts; ~/.cache/jaxllm by default, '' turns it off."
+        None,
+        "Where compiled programs are kept between starts: JAXLLM_COMPILATION_CACHE_DIR or ~/.cache/jaxllm by default; "
+        "'' keeps none. It must be yours alone, as programs are read from it.",
     )
 
     def __post_init__(self) -> None:

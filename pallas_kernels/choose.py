@@ -44,6 +44,13 @@ def choices() -> list[Choice]:
     return list(_choices)
 
 
+def load_runtimes() -> None:
+    """Imports what kernels of compiled programs run on; tracing does so, loading a program from disk does not."""
+    if _has_tensor_cores():
+        for module in ("jaxlib.gpu_triton", "jax.experimental.mosaic.gpu"):
+            importlib.import_module(module)
+
+
 @contextmanager
 def using(backend: str) -> Iterator[None]:
     """Keeps to one backend for the calls traced inside, as JAXLLM_KERNELS does for a process."""
@@ -67,12 +74,19 @@ def run(operation: str, implementations: tuple[str, ...], *args: Any, **options:
         except NotImplementedError as error:
             declined.append((backend, str(error)))
             continue
-        _record(Choice(operation, backend, tuple(declined)))
+        record(Choice(operation, backend, tuple(declined)))
         return result
     reasons = "; ".join(f"{backend}: {reason}" for backend, reason in declined)
     raise NotImplementedError(
         f"{operation}: no implementation serves this call ({reasons}); try JAXLLM_KERNELS=reference"
     )
+
+
+def record(choice: Choice) -> None:
+    """Notes and logs a choice; also one that was made when a program that is only loaded now was traced."""
+    if choice not in _choices:
+        _choices[choice] = None
+        _logger.info("%s", choice)
 
 
 def _known(backend: str) -> str:
@@ -103,9 +117,3 @@ def _load(operation: str, backend: str) -> Callable[..., Any]:
         raise
     function: Callable[..., Any] = getattr(module, operation)
     return function
-
-
-def _record(choice: Choice) -> None:
-    if choice not in _choices:
-        _choices[choice] = None
-        _logger.info("%s", choice)

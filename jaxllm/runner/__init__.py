@@ -9,10 +9,10 @@ from typing import Any
 
 from jaxllm.config import EngineConfig
 from jaxllm.runner import encode, plan
+from jaxllm.runner.compiling import Progress
 from jaxllm.runner.encode import EncodeRunner
 from jaxllm.runner.plan import MemoryPlan
 from jaxllm.runner.runner import Handle, Runner
-from jaxllm.runner.table import Progress
 
 __all__ = ["EncodeRunner", "Handle", "Runner", "load", "plan_memory"]
 

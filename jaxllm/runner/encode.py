@@ -21,11 +21,13 @@ from jaxllm.core import EncodeOutput, EncodePlan, ModelInfo, Pooling, PoolingReq
 from jaxllm.errors import CompileWhileServingError, ConfigError
 from jaxllm.layers.step import EncodeStep
 from jaxllm.models import registry
+from jaxllm.runner.compiling import Compiler, Job, ProgramCost, Progress
 from jaxllm.runner.guard import CompileGuard
-from jaxllm.runner.plan import MARGIN, MemoryPlan, cost, find_architecture, show, size_of
+from jaxllm.runner.plan import MemoryPlan, available, find_architecture, kept_programs, show, size_of
 from jaxllm.runner.programs import FlatModel, Leaves
 from jaxllm.runner.resolve import claim_memory, device_budget, given, on_gpu, resolve_encoder
-from jaxllm.runner.table import Progress, compile_all, token_buckets, use_compilation_cache
+from jaxllm.runner.start import Stages, build_and_load
+from jaxllm.runner.table import token_buckets, use_compilation_cache
 
 
 @dataclass(frozen=True, order=True)
@@ -81,8 +83,11 @@ class EncodeLayout:
 class EncodePrograms:
     """The programs of one model: the function of each EncodeKey, and all of them compiled."""
 
-    def __init__(self, model: FlatModel, pooling: Pooling, typed: bool, max_num_seqs: int, max_tokens: int):
+    def __init__(
+        self, model: FlatModel, pooling: Pooling, typed: bool, max_num_seqs: int, max_tokens: int, compiler: Compiler
+    ):  # fmt: skip
         self.model = model
+        self.compiler = compiler
         self.pooling = pooling
         self.typed = typed
         self.max_num_seqs = max_num_seqs
@@ -92,6 +97,7 @@ class EncodePrograms:
             # Thinned out from the largest down where the other kind serves most requests.
             self.keys += [EncodeKey(size, per_token=True) for size in buckets[:: -2 if self.keys else -1]]
         self.compiled: dict[EncodeKey, jax.stages.Compiled] = {}
+        self.costs: dict[EncodeKey, ProgramCost] = {}
         self.compile_seconds = 0.0
         # Programs that differ in their ends only share one trace of the layers.
         self._encode = jax.jit(lambda leaves, step: model.merge(leaves).encode(step))
@@ -119,16 +125,19 @@ class EncodePrograms:
         """How many there are."""
         return len(self.keys)
 
-    def compile(self, progress: Progress | None = None) -> None:
-        """All of them, into `compiled`."""
+    def compile(self, progress: Progress | None = None, keys: list[EncodeKey] | None = None) -> None:
+        """Builds all of them, or these; the longest compiles first."""
         started = time.perf_counter()
-        self.compiled = compile_all(_largest_first(self.keys), self.compile_one, progress)
-        self.compile_seconds = time.perf_counter() - started
+        order = sorted(self.keys if keys is None else keys, key=lambda key: key.tokens, reverse=True)
+        built = self.compiler.build([self.job(key) for key in order], progress)
+        self.compiled |= {key: program.run for key, program in built.items()}
+        self.costs |= {key: program.cost for key, program in built.items()}
+        self.compile_seconds += time.perf_counter() - started
 
-    def compile_one(self, key: EncodeKey) -> jax.stages.Compiled:
-        leaves = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.model.leaves)
+    def job(self, key: EncodeKey) -> Job[EncodeKey]:
+        leaves = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in self.model.leaves)
         packed = jax.ShapeDtypeStruct((self.layout(key).size,), jnp.int32)
-        return jax.jit(self.build(key)).lower(leaves, packed).compile()
+        return Job(key, self.build(key), (leaves, packed), jax.tree.structure(packed))
 
     def read(self, key: EncodeKey, out: np.ndarray, rows: list[PoolingRequest]) -> list[np.ndarray]:
         """What each of the rows asked for, of a program's output."""
@@ -164,12 +173,13 @@ def plan_memory(
     """
     prepared = _prepare(config, model_class)
     keys = prepared.programs.keys if programs else [max(prepared.programs.keys, key=lambda key: key.tokens)]
-    return _with_costs(prepared.plan, compile_all(_largest_first(keys), prepared.programs.compile_one, progress))
+    prepared.programs.compile(progress, keys)
+    return _with_costs(prepared.plan, prepared.programs)
 
 
 def _prepare(config: EngineConfig, model_class: Any) -> _Prepared:
     claim_memory(config)
-    use_compilation_cache(config.compilation_cache_dir)
+    directory = use_compilation_cache(config.compilation_cache_dir)
     architecture = find_architecture(config, model_class)
     described = weights.read_sentence_transformer(weights.resolve_model_path(config.model))
     pooling = architecture.config.pooling
@@ -183,6 +193,7 @@ def _prepare(config: EngineConfig, model_class: Any) -> _Prepared:
     programs = EncodePrograms(
         flat, pooling, architecture.config.type_vocab_size > 1,
         given(resolved.max_num_seqs), given(resolved.max_num_batched_tokens),
+        Compiler(kept_programs(directory, resolved, type(model))),
     )  # fmt: skip
     plan = MemoryPlan(
         model=resolved.served_model_name[0],
@@ -202,19 +213,15 @@ def _prepare(config: EngineConfig, model_class: Any) -> _Prepared:
     return _Prepared(resolved, architecture, model, programs, plan)
 
 
-def _largest_first(keys: list[EncodeKey]) -> list[EncodeKey]:
-    return sorted(keys, key=lambda key: key.tokens, reverse=True)
-
-
-def _with_costs(plan: MemoryPlan, compiled: dict[EncodeKey, jax.stages.Compiled]) -> MemoryPlan:
+def _with_costs(plan: MemoryPlan, programs: EncodePrograms) -> MemoryPlan:
     """The plan with what its programs take. ConfigError where they do not fit beside the weights.
 
     Two steps are on their way at once, but their temporaries follow each other.
     """
-    costs = tuple(cost(str(key), program) for key, program in sorted(compiled.items()))
+    costs = tuple(cost for _, cost in sorted(programs.costs.items()))
     hungriest = max(costs, key=lambda one: one.temp_bytes)
     budget = plan.budget_bytes
-    if budget is not None and plan.weight_bytes + hungriest.temp_bytes > budget - budget // MARGIN:
+    if budget is not None and plan.weight_bytes + hungriest.temp_bytes > available(budget):
         raise ConfigError(
             f"weights ({show(plan.weight_bytes)}) and the hungriest program, {hungriest.name} "
             f"({show(hungriest.temp_bytes)}), do not fit into {show(budget)}: lower max_num_batched_tokens or "
@@ -241,31 +248,36 @@ class EncodeRunner:
         info: what the rooms above may know of the model.
         memory_plan, table: how memory is divided, and the programs.
         programs_run: calls since start, warm-up left out.
-        seconds: measured wall time of each program's last warm-up run.
+        start_seconds: wall time of each stage of the start, some of which ran beside each other.
     """
 
     @classmethod
     def load(cls, config: EngineConfig, *, model_class: Any = None, progress: Progress | None = None) -> "EncodeRunner":
         """Plans memory, loads weights, compiles and warms every program. progress(done, total, what) is told."""
-        prepared = _prepare(config, model_class)
-        model = weights.load(
-            prepared.model,
-            weights.resolve_model_path(config.model),
-            load_format=prepared.config.load_format,
-            seed=prepared.config.seed,
-            progress=progress,
-        )
-        return cls(prepared, model, progress)
+        stages = Stages()
+        with stages("planning"):
+            prepared = _prepare(config, model_class)
+        programs, compiler = prepared.programs, prepared.programs.compiler
+
+        def read(report: Progress) -> Any:
+            path, how = weights.resolve_model_path(config.model), prepared.config
+            return weights.load(prepared.model, path, load_format=how.load_format, seed=how.seed, progress=report)
+
+        _, model = build_and_load(lambda: programs.compile(progress), read, compiler, progress, stages)
+        with stages("warm-up"), compiler.trying():
+            runner = cls(prepared, model, progress)
+        stages.end(compiler)
+        runner.start_seconds = stages.seconds
+        return runner
 
     def __init__(self, prepared: _Prepared, model: Any, progress: Progress | None = None):
-        """model: the prepared one with its weights."""
+        """prepared: with its programs compiled. model: the prepared one with its weights."""
         self.config = prepared.config
+        self.start_seconds: dict[str, float] = {}
         self.table = prepared.programs
-        self.table.compile(progress)
-        self.memory_plan = _with_costs(prepared.plan, self.table.compiled)
+        self.memory_plan = _with_costs(prepared.plan, self.table)
         self.info = _model_info(prepared)
         self.programs_run = 0
-        self.seconds: dict[EncodeKey, float] = {}
         self._weights: Leaves = tuple(FlatModel.of(model).leaves)
         self._warm(progress)
         self._guard = CompileGuard()
@@ -312,13 +324,10 @@ class EncodeRunner:
         return min(serving)
 
     def _warm(self, progress: Progress | None) -> None:
-        """Runs every program on empty rows: the second run of a program pays for recording it, the third counts."""
+        """Runs every program once, on empty rows: a first run loads and allocates."""
         for done, key in enumerate(self.table.keys, 1):
             packed = np.zeros(self.table.layout(key).size, np.int32)
-            for _ in range(3):
-                started = time.perf_counter()
-                jax.block_until_ready(self.table.compiled[key](self._weights, packed))
-                self.seconds[key] = time.perf_counter() - started
+            jax.block_until_ready(self.table.compiled[key](self._weights, packed))
             if progress is not None:
                 progress(done, len(self.table.keys), "warming up")
 

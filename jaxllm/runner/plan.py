@@ -2,7 +2,9 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,11 +15,13 @@ from jaxllm.config import EngineConfig
 from jaxllm.core import elements_per_token, groups_of
 from jaxllm.errors import ConfigError
 from jaxllm.models import registry
+from jaxllm.runner import estimate, executables
+from jaxllm.runner.compiling import Compiler, ProgramCost, Progress
 from jaxllm.runner.drawing import VARIANTS
 from jaxllm.runner.pools import Demand, GroupPlan, divide, exactly, least
 from jaxllm.runner.programs import FlatModel, Geometry, Programs
 from jaxllm.runner.resolve import claim_memory, device_budget, given, on_gpu, resolve
-from jaxllm.runner.table import ProgramTable, Progress, closed_table, use_compilation_cache
+from jaxllm.runner.table import ProgramTable, closed_table, use_compilation_cache
 from jaxllm.runner.tables import BlockTables
 from jaxllm.sampling import make_processors
 
@@ -29,19 +33,11 @@ MARGIN = 64
 
 
 @dataclass(frozen=True)
-class ProgramCost:
-    """What a compiled program takes: bytes of temporaries and outputs, and floating-point operations a run."""
-
-    name: str
-    temp_bytes: int
-    flops: float
-
-
-@dataclass(frozen=True)
 class MemoryPlan:
     """How the device's memory is divided. Bytes throughout; budget_bytes is None where the device sets no limit.
 
-    program_bytes: of the hungriest program; 0 where the pool's size did not depend on it and nothing was compiled.
+    program_bytes: of the hungriest program: reckoned from its trace until the table is compiled, then as compiled; 0
+    where the pool's size did not depend on it and nothing was compiled.
     groups: what each cache group has; kv_bytes_per_token is of all that have pages of tokens. programs: the table, as
     far as it is compiled.
     """
@@ -65,6 +61,13 @@ class MemoryPlan:
     def kv_bytes(self) -> int:
         """Of the whole cache."""
         return sum(plan.bytes for plan in self.groups)
+
+    @property
+    def program_limit(self) -> int | None:
+        """Bytes that a program can have beside all else; None where the device sets no limit."""
+        if self.budget_bytes is None:
+            return None
+        return available(self.budget_bytes) - self.weight_bytes - self.state_bytes - self.kv_bytes
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -91,7 +94,10 @@ class MemoryPlan:
 
 @dataclass
 class Prepared:
-    """An engine's programs before its weights: the abstract model, the sizes decided for it, and its table."""
+    """An engine's programs before its weights: the abstract model, the sizes decided for it, and its table.
+
+    again: all of it once more, for programs that take so many bytes.
+    """
 
     config: EngineConfig
     architecture: registry.Architecture
@@ -99,6 +105,15 @@ class Prepared:
     flat: FlatModel
     table: ProgramTable
     plan: MemoryPlan
+    again: Callable[[int], "Prepared"]
+
+
+class TooHungryError(Exception):
+    """A program takes more than the plan has for it."""
+
+    def __init__(self, cost: ProgramCost):
+        super().__init__(f"{cost.name} takes {show(cost.temp_bytes)}")
+        self.cost = cost
 
 
 def plan_memory(
@@ -106,13 +121,37 @@ def plan_memory(
 ) -> MemoryPlan:
     """The memory plan of an engine, without loading its weights.
 
-    programs: compile the whole table for its costs; otherwise only the hungriest programs are compiled.
+    programs: compile the whole table for its costs; otherwise what programs take is reckoned from their traces.
     """
     prepared = prepare(config, model_class=model_class, measure=True)
     if programs:
-        prepared.table.compile(prepared.plan.sizes, progress)
+        prepared = compile_table(prepared, progress)
         return with_costs(prepared.plan, prepared.table)
     return prepared.plan
+
+
+def compile_table(prepared: Prepared, progress: Progress | None = None) -> Prepared:
+    """Compiles an engine's programs; where one takes more than was reckoned, once more for a smaller cache.
+
+    The hungriest come first, so that what is compiled for nothing is little.
+    """
+    while True:
+        limit, beside = prepared.plan.program_limit, prepared.table.undrawn_bytes
+
+        def check(cost: ProgramCost, limit: int | None = limit, beside: int = beside) -> None:
+            if limit is not None and cost.temp_bytes + beside > limit:
+                raise TooHungryError(cost)
+
+        try:
+            prepared.table.compile(prepared.plan.sizes, progress, check)
+        except TooHungryError as error:
+            log.warning(
+                "%s, %s were reckoned and %s are free beside a cache of %s: planning a smaller cache",
+                error, show(prepared.plan.program_bytes), show(limit or 0), show(prepared.plan.kv_bytes),
+            )  # fmt: skip
+            prepared = prepared.again(error.cost.temp_bytes + beside)
+        else:
+            return prepared
 
 
 def find_architecture(config: EngineConfig, model_class: Any = None) -> registry.Architecture:
@@ -134,13 +173,21 @@ def find_architecture(config: EngineConfig, model_class: Any = None) -> registry
     return dataclasses.replace(found, config=dataclasses.replace(found.config, pooling=pooling))
 
 
-def prepare(config: EngineConfig, *, model_class: Any = None, measure: bool = False) -> Prepared:
+def prepare(
+    config: EngineConfig,
+    *,
+    model_class: Any = None,
+    measure: bool = False,
+    program_bytes: int | None = None,
+    compiler: Compiler | None = None,
+) -> Prepared:
     """Reads the model's configuration, resolves the engine's and sizes the pool.
 
-    measure: compile the hungriest programs even where the pool's size does not depend on them.
+    measure: reckon what programs take even where the pool's size does not depend on it. program_bytes: what they are
+    known to take. compiler: what is to build them.
     """
     claim_memory(config)
-    use_compilation_cache(config.compilation_cache_dir)
+    directory = use_compilation_cache(config.compilation_cache_dir)
     architecture = find_architecture(config, model_class)
     resolved = resolve(config, architecture.config)
     dtype = jnp.dtype(resolved.dtype)
@@ -151,6 +198,8 @@ def prepare(config: EngineConfig, *, model_class: Any = None, measure: bool = Fa
     weight_bytes = size_of(flat.leaves)
     budget = device_budget(resolved)
     processors = make_processors(architecture.config.vocab_size, resolved.logits_processors)
+    if compiler is None:
+        compiler = Compiler(kept_programs(directory, resolved, type(model)))
     wants_all = config.num_gpu_blocks_override is None and config.kv_cache_memory_bytes is None and budget is not None
 
     def build(max_model_len: int) -> tuple[ProgramTable, int]:
@@ -169,12 +218,13 @@ def prepare(config: EngineConfig, *, model_class: Any = None, measure: bool = Fa
             geometry.max_num_seqs, given(resolved.max_num_batched_tokens), given(resolved.decode_steps), gpu=on_gpu(),
             sources=any(group.kind == "source" for group in geometry.tables.groups),
         )  # fmt: skip
-        table = ProgramTable(Programs(flat, geometry), keys, flat.leaves, dtype)
+        table = ProgramTable(Programs(flat, geometry), keys, flat.leaves, dtype, compiler)
         return table, size_of(jax.eval_shape(geometry.state))
 
     max_model_len = given(resolved.max_model_len)
     table, state_bytes = build(max_model_len)
-    program_bytes = _program_bytes(table) if wants_all or measure else 0
+    if program_bytes is None:
+        program_bytes = _program_bytes(table) if wants_all or measure else 0
     geometry = table.programs.geometry
     demand = Demand(
         max_num_seqs=geometry.max_num_seqs,
@@ -192,7 +242,7 @@ def prepare(config: EngineConfig, *, model_class: Any = None, measure: bool = Fa
     else:
         if wants_all:
             assert budget is not None
-            cache_bytes = max(0, budget - budget // MARGIN - weight_bytes - state_bytes - program_bytes)
+            cache_bytes = max(0, available(budget) - weight_bytes - state_bytes - program_bytes)
         else:
             cache_bytes = config.kv_cache_memory_bytes or DEFAULT_CPU_CACHE + demand.state_bytes(groups)
         groups = divide(groups, demand, cache_bytes, rounded=wants_all)
@@ -229,16 +279,42 @@ def prepare(config: EngineConfig, *, model_class: Any = None, measure: bool = Fa
         max_num_seqs=given(resolved.max_num_seqs),
     )
     resolved = resolved.replace(max_model_len=max_model_len, kv_cache_memory_bytes=plan.kv_bytes)
-    return Prepared(resolved, architecture, model, flat, table, plan)
+
+    def again(program_bytes: int) -> Prepared:
+        return prepare(config, model_class=model_class, program_bytes=program_bytes, compiler=compiler)
+
+    return Prepared(resolved, architecture, model, flat, table, plan, again)
 
 
 def with_costs(plan: MemoryPlan, table: ProgramTable) -> MemoryPlan:
     """The plan with what the table's compiled programs take."""
-    costs = tuple(cost(str(key), compiled) for key, compiled in sorted(table.compiled.items()))
-    hungriest = max((cost.temp_bytes for cost in costs), default=0)
-    return dataclasses.replace(
-        plan, programs=costs, program_bytes=max(plan.program_bytes, hungriest + table.undrawn_bytes)
-    )
+    costs = tuple(cost for _, cost in sorted(table.costs.items()))
+    if not costs:
+        return plan
+    hungriest = max(cost.temp_bytes for cost in costs)
+    return dataclasses.replace(plan, programs=costs, program_bytes=hungriest + table.undrawn_bytes)
+
+
+def kept_programs(directory: Path | None, config: EngineConfig, model_class: type) -> executables.Store | None:
+    """Where an engine's executables outlast it; None where JAX's compilation cache has to do.
+
+    So it does for code that is not this package's own, which nothing here could tell a change of.
+    """
+    foreign = [*config.logits_processors] or not model_class.__module__.startswith("jaxllm.")
+    if directory is None or foreign:
+        return None
+    path = weights.resolve_model_path(config.model)
+    indifferent = (
+        "model", "tokenizer", "served_model_name", "load_format", "seed", "gpu_memory_utilization", "scheduling_policy",
+        "max_queued", "stream_interval_ms", "compilation_cache_dir", "kv_cache_memory_bytes", "num_gpu_blocks_override",
+    )  # fmt: skip
+    engine = {name: value for name, value in dataclasses.asdict(config).items() if name not in indifferent}
+    described = weights.read_sentence_transformer(path)
+    identity = executables.identity(
+        jax.devices()[0], model=weights.read_config(path), class_=repr(model_class), engine=engine,
+        described=repr(described),
+    )  # fmt: skip
+    return executables.Store.open(directory / "executables", identity)
 
 
 def _program_bytes(table: ProgramTable) -> int:
@@ -253,16 +329,14 @@ def _program_bytes(table: ProgramTable) -> int:
     ]
     tables = table.programs.geometry.tables
     sizes = [tables.max_pages + 1] * len(tables.groups)  # any pool does: what a program takes beside it is the same
-    hungriest = max(cost(str(key), table.compile_one(key, sizes)).temp_bytes for key in demanding)
+    jobs = [table.job(key, sizes) for key in demanding]
+    hungriest = max(estimate.program_bytes(job.function, job.arguments, job.donated) for job in jobs)
     return hungriest + table.undrawn_bytes
 
 
-def cost(name: str, compiled: jax.stages.Compiled) -> ProgramCost:
-    memory = compiled.memory_analysis()
-    assert memory is not None
-    new_outputs = max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
-    flops = (compiled.cost_analysis() or {}).get("flops", 0.0)
-    return ProgramCost(name, memory.temp_size_in_bytes + new_outputs, flops)
+def available(budget: int) -> int:
+    """Bytes of a device's budget that are planned with; the rest is for fragmentation."""
+    return budget - budget // MARGIN
 
 
 def size_of(tree: Any) -> int:

@@ -17,14 +17,16 @@ from jaxllm.errors import ConfigError
 from jaxllm.layers.step import EncodeStep
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.encoder_decoder import EncoderDecoderConfig
+from jaxllm.runner.compiling import Progress
 from jaxllm.runner.drawing import VARIANTS, Undrawn
 from jaxllm.runner.guard import CompileGuard
 from jaxllm.runner.packing import COPIES, pack_copies, read_decode, read_extend, read_scores
-from jaxllm.runner.plan import MemoryPlan, Prepared, prepare, with_costs
+from jaxllm.runner.plan import MemoryPlan, Prepared, compile_table, prepare, with_costs
 from jaxllm.runner.programs import Leaves, Out, ProgramKey
 from jaxllm.runner.resolve import generation_defaults, given
+from jaxllm.runner.start import Stages, build_and_load
 from jaxllm.runner.state import NUM_PARAMS, pack_params
-from jaxllm.runner.table import ProgramTable, Progress, everything
+from jaxllm.runner.table import ProgramTable, everything
 
 
 @dataclass(slots=True)
@@ -46,25 +48,33 @@ class Runner:
         config: the configuration without Nones.
         info: what the rooms above may know of the model.
         memory_plan, table: how memory is divided, and the programs.
+        start_seconds: wall time of each stage of the start, some of which ran beside each other.
     """
 
     @classmethod
     def load(cls, config: EngineConfig, *, model_class: Any = None, progress: Progress | None = None) -> "Runner":
         """Plans memory, loads weights, compiles and warms every program. progress(done, total, what) is told."""
-        prepared = prepare(config, model_class=model_class)
-        model = weights.load(
-            prepared.model,
-            weights.resolve_model_path(config.model),
-            load_format=prepared.config.load_format,
-            seed=prepared.config.seed,
-            progress=progress,
-        )
-        prepared.table.compile(prepared.plan.sizes, progress)
-        return cls(prepared, model, progress)
+        stages = Stages()
+        with stages("planning"):
+            prepared = prepare(config, model_class=model_class)
+        empty = prepared.model
+
+        def read(report: Progress) -> Any:
+            path, how = weights.resolve_model_path(config.model), prepared.config
+            return weights.load(empty, path, load_format=how.load_format, seed=how.seed, progress=report)
+
+        compiler = prepared.table.compiler
+        prepared, model = build_and_load(lambda: compile_table(prepared, progress), read, compiler, progress, stages)
+        with stages("warm-up"), compiler.trying():
+            runner = cls(prepared, model, progress)
+        stages.end(compiler)
+        runner.start_seconds = stages.seconds
+        return runner
 
     def __init__(self, prepared: Prepared, model: Any, progress: Progress | None = None):
         """prepared: with its table compiled. model: the prepared one with its weights."""
         self.config = prepared.config
+        self.start_seconds: dict[str, float] = {}
         self.table: ProgramTable = prepared.table
         self.memory_plan: MemoryPlan = with_costs(prepared.plan, prepared.table)
         self.info = _model_info(prepared)

@@ -1,15 +1,12 @@
 """The closed table of programs: which exist, how they are compiled, and which serves a step.
 
-Ready means that every program of the table is compiled and has run (a GPU records its command buffers in the
-second run, and the third is timed). Nothing is compiled afterwards: a step that no program serves is a
-CompileWhileServingError.
+Ready means that every program of the table is compiled and has run. Nothing is compiled afterwards: a step that no
+program serves is a CompileWhileServingError.
 """
 
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +16,11 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxllm.errors import CompileWhileServingError
+from jaxllm.runner.compiling import Compiler, Job, ProgramCost, Progress
 from jaxllm.runner.drawing import VARIANTS, Undrawn, Variant
 from jaxllm.runner.packing import COPIES
 from jaxllm.runner.programs import SCORE_BLOCK, Leaves, Out, ProgramKey, Programs
 from jaxllm.runner.state import State
-
-Progress = Callable[[int, int, str], None]
 
 
 def token_buckets(max_tokens: int, *, gpu: bool) -> list[int]:
@@ -76,35 +72,28 @@ def closed_table(
     return [*keys, ProgramKey("seed", tokens[-1])]
 
 
-def use_compilation_cache(directory: str | None) -> None:
-    """Keeps compiled programs in `directory` between starts; '' turns it off, None is ~/.cache/jaxllm."""
-    path = None if directory == "" else str(Path(directory or "~/.cache/jaxllm").expanduser())
+DIRECTORY_VARIABLE = "JAXLLM_COMPILATION_CACHE_DIR"
+TIMED_SIZES = 6
+"""Decode programs whose steps are timed; between them steps are interpolated."""
+
+
+def use_compilation_cache(directory: str | None) -> Path | None:
+    """Has JAX keep what it compiles in `directory` between starts, and returns it, or None where that is turned off by
+    ''. None is what JAXLLM_COMPILATION_CACHE_DIR says, or ~/.cache/jaxllm."""
+    if directory is None:
+        directory = os.environ.get(DIRECTORY_VARIABLE, "~/.cache/jaxllm")
+    path = Path(directory).expanduser() if directory else None
+    _set_compilation_cache(str(path) if path else None)
+    return path
+
+
+def _set_compilation_cache(path: str | None) -> None:
     if path == jax.config.jax_compilation_cache_dir:
         return
     jax.config.update("jax_compilation_cache_dir", path)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     compilation_cache.reset_cache()  # JAX looks at the directory once, before it first compiles
-
-
-def compile_all[K](
-    keys: Sequence[K], compile_one: Callable[[K], jax.stages.Compiled], progress: Progress | None = None
-) -> dict[K, jax.stages.Compiled]:
-    """Compiles in parallel, in this order: the largest should come first."""
-    compiled: dict[K, jax.stages.Compiled] = {}
-    lock = threading.Lock()
-
-    def build(key: K) -> None:
-        program = compile_one(key)
-        with lock:
-            compiled[key] = program
-            if progress is not None:
-                progress(len(compiled), len(keys), "compiling")
-
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1), "compile") as pool:
-        for _ in pool.map(build, keys):
-            pass
-    return compiled
 
 
 def mask_width(vocab_size: int) -> int:
@@ -121,16 +110,26 @@ class ProgramTable:
     """The compiled programs of one engine.
 
     Attributes:
-        compiled: the executables by key.
+        compiler: what builds the programs.
+        compiled, costs: the executables by key, and what each takes.
         programs_run: calls since start, warm-up left out.
         compile_seconds: wall time of building the table.
-        seconds: measured wall time of each program's last warm-up run, with nothing in the cache to attend to.
+        seconds: measured wall time of the decode programs that were timed, with nothing in the cache to attend to.
     """
 
-    def __init__(self, programs: Programs, keys: Sequence[ProgramKey], weights: Leaves, dtype: Any):
+    def __init__(
+        self,
+        programs: Programs,
+        keys: Sequence[ProgramKey],
+        weights: Leaves,
+        dtype: Any,
+        compiler: Compiler | None = None,
+    ):
         self.programs = programs
         self.keys = list(keys)
+        self.compiler = compiler or Compiler()
         self.compiled: dict[ProgramKey, jax.stages.Compiled] = {}
+        self.costs: dict[ProgramKey, ProgramCost] = {}
         self.programs_run = 0
         self.compile_seconds = 0.0
         self.seconds: dict[ProgramKey, float] = {}
@@ -142,42 +141,57 @@ class ProgramTable:
     def size(self) -> int:
         return len(self.keys)
 
-    def compile_one(self, key: ProgramKey, num_pages: Sequence[int]) -> jax.stages.Compiled:
-        """Lowers and compiles one program for pools of num_pages pages, by cache group."""
+    def job(self, key: ProgramKey, num_pages: Sequence[int]) -> Job[ProgramKey]:
+        """One program to be built, for pools of num_pages pages, by cache group."""
         geometry = self.programs.geometry
-        state = jax.eval_shape(geometry.state)
+        state, packed = jax.eval_shape(geometry.state), jax.ShapeDtypeStruct((), jnp.int32)
         if key.kind == "draw":
-            draw = jax.jit(self.programs.drawing.draw_program, donate_argnums=0)
-            return draw.lower(state, *jax.eval_shape(lambda: self._nothing_to_draw(key.size))).compile()
-        function = jax.jit(self.programs.build(key), donate_argnums=(1, 2))
-        packed = jax.ShapeDtypeStruct((self.programs.packed_size(key),), jnp.int32)
+            inputs = jax.eval_shape(lambda: self._nothing_to_draw(key.size))
+            out = jax.tree.structure((state, packed))
+            return Job(key, self.programs.drawing.draw_program, (state, *inputs), out, donated=(0,))
         cache = jax.eval_shape(lambda: geometry.cache(num_pages, self._dtype))
-        return function.lower(self._weights, cache, state, packed).compile()
+        packed = jax.ShapeDtypeStruct((self.programs.packed_size(key),), jnp.int32)
+        out = jax.tree.structure((cache, state, Undrawn(packed, packed, packed) if key.forward else packed))
+        return Job(key, self.programs.build(key), (self._weights, cache, state, packed), out, donated=(1, 2))
 
-    def compile(self, num_pages: Sequence[int], progress: Progress | None = None) -> None:
-        """Compiles the whole table in parallel, the largest programs first."""
+    def compile(
+        self,
+        num_pages: Sequence[int],
+        progress: Progress | None = None,
+        check: Callable[[ProgramCost], None] | None = None,
+    ) -> None:
+        """Builds the whole table, the longest compiles first. check: told what each program takes; may raise."""
         started = time.perf_counter()
-        order = sorted(self.keys, key=lambda key: (key.size, key.steps), reverse=True)
-        self.compiled |= compile_all(order, lambda key: self.compile_one(key, num_pages), progress)
+        order = sorted(self.keys, key=lambda key: (key.kind in ("extend", "decode"), key.size, key.steps), reverse=True)
+        built = self.compiler.build([self.job(key, num_pages) for key in order], progress, check)
+        self.compiled |= {key: program.run for key, program in built.items()}
+        self.costs |= {key: program.cost for key, program in built.items()}
         self.compile_seconds += time.perf_counter() - started
 
     def warm(
         self, weights: Leaves, cache: Leaves, state: State, progress: Progress | None = None
     ) -> tuple[Leaves, State]:
-        """Runs every program twice on the sink alone; returns cache and state, which the calls consume."""
+        """Runs every program on the sink alone; returns cache and state, which the calls consume.
+
+        Once, for a first run loads and allocates. Decode programs twice, for in the second a GPU records its command
+        buffers, which would delay a stream more than its step takes, as an extend step's would not; those that are
+        timed a third time.
+        """
+        timed = self._timed()
         for done, key in enumerate(self.keys):
             inputs = self._nothing_to_draw(key.size) if key.kind == "draw" else (self._harmless(key),)
-            for _ in range(3):
+            for _ in range(3 if key in timed else 2 if key.kind in ("decode", "draw") else 1):
                 started = time.perf_counter()
                 if key.kind == "draw":
                     state, out = self.compiled[key](state, *inputs)
                 else:
                     cache, state, out = self.compiled[key](weights, cache, state, *inputs)
-                jax.block_until_ready(out)
-                # The second run of a program pays for recording it, so the third is the one that counts.
-                self.seconds[key] = time.perf_counter() - started
+                if key in timed:
+                    jax.block_until_ready(out)
+                    self.seconds[key] = time.perf_counter() - started
             if progress is not None:
                 progress(done + 1, len(self.keys), "warming up")
+        jax.block_until_ready((cache, state))
         return cache, state
 
     def choose(self, kind: str, size: int, variant: Variant, steps: int = 1) -> ProgramKey:
@@ -221,9 +235,19 @@ class ProgramTable:
         return rows * (4 * vocab + 2 * 4 * mask_width(vocab))
 
     def step_seconds(self, num_rows: int) -> float:
-        """Measured seconds of one step of the decode program that serves num_rows."""
+        """Measured seconds of one step of the decode program that serves num_rows, or between its neighbours'."""
+        steps = max(key.steps for key in self.seconds)
+        size = self.choose("decode", num_rows, "greedy", steps).size
+        timed = sorted((key.size, seconds) for key, seconds in self.seconds.items())
+        sizes, seconds = zip(*timed, strict=True)
+        return float(np.interp(size, sizes, seconds)) / steps
+
+    def _timed(self) -> set[ProgramKey]:
+        """Decode programs of the most steps that serve no more than need be, spread over their sizes."""
         steps = max(key.steps for key in self.keys if key.kind == "decode")
-        return self.seconds[self.choose("decode", num_rows, "greedy", steps)] / steps
+        keys = sorted({self.choose("decode", key.size, "greedy", steps) for key in self.keys if key.kind == "decode"})
+        places = np.linspace(0, len(keys) - 1, min(TIMED_SIZES, len(keys))).round().astype(int)
+        return {keys[place] for place in places}
 
     def _harmless(self, key: ProgramKey) -> np.ndarray:
         """Packed input that reads and writes the sink alone."""

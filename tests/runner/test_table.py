@@ -2,8 +2,11 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxllm.config import EngineConfig
@@ -11,7 +14,7 @@ from jaxllm.runner import Runner
 from jaxllm.runner.drawing import VARIANTS
 from jaxllm.runner.plan import prepare
 from jaxllm.runner.programs import ProgramKey
-from jaxllm.runner.table import closed_table, row_buckets, token_buckets
+from jaxllm.runner.table import ProgramTable, closed_table, row_buckets, token_buckets
 
 from .conftest import VOCAB
 
@@ -102,7 +105,7 @@ def test_no_program_copies_a_pool_of_latents() -> None:
     pool = (33, 4, 16 + 8)
     for key in prepared.table.keys:
         if key.kind not in ("seed", "draw") and key.variant == "greedy":
-            text = prepared.table.compile_one(key, [33]).as_text()
+            text = prepared.table.job(key, [33]).lower().compile().as_text()
             assert f"[{_dims(pool)}]" in text
             assert not copies_of([pool]).findall(text), key
 
@@ -120,5 +123,41 @@ def copies_of(pools: list[tuple[int, ...]], *others: tuple[int, ...]) -> re.Patt
 
 def test_every_program_has_run(runner: Runner) -> None:
     table = runner.table
-    assert set(table.compiled) == set(table.seconds) == set(table.keys)
+    assert set(table.compiled) == set(table.costs) == set(table.keys)
     assert table.size == len(table.keys)
+
+
+class Counted:
+    """A program's stand-in that counts its runs."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def __call__(self, weights: Any, cache: Any, state: Any, packed: Any) -> tuple[Any, Any, jax.Array]:
+        self.runs += 1
+        return cache, state, jnp.zeros(0, jnp.int32)
+
+
+def test_the_warm_up_runs_no_program_more_often_than_it_must(runner: Runner) -> None:
+    programs = runner.table.programs
+    keys = closed_table(256, 8192, (1, 4), gpu=True)
+    table = ProgramTable(programs, keys, (), jnp.float32)
+    table._harmless = lambda key: np.zeros(1, np.int32)  # type: ignore[method-assign]
+    table.compiled = {key: Counted() for key in keys}  # type: ignore[misc]
+    table.warm((), (), runner._state)
+    runs = {key: table.compiled[key].runs for key in keys}  # type: ignore[attr-defined]
+    assert {count for key, count in runs.items() if key.kind != "decode"} == {1}
+    assert {count for key, count in runs.items() if key.kind == "decode"} == {2, 3}
+    timed = {key for key, count in runs.items() if count == 3}
+    assert set(table.seconds) == timed
+    assert {(key.steps, key.variant) for key in timed} == {(4, "greedy")}
+    assert sorted(key.size for key in timed) == [1, 4, 16, 32, 96, 256]
+
+
+def test_steps_that_were_not_timed_are_interpolated(runner: Runner) -> None:
+    table = ProgramTable(runner.table.programs, closed_table(256, 512, (1, 4), gpu=True), (), jnp.float32)
+    table.seconds = {ProgramKey("decode", size, "greedy", 4): 4.0 * size for size in (1, 16, 256)}
+    assert table.step_seconds(1) == 1
+    assert table.step_seconds(9) == 12  # that of the program of 12 rows
+    assert table.step_seconds(33) == 48
+    assert table.step_seconds(250) == 256

@@ -1,0 +1,229 @@
+"""From functions to executables: lowering in one thread, compiling in many, and what was kept from an earlier start.
+
+Lowering is Python and holds its lock, so more threads would only delay the first compile; XLA's compiler lets go of
+it. The jobs come with the longest compile first, which starts while the others are still lowered.
+"""
+
+import hashlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, str], None]
+"""Called with (done, total, what) from any thread."""
+
+
+@dataclass(frozen=True)
+class ProgramCost:
+    """What a compiled program takes: bytes of temporaries and outputs, and floating-point operations a run."""
+
+    name: str
+    temp_bytes: int
+    flops: float
+
+
+@dataclass(frozen=True)
+class Job[K]:
+    """A program to be built.
+
+    arguments: abstract, one tree per parameter of the function. out: the structure of what it returns. donated: the
+    parameters whose buffers it may take.
+    """
+
+    key: K
+    function: Callable[..., Any] = field(repr=False)
+    arguments: tuple[Any, ...] = field(repr=False)
+    out: Any = field(repr=False)
+    donated: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return str(self.key)
+
+    def lower(self) -> jax.stages.Lowered:
+        return jax.jit(self.function, donate_argnums=self.donated).lower(*self.arguments)
+
+    def signature(self) -> str:
+        """A digest of the key and of what goes in and out."""
+        leaves, structure = jax.tree.flatten(self.arguments)
+        shapes = [(leaf.shape, leaf.dtype.name) for leaf in leaves]
+        described = repr((self.key, self.donated, shapes, str(structure), str(self.out)))
+        return hashlib.sha256(described.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Built:
+    """A program that can run, and what it takes."""
+
+    run: jax.stages.Compiled
+    cost: ProgramCost
+
+
+class Kept(Protocol):
+    """Where programs outlast the process; see executables.Store."""
+
+    def load[K](self, job: Job[K]) -> Built | None: ...
+    def save[K](self, job: Job[K], built: Built) -> None: ...
+    def trim(self) -> None: ...
+    def forget_loaded(self) -> None: ...
+    def give_up(self) -> None: ...
+
+
+class StoppedError(Exception):
+    """The programs are not wanted any more."""
+
+
+class Compiler:
+    """Builds programs, and knows how long that took.
+
+    Attributes:
+        loaded, compiled: programs by where they came from.
+        lower_seconds: of the one thread that lowers. compile_seconds: of all threads that compile, summed up.
+    """
+
+    def __init__(self, kept: Kept | None = None):
+        self.kept = kept
+        self.loaded = self.compiled = 0
+        self.lower_seconds = self.compile_seconds = 0.0
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._save_failed = False
+
+    def build[K](
+        self,
+        jobs: Sequence[Job[K]],
+        progress: Progress | None = None,
+        check: Callable[[ProgramCost], None] | None = None,
+    ) -> dict[K, Built]:
+        """Every job's program. check: told of each as soon as it is there; what it raises ends the rest."""
+        built: dict[K, Built] = {}
+
+        def done(job: Job[K], result: Built) -> None:
+            if check is not None:
+                check(result.cost)
+            with self._lock:
+                built[job.key] = result
+                if progress is not None:
+                    progress(len(built), len(jobs), "compiling")
+
+        with ExitStack() as stack:
+            pool = stack.enter_context(ThreadPoolExecutor(min(16, os.cpu_count() or 1), "compile"))
+            futures: list[Future[None]] = []
+            try:
+                for job, found in zip(jobs, pool.map(self._load, jobs), strict=True):
+                    if found is not None:
+                        done(job, found)
+                        continue
+                    if self.kept is not None and not futures:
+                        stack.enter_context(_without_compilation_cache())
+                    started = time.perf_counter()
+                    lowered = job.lower()
+                    self.lower_seconds += time.perf_counter() - started
+                    futures.append(
+                        pool.submit(lambda job, lowered: done(job, self._compile(job, lowered)), job, lowered)
+                    )
+                    self._check(futures)
+                for future in futures:
+                    future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        if futures and self.kept is not None:
+            self.kept.trim()
+        return built
+
+    def stop(self) -> None:
+        """Ends a `build` that another thread is in, which raises StoppedError."""
+        self._stop.set()
+
+    @contextmanager
+    def trying(self) -> Iterator[None]:
+        """For the first runs: where they fail, the next start compiles what this one has loaded."""
+        try:
+            yield
+        except Exception:
+            if self.loaded and self.kept is not None:
+                log.warning("dropped %d executables kept from an earlier start, as the first runs failed", self.loaded)
+                self.kept.forget_loaded()
+            raise
+
+    def describe(self) -> str:
+        """For the log."""
+        made = f"lowering {self.lower_seconds:.1f} s in one thread, compiling {self.compile_seconds:.1f} s over all"
+        return f"{self.loaded} programs loaded, {self.compiled} compiled{f' ({made})' if self.compiled else ''}"
+
+    def _check(self, futures: Sequence[Future[None]]) -> None:
+        """Raises what went wrong in another thread, before more is lowered."""
+        if self._stop.is_set():
+            raise StoppedError
+        for future in futures:
+            if future.done():
+                future.result()
+
+    def _load[K](self, job: Job[K]) -> Built | None:
+        found = self.kept.load(job) if self.kept is not None and not self._stop.is_set() else None
+        with self._lock:
+            self.loaded += found is not None
+        return found
+
+    def _compile[K](self, job: Job[K], lowered: jax.stages.Lowered) -> Built:
+        if self._stop.is_set():
+            raise StoppedError
+        started = time.perf_counter()
+        run = lowered.compile()
+        built = Built(run, _cost(job.name, run))
+        if self.kept is not None:
+            self._save(job, built)
+        with self._lock:
+            self.compiled += 1
+            self.compile_seconds += time.perf_counter() - started
+        return built
+
+    def _save[K](self, job: Job[K], built: Built) -> None:
+        assert self.kept is not None
+        try:
+            self.kept.save(job, built)
+        except Exception as error:  # a full disk, a program that JAX cannot serialise: the start goes on
+            with self._lock:
+                first, self._save_failed = not self._save_failed, True
+            if first:
+                log.warning("%s is not kept as an executable: %s: %s", job.name, type(error).__name__, error)
+                if not isinstance(error, OSError):
+                    log.warning("JAX's compilation cache keeps programs from the next start on")
+                    self.kept.give_up()
+
+
+def _cost(name: str, run: jax.stages.Compiled) -> ProgramCost:
+    memory = run.memory_analysis()
+    assert memory is not None
+    new_outputs = max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
+    flops = (run.cost_analysis() or {}).get("flops", 0.0)
+    return ProgramCost(name, memory.temp_size_in_bytes + new_outputs, flops)
+
+
+@contextmanager
+def _without_compilation_cache() -> Iterator[None]:
+    """Keeps JAX's own cache out of it: it would write everything a second time, and what comes out of it cannot be
+    serialised again (on a CPU the executable loses its functions)."""
+    before = jax.config.jax_enable_compilation_cache
+    _enable_compilation_cache(False)
+    try:
+        yield
+    finally:
+        _enable_compilation_cache(before)
+
+
+def _enable_compilation_cache(enable: bool) -> None:
+    jax.config.update("jax_enable_compilation_cache", enable)
+    compilation_cache.reset_cache()  # JAX looks at the setting once
