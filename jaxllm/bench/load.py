@@ -40,6 +40,7 @@ def run_load(
     prompts: Sequence[Prompt],
     *,
     request_rate: float = float("inf"),
+    offsets: Sequence[float] | None = None,
     max_concurrency: int | None = None,
     num_processes: int | None = None,
     seed: int = 0,
@@ -47,6 +48,7 @@ def run_load(
 ) -> tuple[list[Record], float]:
     """Run every prompt; records in the order of the prompts, and the seconds from the first request to the last token.
 
+    offsets: seconds after the start at which each goes out, in place of request_rate's.
     num_processes: client processes; by default one per 32 concurrent requests, at most 4 and the CPU's cores.
     Raises BenchError when no request completes.
     """
@@ -55,7 +57,7 @@ def run_load(
         raise ConfigError(f"max_concurrency={max_concurrency}: must be positive, as must the number of prompts")
     count = num_processes or max(1, min(4, os.cpu_count() or 1, concurrency // 32))
     count = min(count, concurrency)
-    offsets = arrival_offsets(len(prompts), request_rate, seed)
+    offsets = arrival_offsets(len(prompts), request_rate, seed) if offsets is None else offsets
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(count)
     pipes: list[Connection] = []

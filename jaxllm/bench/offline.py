@@ -1,8 +1,9 @@
 """Throughput and latency without a server: the engine in this process, text left out of it."""
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from jaxllm.core import FinishReason, SamplingParams
 if TYPE_CHECKING:
     from jaxllm import LLM
     from jaxllm.engine import Engine
+    from jaxllm.engine.engine import StepTimes
 
 
 def greedy(num_output: int) -> SamplingParams:
@@ -21,16 +23,41 @@ def greedy(num_output: int) -> SamplingParams:
     return SamplingParams(temperature=0, max_tokens=num_output, ignore_eos=True, detokenize=False)
 
 
-def throughput(llm: "LLM", prompts: Sequence[Prompt]) -> float:
-    """Seconds to run every prompt, all submitted at once. Raises BenchError unless every token came."""
+def throughput(llm: "LLM", prompts: Sequence[Prompt]) -> tuple[float, "StepTimes"]:
+    """Seconds to run every prompt, all submitted at once, and where the steps' time went. Raises BenchError unless
+    every token came."""
     params = [greedy(prompt.num_output) for prompt in prompts]
-    start = time.perf_counter()
+    before, start = replace(llm.engine.times), time.perf_counter()
     outputs = llm.generate([prompt.token_ids for prompt in prompts], params, use_tqdm=False)
     seconds = time.perf_counter() - start
     for index, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
         if (count := len(output.outputs[0].token_ids)) != prompt.num_output:
             raise BenchError(f"prompt {index} yielded {count} tokens, {prompt.num_output} were asked for")
-    return seconds
+    return seconds, llm.engine.times.since(before)
+
+
+def throughput_row(
+    name: str, runs: Sequence[Sequence[Prompt]], measured: Sequence[tuple[float, "StepTimes"]]
+) -> dict[str, Any]:
+    """The figures of the repeat with the most tokens per second. Tokens are counted by the benchmark itself."""
+    best = max(range(len(runs)), key=lambda i: sum(p.num_output for p in runs[i]) / measured[i][0])
+    num_output = sum(prompt.num_output for prompt in runs[best])
+    num_prompt = sum(len(prompt.token_ids) for prompt in runs[best])
+    seconds, times = measured[best]
+    return {
+        "workload": name,
+        "requests": len(runs[best]),
+        "prompt_tokens": num_prompt,
+        "output_tokens": num_output,
+        "seconds": seconds,
+        "all_seconds": [one for one, _ in measured],
+        "requests_per_s": len(runs[best]) / seconds,
+        "output_tokens_per_s": num_output / seconds,
+        "total_tokens_per_s": (num_prompt + num_output) / seconds,
+        "steps": times.steps,
+        "host_ms_per_step": times.host / times.steps * 1000,
+        "device_ms_per_step": times.device / times.steps * 1000,
+    }
 
 
 def embed(llm: "LLM", prompts: Sequence[Prompt]) -> float:
@@ -63,7 +90,12 @@ def run_batch(engine: "Engine", prompts: Sequence[Prompt]) -> tuple[list[Record]
                 record.arrivals.append(now)
                 record.num_output += len(delta.token_ids)
     seconds = time.monotonic() - start
-    for prompt, record in zip(prompts, records.values(), strict=True):
-        if record.num_output != prompt.num_output:
-            raise BenchError(f"a request yielded {record.num_output} tokens, {prompt.num_output} were asked for")
+    check_lengths([record.num_output for record in records.values()], prompts)
     return list(records.values()), seconds
+
+
+def check_lengths(yielded: Iterable[int], prompts: Sequence[Prompt]) -> None:
+    """Raises BenchError unless every prompt yielded what it was asked for."""
+    for count, prompt in zip(yielded, prompts, strict=True):
+        if count != prompt.num_output:
+            raise BenchError(f"a request yielded {count} tokens, {prompt.num_output} were asked for")

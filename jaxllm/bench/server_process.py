@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from jaxllm.bench.clients import BenchError
@@ -11,13 +11,13 @@ STOP_SECONDS = 60.0
 
 
 @contextmanager
-def started_server(arguments: list[str]) -> Iterator[dict[str, str]]:
+def started_server(arguments: list[str], environment: Mapping[str, str] | None = None) -> Iterator[dict[str, str]]:
     """Run `jaxllm serve` with these arguments on free ports; yields {"grpc": "host:port", "http": "http://host:port"}.
 
     Its log goes to standard error. Ends it with SIGTERM, and with SIGKILL if that takes over a minute.
     """
     command = [sys.executable, "-m", "jaxllm", "serve", "--grpc-port", "0", "--http-port", "0", *arguments]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert server.stdout is not None
     try:
         for line in server.stdout:

@@ -7,35 +7,22 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from jaxllm.bench.clients import BenchError
 
 
-class Phases:
-    """A progress report that keeps, for each phase, the seconds from its first call to its last."""
+def start_once(config: dict[str, Any], environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Seconds of one start in a fresh process: {"total": to ready, "first_token": after that, "phases": {...},
+    "programs": how many were loaded and how many compiled}.
 
-    def __init__(self) -> None:
-        self._first: dict[str, float] = {}
-        self._last: dict[str, float] = {}
-
-    def report(self, done: int, total: int, what: str) -> None:
-        now = time.monotonic()
-        self._first.setdefault(what, now)
-        self._last[what] = now
-
-    def seconds(self) -> dict[str, float]:
-        return {what: self._last[what] - first for what, first in self._first.items()}
-
-
-def start_once(config: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of one start in a fresh process: {"total": to ready, "first_token": after that, "phases": {...}}.
-
-    `total` counts from the start of the interpreter; the phases from the engine's reports, besides "imports".
+    `total` counts from the start of the interpreter; the phases are "imports" and the runner's, some of which run
+    beside each other.
     """
     begin = time.monotonic()
     command = [sys.executable, "-m", "jaxllm.bench.startup", json.dumps(config)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
     if done.returncode:
         raise BenchError(f"the engine did not start (status {done.returncode}); see its error above")
     figures = json.loads(done.stdout.splitlines()[-1])
@@ -43,6 +30,7 @@ def start_once(config: dict[str, Any]) -> dict[str, Any]:
         "total": figures["ready"] - begin,
         "first_token": figures["first_token"] - figures["ready"],
         "phases": {"imports": figures["imported"] - begin, **figures["phases"]},
+        "programs": figures["programs"],
     }
 
 
@@ -57,15 +45,17 @@ def _main(config: dict[str, Any]) -> None:
     from jaxllm.engine import Engine
 
     imported = time.monotonic()
-    phases = Phases()
-    engine = Engine.start(engine_config, progress=phases.report)
+    engine = Engine.start(engine_config)
     ready = time.monotonic()
     run_batch(engine, [Prompt([1], 1)])
+    runner: Any = engine.runner
+    compiler = runner.table.compiler
     figures = {
         "imported": imported,
         "ready": ready,
         "first_token": time.monotonic(),
-        "phases": phases.seconds(),
+        "phases": runner.start_seconds,
+        "programs": {"loaded": compiler.loaded, "compiled": compiler.compiled},
     }
     print(json.dumps(figures))
 

@@ -77,10 +77,13 @@ def throughput(
         for count, (name, source) in enumerate(sources.items()):
             report(count, len(sources), "workloads")
             runs = [source(info.vocab_size, info.max_model_len, config.seed + i) for i in range(repeats)]
-            seconds = [offline.throughput(llm, prompts) for prompts in runs]
-            rows.append(_throughput_row(name, runs, seconds))
+            measured = [offline.throughput(llm, prompts) for prompts in runs]
+            rows.append(offline.throughput_row(name, runs, measured))
         report(len(sources), len(sources), "workloads")
-    columns = ("workload", "requests", "seconds", "requests_per_s", "output_tokens_per_s", "total_tokens_per_s")
+    columns = (
+        "workload", "requests", "seconds", "requests_per_s", "output_tokens_per_s", "total_tokens_per_s",
+        "host_ms_per_step", "device_ms_per_step",
+    )  # fmt: skip
     _print_table(columns, rows)
     _write(output_json, "throughput", config, rows, {"device": _device()})
     if plot:
@@ -279,6 +282,7 @@ def startup(engine: Given, output_json: OUTPUT_JSON = None, plot: PLOT = None) -
             figures = start_once({**engine, "model": config.model, "compilation_cache_dir": cache})
             phases = {f"{phase}_s": seconds for phase, seconds in figures["phases"].items()}
             row = {"start": name, **phases, "total_s": figures["total"], "first_token_s": figures["first_token"]}
+            row |= figures["programs"]
             rows.append(row)
         report(2, 2, "starts")
     _print_table(tuple(dict.fromkeys(key for row in rows for key in row)), rows)
@@ -327,24 +331,6 @@ def _source(
         seed=seed,
         range_ratio=range_ratio,
     )
-
-
-def _throughput_row(name: str, runs: "list[list[Prompt]]", seconds: list[float]) -> dict[str, Any]:
-    """The figures of the repeat with the most tokens per second. Tokens are counted by the benchmark itself."""
-    best = max(range(len(runs)), key=lambda i: sum(p.num_output for p in runs[i]) / seconds[i])
-    num_output = sum(prompt.num_output for prompt in runs[best])
-    num_prompt = sum(len(prompt.token_ids) for prompt in runs[best])
-    return {
-        "workload": name,
-        "requests": len(runs[best]),
-        "prompt_tokens": num_prompt,
-        "output_tokens": num_output,
-        "seconds": seconds[best],
-        "all_seconds": seconds,
-        "requests_per_s": len(runs[best]) / seconds[best],
-        "output_tokens_per_s": num_output / seconds[best],
-        "total_tokens_per_s": (num_prompt + num_output) / seconds[best],
-    }
 
 
 def _embedding_row(runs: "list[list[Prompt]]", seconds: list[float]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
@@ -62,6 +62,23 @@ class StepRecord:
     seconds: float
 
 
+@dataclass(slots=True)
+class StepTimes:
+    """Of all steps since the start, in seconds.
+
+    steps: of the model: a program of several counts as several. host: the loop's own work. waited: for the device.
+    device: from when a step could begin there to when its result was here, which is too much where the host was late.
+    """
+
+    steps: int = 0
+    host: float = 0.0
+    waited: float = 0.0
+    device: float = 0.0
+
+    def since(self, before: "StepTimes") -> "StepTimes":
+        return StepTimes(*(now - then for now, then in zip(astuple(self), astuple(before), strict=True)))
+
+
 class Engine:
     """Continues requests, many at once, or makes vectors of them, as the model does. One thread drives it by calling
     `step` while it `has_work`.
@@ -73,6 +90,7 @@ class Engine:
         config: with every None resolved.
         runner: the programs and the memory plan, for views and metrics.
         last_step: what the last call of `step` committed, or None if it committed nothing.
+        times: where the time of all steps went.
         death: why the engine can do no more, or None.
     """
 
@@ -81,11 +99,13 @@ class Engine:
         self.info = runner.info
         self.config = runner.config
         self.last_step: StepRecord | None = None
+        self.times = StepTimes()
+        self._device_free = 0.0  # when the device had done all that was submitted before, by perf_counter
         self.death: str | None = None
         self._scheduler: Any = self._make_scheduler()
         self._intake = Intake(runner.info, runner.scheduler_config, runner.config.seed)
         self._masks = Masks(runner.scheduler_config.max_num_seqs, runner.info.vocab_size)
-        self._submitted: tuple[StepPlan | EncodePlan, Any] | None = None
+        self._submitted: tuple[StepPlan | EncodePlan, Any, float] | None = None
         self._requests: dict[str, Request | PoolingRequest] = {}  # as the scheduler knows them
         self._groups: dict[str, Group] = {}  # by the id of what was asked for
         self._group_of: dict[str, Group] = {}  # by the id of each member
@@ -228,23 +248,25 @@ class Engine:
         """
         if self.death is not None:
             raise EngineDeadError(self.death)
+        began, waited = time.perf_counter(), self.times.waited
         try:
             now = time.monotonic()
             for request in self._scheduler.expire(now):
                 if request.request_id in self._requests:  # the end of one beam has ended the others
                     self._tell_end(request, now)
             plan = self._scheduler.plan(now)
-            previous, self._submitted = self._submitted, (plan, self.runner.submit(plan)) if plan is not None else None
+            previous, self._submitted = self._submitted, self._submit(plan) if plan is not None else None
             if previous is not None:
                 self._commit(*previous)
             else:
                 self.last_step = None
                 assert plan is not None or not self._requests, "requests are waiting and no step can be planned"
             if self._submitted is not None:
-                self._draw(*self._submitted)
+                self._draw(*self._submitted[:2])
         except Exception as error:
             self._die(error)
             raise EngineDeadError(self.death) from error
+        self.times.host += time.perf_counter() - began - (self.times.waited - waited)
         return self.take_ended()
 
     def take_ended(self) -> list[Delta]:
@@ -276,8 +298,18 @@ class Engine:
                 compared,
             )
 
-    def _commit(self, plan: StepPlan | EncodePlan, handle: Any) -> None:
+    def _submit(self, plan: StepPlan | EncodePlan) -> tuple[StepPlan | EncodePlan, Any, float]:
+        handle = self.runner.submit(plan)
+        return plan, handle, time.perf_counter()
+
+    def _commit(self, plan: StepPlan | EncodePlan, handle: Any, submitted: float) -> None:
+        began = time.perf_counter()
         output = self.runner.collect(handle)
+        here = time.perf_counter()
+        self.times.steps += plan.num_steps if isinstance(plan, StepPlan) else 1
+        self.times.waited += here - began
+        self.times.device += here - max(submitted, self._device_free)
+        self._device_free = here
         for delta in self._scheduler.commit(plan, output):
             if delta.finish is not None:
                 del self._requests[delta.request_id]

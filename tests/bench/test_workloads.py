@@ -43,7 +43,10 @@ def test_random_lengths_stay_in_range():
 
 
 def test_shapes_are_whole_configurations(tmp_path, monkeypatch):
-    assert shape_names() == ["bert-large", "llama-8b", "qwen3-0.6b", "qwen3-30b-a3b", "t5-large"]
+    assert shape_names() == [
+        "bert-large", "deepseek-v2-lite", "gemma2-9b", "gpt-oss-20b", "jamba-8-layers", "llama-8b", "mamba2-2.7b",
+        "qwen3-0.6b", "qwen3-30b-a3b", "t5-large",
+    ]  # fmt: skip
     for name in shape_names():
         config = json.loads((shapes.DIRECTORY / name / "config.json").read_text())
         assert config["architectures"]

@@ -2,6 +2,8 @@
 
 import random
 import time
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from echo_runner import EOS, VOCABULARY, EchoRunner, answer, echo_engine
@@ -169,6 +171,28 @@ def test_the_last_step_is_on_record() -> None:
     assert (engine.last_step.kind, engine.last_step.num_rows, engine.last_step.num_tokens) == ("extend", 1, 3)
     engine.step()
     assert (engine.last_step.kind, engine.last_step.num_rows, engine.last_step.num_tokens) == ("decode", 1, 1)
+
+
+def test_where_the_time_of_steps_goes() -> None:
+    """A device that takes 20 ms a step, and a host that takes next to nothing."""
+    engine = echo_engine(decode_steps=(1,))
+    collect = engine.runner.collect
+
+    def slow(handle: Any) -> Any:
+        time.sleep(0.02)
+        return collect(handle)
+
+    engine.runner.collect = slow  # type: ignore[method-assign]
+    engine.add(engine.make_request([1, 2, 3], SamplingParams(max_tokens=4)))
+    run(engine)
+    before = replace(engine.times)
+    engine.add(engine.make_request([1, 2, 3], SamplingParams(max_tokens=3)))
+    run(engine)
+    times = engine.times.since(before)
+    assert before.steps == 4
+    assert times.steps == 3
+    assert 0.06 <= times.waited <= times.device
+    assert 0 < times.host < times.waited
 
 
 def test_flush_forgets_cached_prefixes() -> None:

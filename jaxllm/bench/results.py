@@ -1,0 +1,69 @@
+"""One document of what was measured on one device at one commit, filled in pieces."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LISTS = {
+    "kernels": ("only",),
+    "startup": ("model", "start"),
+    "rows": ("model", "workload"),
+    "serving": ("protocol", "load"),
+    "families": ("model",),
+}
+"""The document's lists, and what tells the rows of each apart."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where figures come from. versions: of the packages that decide them."""
+
+    device: str
+    driver: str
+    commit: str
+    versions: dict[str, str]
+
+
+def merge(path: Path, origin: Origin, command: str, date: str, pieces: dict[str, list[dict[str, Any]]]) -> dict:
+    """Adds rows to the document at `path` and returns it; figures of the same row are replaced, others stay.
+
+    A document of another device or commit is set aside under a name with its commit, as its figures and these do not
+    belong together.
+    """
+    document = _read(path)
+    same = {"device": origin.device, "driver": origin.driver, "commit": origin.commit, "versions": origin.versions}
+    if document and {name: document.get(name) for name in same} != same:
+        path.rename(path.with_name(f"{path.stem}.{str(document.get('commit', 'unknown'))[:12]}{path.suffix}"))
+        document = {}
+    commands = document.get("command", "").split(" && ") if document else []
+    document = same | {
+        "date": date,
+        "command": " && ".join(dict.fromkeys([*commands, command])),
+        **{name: document.get(name, []) for name in LISTS},
+    }
+    for name, rows in pieces.items():
+        for row in rows:
+            _put(document[name], row, LISTS[name])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+    return document
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def _put(rows: list[dict[str, Any]], row: dict[str, Any], names: tuple[str, ...]) -> None:
+    for old in rows:
+        if all(old.get(name) == row.get(name) for name in names):
+            old.update(row)
+            return
+    rows.append(row)
