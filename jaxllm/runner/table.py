@@ -151,7 +151,8 @@ class ProgramTable:
             return Job(key, self.programs.drawing.draw_program, (state, *inputs), out, donated=(0,))
         cache = jax.eval_shape(lambda: geometry.cache(num_pages, self._dtype))
         packed = jax.ShapeDtypeStruct((self.programs.packed_size(key),), jnp.int32)
-        out = jax.tree.structure((cache, state, Undrawn(packed, packed, packed) if key.forward else packed))
+        leaf: Any = packed
+        out = jax.tree.structure((cache, state, Undrawn(leaf, leaf, leaf) if key.forward else leaf))
         return Job(key, self.programs.build(key), (self._weights, cache, state, packed), out, donated=(1, 2))
 
     def compile(
