@@ -218,14 +218,14 @@ def _option(config: type, field: dataclasses.Field, group: str, default: Any) ->
 
 
 def _help(config: type, field: dataclasses.Field) -> str:
-    text = field.metadata.get("help") or _attribute_docs(config).get(field.name)
+    text = field.metadata.get("help") or attribute_docs(config).get(field.name)
     if not text:
         raise TypeError(f"{config.__name__}.{field.name} has no help text: add it where the field is defined")
     return text[0].upper() + text[1:]
 
 
 @functools.cache
-def _attribute_docs(config: type) -> dict[str, str]:
+def attribute_docs(config: type) -> dict[str, str]:
     """name: text from the `Attributes:` section of a class docstring."""
     section = inspect.cleandoc(config.__doc__ or "").partition("Attributes:\n")[2]
     pattern = re.compile(r"^    (\w+): (.*(?:\n {5,}.*)*)", re.MULTILINE)

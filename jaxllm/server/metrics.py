@@ -1,4 +1,4 @@
-"""The engine's Prometheus metrics, under `jaxllm:` and the names users know from vLLM.
+"""The engine's Prometheus metrics, under `jaxllm_` and the names users know from vLLM.
 
 `EngineMetrics` observes an `EngineClient`. What happens with every token (256 rows may step every few milliseconds)
 is only noted on the engine's thread, and folded into bucket counts with numpy, hundreds at a time; counters and
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
 from prometheus_client.registry import Collector
 
 from jaxllm.core import Delta, FinishReason, PoolingRequest, Request
@@ -93,7 +94,7 @@ class ProgramTable(Protocol):
 
 
 class EngineMetrics(Collector):
-    """Observes the client's engine from now on; `render` is the exposition in Prometheus' text format."""
+    """Observes the client's engine from now on; `render` is the exposition, in Prometheus' format or OpenMetrics'."""
 
     def __init__(self, client: "EngineClient", table: ProgramTable):
         self._client = client
@@ -102,7 +103,7 @@ class EngineMetrics(Collector):
         length = one_two_five(client.info.max_model_len)
 
         def seconds(name: str, documentation: str, bounds: Sequence[float] = _LATENCY) -> Histogram:
-            return Histogram(f"jaxllm:{name}_seconds", documentation, bounds)
+            return Histogram(f"jaxllm_{name}_seconds", documentation, bounds)
 
         self._first_token = seconds("time_to_first_token", "From arrival to the first token.", _FIRST_TOKEN)
         self._inter_token = seconds(
@@ -116,11 +117,11 @@ class EngineMetrics(Collector):
         self._prefill = seconds("request_prefill_time", "From the first step to the first token.")
         self._decode = seconds("request_decode_time", "From the first token to the end.")
         self._inference = seconds("request_inference_time", "From the first step to the end.")
-        self._prompt = Histogram("jaxllm:request_prompt_tokens", "Prompt tokens of a request.", length)
-        self._generation = Histogram("jaxllm:request_generation_tokens", "Tokens drawn for a request.", length)
-        self._max_tokens = Histogram("jaxllm:request_params_max_tokens", "Tokens a request may draw at most.", length)
+        self._prompt = Histogram("jaxllm_request_prompt_tokens", "Prompt tokens of a request.", length)
+        self._generation = Histogram("jaxllm_request_generation_tokens", "Tokens drawn for a request.", length)
+        self._max_tokens = Histogram("jaxllm_request_params_max_tokens", "Tokens a request may draw at most.", length)
         self._iteration = Histogram(
-            "jaxllm:iteration_tokens_total", "Tokens computed (extend) or drawn (decode) by a step.", _ITERATION
+            "jaxllm_iteration_tokens", "Tokens computed (extend) or drawn (decode) by a step.", _ITERATION
         )
         self._histograms = [value for value in vars(self).values() if isinstance(value, Histogram)]
         self._finished = dict.fromkeys(FinishReason, 0)
@@ -135,8 +136,8 @@ class EngineMetrics(Collector):
         self._registry.register(self)
         client.add_observer(self)
 
-    def render(self) -> str:
-        return generate_latest(self._registry).decode()
+    def render(self, openmetrics: bool = False) -> str:
+        return (openmetrics_text if openmetrics else generate_latest)(self._registry).decode()
 
     # --- Observer: on the engine's thread ---
 
@@ -209,13 +210,13 @@ class EngineMetrics(Collector):
         yield self._counter("prompt_tokens", "Prompt tokens of admitted requests.", load.prompt_tokens)
         yield self._counter("generation_tokens", "Tokens drawn.", load.generation_tokens)
         ends = CounterMetricFamily(
-            "jaxllm:request_success", "Requests that ended, by reason.", labels=["model_name", "finished_reason"]
+            "jaxllm_request_success", "Requests that ended, by reason.", labels=["model_name", "finished_reason"]
         )
         for reason, count in self._finished.items():
             ends.add_metric([*self._labels, str(reason)], count)
         yield ends
         programs = CounterMetricFamily(
-            "jaxllm:programs_run", "Compiled programs run for steps, by kind.", labels=["model_name", "kind"]
+            "jaxllm_programs_run", "Compiled programs run for steps, by kind.", labels=["model_name", "kind"]
         )
         steps = (("extend", load.steps_extend), ("decode", load.steps_decode), ("encode", load.steps_encode))
         for kind, count in steps:
@@ -228,12 +229,12 @@ class EngineMetrics(Collector):
             yield from [histogram.family(["model_name"], self._labels) for histogram in self._histograms]
 
     def _gauge(self, name: str, documentation: str, value: float) -> Metric:
-        family = GaugeMetricFamily(f"jaxllm:{name}", documentation, labels=["model_name"])
+        family = GaugeMetricFamily(f"jaxllm_{name}", documentation, labels=["model_name"])
         family.add_metric(self._labels, value)
         return family
 
     def _counter(self, name: str, documentation: str, value: float) -> Metric:
-        family = CounterMetricFamily(f"jaxllm:{name}", documentation, labels=["model_name"])
+        family = CounterMetricFamily(f"jaxllm_{name}", documentation, labels=["model_name"])
         family.add_metric(self._labels, value)
         return family
 
@@ -246,7 +247,7 @@ class EngineMetrics(Collector):
             "enable_prefix_caching": str(config.enable_prefix_caching),
             "gpu_memory_utilization": str(config.gpu_memory_utilization),
         }
-        family = GaugeMetricFamily("jaxllm:cache_config_info", "How the KV cache is configured.", labels=list(info))
+        family = GaugeMetricFamily("jaxllm_cache_config_info", "How the KV cache is configured.", labels=list(info))
         family.add_metric(list(info.values()), 1)
         return family
 

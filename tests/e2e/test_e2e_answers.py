@@ -230,6 +230,6 @@ def test_the_front_answers_as_the_service_does(server: Server) -> None:
 def test_metrics_through_both_doors(server: Server) -> None:
     text = server.control.GetMetrics(pb.GetMetricsRequest(), timeout=10).text
     names = {line.split("{")[0] for line in text.splitlines() if not line.startswith("#")}
-    assert {"jaxllm:num_requests_running", "jaxllm:generation_tokens_total"} <= names
+    assert {"jaxllm_num_requests_running", "jaxllm_generation_tokens_total"} <= names
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as response:
         assert names <= {line.split("{")[0] for line in response.read().decode().splitlines()}

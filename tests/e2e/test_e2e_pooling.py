@@ -258,7 +258,7 @@ def test_a_client_that_leaves_the_front_ends_its_call(embedder: tuple[Server, Re
         httpx.post(f"{server.url}/v1/embeddings", json={"input": [[5] * 40] * MANY}, timeout=httpx.Timeout(60, read=2))
     until(lambda: idle(server))
     lines = httpx.get(f"{server.url}/metrics", timeout=10).text.splitlines()
-    assert "jaxllm:http_client_disconnects_total 1.0" in lines
+    assert "jaxllm_http_client_disconnects_total 1.0" in lines
 
 
 def test_concurrent_calls_have_each_their_own(embedder: tuple[Server, Recorded]) -> None:

@@ -142,7 +142,7 @@ async def storm(address: str, made: list[Plan]) -> None:
 def ends(server: Server) -> Counter[str]:
     """How many requests have ended, by reason, as the metrics say."""
     text = server.control.GetMetrics(pb.GetMetricsRequest(), timeout=10).text
-    found = re.findall(r'^jaxllm:request_success_total{.*finished_reason="(\w+)".*} (\S+)$', text, re.MULTILINE)
+    found = re.findall(r'^jaxllm_request_success_total{.*finished_reason="(\w+)".*} (\S+)$', text, re.MULTILINE)
     return Counter({reason: int(float(count)) for reason, count in found})
 
 

@@ -208,7 +208,7 @@ async def _application(make_requests: Callable[[], Requests], config: ServerConf
     with tempfile.TemporaryDirectory() as folder:
         address = f"unix:{folder}/engine"
         server.add_insecure_port(address)
-        backend.engine = service.Engine(make_requests(), device="", metrics=lambda: "")
+        backend.engine = service.Engine(make_requests(), device="", metrics=lambda openmetrics: "")
         await health.set(True)
         await server.start()
         app = build(address, config)

@@ -48,12 +48,13 @@ OPTIONS = (
 class Engine:
     """What the services need of an engine that is ready.
 
-    device: its kind as JAX names it, "cpu" or "NVIDIA H200". metrics: renders the Prometheus exposition.
+    device: its kind as JAX names it, "cpu" or "NVIDIA H200". metrics: renders the exposition, in OpenMetrics' form
+    if True.
     """
 
     requests: Requests
     device: str
-    metrics: Callable[[], str]
+    metrics: Callable[[bool], str]
 
     @functools.cached_property
     def pooling(self) -> PoolingCalls:
@@ -280,7 +281,7 @@ class ControlService(pb_grpc.ControlServicer):
         self, request: pb.GetMetricsRequest, context: grpc.aio.ServicerContext
     ) -> pb.GetMetricsResponse:
         async with statuses(context, request):
-            return pb.GetMetricsResponse(text=self._backend.ready.metrics())
+            return pb.GetMetricsResponse(text=self._backend.ready.metrics(request.openmetrics))
 
 
 class Health:

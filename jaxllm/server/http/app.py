@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import PlainTextResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -17,6 +17,7 @@ from jaxllm.errors import RequestError
 from jaxllm.server.access import Keys
 from jaxllm.server.http.answers import ChatAnswer, CompletionAnswer
 from jaxllm.server.http.chats import ChatRequest
+from jaxllm.server.http.document import add_document
 from jaxllm.server.http.errors import ApiError, error_response, from_validation
 from jaxllm.server.http.gate import Gate
 from jaxllm.server.http.generation import Generation
@@ -30,6 +31,8 @@ from jaxllm.server.http.tokenizing import DetokenizeRequest, TokenizeRequest
 from jaxllm.server.http.traffic import Traffic, TrafficMiddleware
 
 log = logging.getLogger(__name__)
+
+OPENMETRICS = "application/openmetrics-text"
 
 
 def build(target: str, config: ServerConfig | None = None) -> FastAPI:
@@ -52,7 +55,8 @@ def build(target: str, config: ServerConfig | None = None) -> FastAPI:
 
     app = FastAPI(title="jaxllm", lifespan=lifespan)
     app.state.link = link
-    app.add_middleware(Gate, keys=Keys.of(config), max_request_bytes=config.max_request_bytes)
+    keys = Keys.of(config)
+    app.add_middleware(Gate, keys=keys, max_request_bytes=config.max_request_bytes)
     if config.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -133,16 +137,22 @@ def build(target: str, config: ServerConfig | None = None) -> FastAPI:
         return {"version": (await link.server_info()).version}
 
     @app.get("/metrics")
-    async def metrics() -> Response:
-        """The engine's metrics and the front's; without an engine the front's alone, which say so."""
+    async def metrics(http: Request) -> Response:
+        """The engine's metrics and the front's; without an engine the front's alone, which say so.
+
+        In OpenMetrics' form for those who say that they take it, as Prometheus does.
+        """
+        openmetrics = OPENMETRICS in http.headers.get("accept", "")
         try:
-            engine = await link.metrics()
+            engine = (await link.metrics(openmetrics)).removesuffix("# EOF\n")
             traffic.engine_up.set(1)
         except ApiError:
             engine = ""
             traffic.engine_up.set(0)
-        return PlainTextResponse(engine + traffic.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        form = f"{OPENMETRICS}; version=1.0.0" if openmetrics else "text/plain; version=0.0.4"
+        return Response(engine + traffic.render(openmetrics), media_type=f"{form}; charset=utf-8")
 
+    add_document(app, keyed=bool(keys))
     return app
 
 
@@ -153,6 +163,12 @@ def _check_prompts(count: int, config: ServerConfig) -> None:
             f"prompt holds {count} prompts: at most {config.max_prompts} here (--max-prompts); send several requests",
             "prompt",
         )
+
+
+def _methods(app: FastAPI, http: Request) -> list[str]:
+    """Those that the request's path takes: each has a route of its own, of which one is at hand."""
+    path = getattr(http.scope.get("route"), "path_format", http.url.path)
+    return sorted(method.upper() for method in app.openapi()["paths"].get(path, ()))
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -179,12 +195,15 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def on_http_error(http: Request, error: HTTPException) -> Response:
-        message, code = str(error.detail), None
+        message, code, headers = str(error.detail), None, {}
         if error.status_code == 404:
             message, code = f"there is no {http.url.path}; GET /openapi.json lists what there is", "not_found"
         elif error.status_code == 405:
             message, code = f"{http.url.path} does not take {http.method}", "method_not_allowed"
-        return error_response(ApiError(error.status_code, message, code=code), http.url.path)
+            headers = {"allow": ", ".join(_methods(app, http))}
+        response = error_response(ApiError(error.status_code, message, code=code), http.url.path)
+        response.headers.update(headers)
+        return response
 
     @app.exception_handler(Exception)
     async def on_bug(http: Request, error: Exception) -> Response:

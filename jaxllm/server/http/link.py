@@ -200,8 +200,12 @@ class EngineLink:
     async def server_info(self) -> pb.GetServerInfoResponse:
         return await _call(self._control.GetServerInfo(pb.GetServerInfoRequest(), timeout=CALL_SECONDS))
 
-    async def metrics(self) -> str:
-        return (await _call(self._control.GetMetrics(pb.GetMetricsRequest(), timeout=METRICS_SECONDS))).text
+    async def metrics(self, openmetrics: bool) -> str:
+        return (
+            await _call(
+                self._control.GetMetrics(pb.GetMetricsRequest(openmetrics=openmetrics), timeout=METRICS_SECONDS)
+            )
+        ).text
 
     async def healthy(self) -> bool:
         """Whether the engine says SERVING, and requests can reach it."""

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, PlainValidator, ValidationInfo, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo, model_validator
 
 from jaxllm.core import SamplingParams
 from jaxllm.errors import RequestError
@@ -93,8 +93,8 @@ class SamplingFields(Strict):
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
-    priority: int | None = None
-    cache_salt: str | None = None
+    priority: int | None = Field(None, description="lower runs earlier under `--scheduling-policy priority`.")
+    cache_salt: str | None = Field(None, description="cached prefixes are shared only among requests of the same salt.")
     logit_bias: dict[str, float] | None = None
     bad_words: list[str] | None = None
     bad_words_ids: list[list[int]] | None = None
@@ -104,7 +104,7 @@ class SamplingFields(Strict):
     truncate_prompt_tokens: int | None = None
     logits_processors: dict[str, Any] | None = None
     structured_outputs: Structured | None = None
-    stream: bool | None = None
+    stream: bool | None = Field(None, description="answer by server-sent events, as tokens come.")
 
 
 class GenerationRequest(SamplingFields):
@@ -112,9 +112,14 @@ class GenerationRequest(SamplingFields):
 
     max_tokens: int | None = None
     prompt_logprobs: int | None = None
-    return_token_ids: bool | None = None
-    return_timings: bool | None = None
-    stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = Field(None, description="answer with the token ids of prompt and output, too.")
+    return_timings: bool | None = Field(
+        None, description="answer with the seconds that each choice waited, computed its prompt and drew."
+    )
+    stream_options: StreamOptions | None = Field(
+        None,
+        description="`include_usage`: a last event with the token counts; `continuous_usage_stats`: in each event.",
+    )
     n: int | None = None
     use_beam_search: bool | None = None
     length_penalty: float | None = None

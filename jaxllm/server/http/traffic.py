@@ -6,6 +6,7 @@ Engine metrics come from the engine (`Control.GetMetrics`); these say what HTTP 
 import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
@@ -17,23 +18,23 @@ class Traffic:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self.requests = Counter(
-            "jaxllm:http_requests", "HTTP requests answered.", ("method", "handler", "status"), registry=self._registry
+            "jaxllm_http_requests", "HTTP requests answered.", ("method", "handler", "status"), registry=self._registry
         )
         self.seconds = Histogram(
-            "jaxllm:http_request_duration_seconds",
+            "jaxllm_http_request_duration_seconds",
             "From a request's arrival to the last byte of its answer.",
             ("handler",),
             buckets=SECONDS,
             registry=self._registry,
         )
-        self.active = Gauge("jaxllm:http_requests_active", "HTTP requests being answered.", registry=self._registry)
+        self.active = Gauge("jaxllm_http_requests_active", "HTTP requests being answered.", registry=self._registry)
         self.disconnects = Counter(
-            "jaxllm:http_client_disconnects", "Clients that left before their answer's end.", registry=self._registry
+            "jaxllm_http_client_disconnects", "Clients that left before their answer's end.", registry=self._registry
         )
-        self.engine_up = Gauge("jaxllm:http_engine_up", "1 when the engine can be reached.", registry=self._registry)
+        self.engine_up = Gauge("jaxllm_http_engine_up", "1 when the engine can be reached.", registry=self._registry)
 
-    def render(self) -> str:
-        return generate_latest(self._registry).decode()
+    def render(self, openmetrics: bool) -> str:
+        return (openmetrics_text if openmetrics else generate_latest)(self._registry).decode()
 
 
 class TrafficMiddleware:

@@ -55,7 +55,9 @@ async def served(engine: ScriptedEngine, tokenizer: Tokenizer, chats: ChatOption
     server = service.make_server(backend, health)
     port = service.listen(server, "127.0.0.1", 0)
     await server.start()
-    backend.engine = service.Engine(Requests(engine, tokenizer, chats), "cpu", metrics=lambda: "jaxllm:up 1\n")
+    backend.engine = service.Engine(
+        Requests(engine, tokenizer, chats), "cpu", metrics=lambda openmetrics: "jaxllm_up 1\n"
+    )
     await health.set(True)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Served(

@@ -35,7 +35,7 @@ async def serving(engine, tokenizer, config, outcomes=None):
     await server.start()
     listeners = [] if outcomes is None else [outcomes.append]
     backend.engine = service.Engine(
-        Requests(engine, tokenizer, None, config, listeners), "cpu", lambda: "jaxllm:up 1\n"
+        Requests(engine, tokenizer, None, config, listeners), "cpu", lambda openmetrics: "jaxllm_up 1\n"
     )
     await health.set(True)
     try:
@@ -78,7 +78,7 @@ async def test_calls_need_a_key(engine, tokenizer):
         # What watches the server has none.
         health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
         assert health.status == health_pb2.HealthCheckResponse.SERVING
-        assert (await control.GetMetrics(pb.GetMetricsRequest(), timeout=10)).text == "jaxllm:up 1\n"
+        assert (await control.GetMetrics(pb.GetMetricsRequest(), timeout=10)).text == "jaxllm_up 1\n"
         reflect = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
         request = reflection_pb2.ServerReflectionRequest(list_services="")
         assert (await code_of(reflect(iter([request])).read())).code() is grpc.StatusCode.UNAUTHENTICATED

@@ -627,7 +627,7 @@ async def test_control_says_what_there_is(served: Served) -> None:
     load = await served.control.GetLoad(pb.GetLoadRequest())
     assert (load.pages_total, load.cache_usage, load.generation_tokens) == (10, 0.5, 7)
     assert (await served.control.FlushPrefixCache(pb.FlushPrefixCacheRequest())).pages == 3
-    assert (await served.control.GetMetrics(pb.GetMetricsRequest())).text == "jaxllm:up 1\n"
+    assert (await served.control.GetMetrics(pb.GetMetricsRequest())).text == "jaxllm_up 1\n"
 
 
 async def test_health(served: Served) -> None:

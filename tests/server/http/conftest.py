@@ -170,7 +170,7 @@ class ScriptedEngine(pb_grpc.InferenceServicer, pb_grpc.ControlServicer, health_
         return pb.GetServerInfoResponse(version="1.2.3")
 
     async def GetMetrics(self, request: Any, context: Any) -> pb.GetMetricsResponse:  # noqa: N802
-        return pb.GetMetricsResponse(text="# TYPE jaxllm:num_requests_running gauge\njaxllm:num_requests_running 0.0\n")
+        return pb.GetMetricsResponse(text="# TYPE jaxllm_num_requests_running gauge\njaxllm_num_requests_running 0.0\n")
 
     async def Check(self, request: Any, context: Any) -> health_pb2.HealthCheckResponse:  # noqa: N802
         return health_pb2.HealthCheckResponse(status=self.status)

@@ -47,7 +47,7 @@ def test_a_client_that_leaves_aborts_its_request(front, stream):
         assert front.engine.running == 2
     front.wait(lambda: front.engine.running == 0)
     assert sorted(front.engine.aborted) == sorted(front.engine.requests)
-    assert "jaxllm:http_client_disconnects_total 1.0" in front.get("/metrics").text
+    assert "jaxllm_http_client_disconnects_total 1.0" in front.get("/metrics").text
     assert front.app.state.link.running == 0
     assert front.post(COMPLETIONS, prompt="x", max_tokens=1).status_code == 200
 
@@ -77,7 +77,7 @@ def test_when_the_engine_goes_requests_fail_and_health_turns(front, background):
     assert front.post(COMPLETIONS, prompt="x").status_code == 503
     assert front.get("/v1/models").status_code == 503
     metrics = front.get("/metrics")
-    assert (metrics.status_code, "jaxllm:http_engine_up 0.0" in metrics.text) == (200, True)
+    assert (metrics.status_code, "jaxllm_http_engine_up 0.0" in metrics.text) == (200, True)
     assert time.monotonic() - before < 15
 
     front.call(front.start_engine(front.grpc_port))

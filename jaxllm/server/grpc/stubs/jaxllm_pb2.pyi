@@ -1510,12 +1510,17 @@ Global___FlushPrefixCacheResponse: _TypeAlias = FlushPrefixCacheResponse  # noqa
 class GetMetricsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    OPENMETRICS_FIELD_NUMBER: _builtins.int
+    openmetrics: _builtins.bool
+    """In OpenMetrics' form instead of Prometheus' older one."""
     def __init__(
         self,
+        *,
+        openmetrics: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["openmetrics", b"openmetrics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
