@@ -14,7 +14,7 @@ from jaxllm.server.http.errors import MESSAGES_PATH
 
 JSON, EVENTS = "application/json", "text/event-stream"
 METRICS = ("text/plain", "application/openmetrics-text")
-EVENT = {
+EVENT: dict[str, Any] = {
     "type": "object",
     "description": "One of the stream's events; the data is JSON, but for a last [DONE] in OpenAI's older endpoints.",
     "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
@@ -280,7 +280,7 @@ def _success(operation: dict[str, Any], path: str, answer: Any, schemas: dict[st
     if answer is None:
         text = {kind: {"schema": {"type": "string"}} for kind in METRICS} if path == "/metrics" else {}
         return {"description": "As asked.", **({"content": text} if text else {})}
-    content = {JSON: {"schema": _schema(answer, schemas)}}
+    content: dict[str, Any] = {JSON: {"schema": _schema(answer, schemas)}}
     if _streams(operation, schemas):
         content[EVENTS] = {"schema": EVENT}
     return {"description": "The answer.", "content": content}
