@@ -169,6 +169,28 @@ def test_deleting(client, front):
     front.wait(lambda: front.engine.running == 0)
 
 
+def test_items_that_are_referred_to(client, shared_front):
+    first = client.responses.create(model="scripted", input="call")
+    references: list[Any] = [{"type": "item_reference", "id": item.id} for item in first.output]
+    results: list[Any] = [
+        {"type": "function_call_output", "call_id": item.call_id, "output": "42"}
+        for item in first.output
+        if item.type == "function_call"
+    ]
+    user: Any = {"role": "user", "content": "call"}
+    second = client.responses.create(model="scripted", input=[user, *references, *results], max_output_tokens=1)
+    turn = shared_front.last_request.chat.messages[1]
+    assert (turn.reasoning, turn.parts[0].text) == ("They want the weather.", "I look.")
+    assert [call.id for call in turn.tool_calls] == ["call_1", "call_2"]
+    listed = client.responses.input_items.list(second.id, order="asc").data
+    assert [item.id for item in listed[1:5]] == [item.id for item in first.output]
+    counted = client.responses.input_tokens.count(model="scripted", input=[user, references[1]])
+    assert counted.input_tokens == 1  # the scripted engine counts plain contents alone
+    client.responses.delete(first.id)
+    with pytest.raises(openai.BadRequestError, match="send the item itself"):
+        client.responses.create(model="scripted", input=[user, *references])
+
+
 def test_what_is_not_kept(client):
     response = client.responses.create(model="scripted", input="x", store=False)
     assert response.store is False

@@ -408,7 +408,7 @@ BAD = [
     ({"input": 3}, "input", "string or a list of items"),
     ({"input": []}, "input", "at least one item"),
     ({"input": [USER, 3]}, "input", "input[1] of type None is not supported"),
-    ({"input": [{"type": "item_reference", "id": "x"}]}, "input", "'item_reference' is not supported"),
+    ({"input": [{"type": "item_reference", "id": "x"}]}, "input", "no item 'x' in the answers that are kept here"),
     ({"input": [{"type": "computer_call"}]}, "input", "'computer_call' is not supported"),
     ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input",
      "input[0].content[0] of type 'input_image' is not supported"),

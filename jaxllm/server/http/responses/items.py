@@ -95,11 +95,23 @@ class _Reasoning(Strict):
         return reasoning(self.id or make_id("rs"), "\n".join(texts))
 
 
-_FORMS: dict[str, type[_Message] | type[_Call] | type[_CallOutput] | type[_Reasoning]] = {
+class _Reference(Strict):
+    """An item of an earlier answer, by its id; the routes put the item in its place."""
+
+    type: Literal["item_reference"]
+    id: str
+
+    def item(self, where: str) -> Item:
+        return {"type": self.type, "id": self.id}
+
+
+_Form = _Message | _Call | _CallOutput | _Reasoning | _Reference
+_FORMS: dict[str, type[_Form]] = {
     "message": _Message,
     "function_call": _Call,
     "function_call_output": _CallOutput,
     "reasoning": _Reasoning,
+    "item_reference": _Reference,
 }
 
 

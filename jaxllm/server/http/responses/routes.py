@@ -65,7 +65,7 @@ class Responses:
 
     async def create(self, body: ResponsesRequest, http: Request) -> Response:
         model = await self._link.connect()
-        history = self._history(body)
+        body, history = self._resolved(body), self._history(body)
         chat = await fitting(self._link, body, history) if body.truncation == "auto" else body.to_chat(history)
         answer = ResponseAnswer(body, model.name, history)
         requests = chat.generate_requests(answer.id)
@@ -137,12 +137,22 @@ class Responses:
         })  # fmt: skip
 
     async def input_tokens(self, body: InputTokensRequest) -> Response:
-        counted = await self._link.tokenize(tokenize_request(body.to_chat(self._history(body))))
+        counted = await self._link.tokenize(tokenize_request(self._resolved(body).to_chat(self._history(body))))
         return _json({"object": "response.input_tokens", "input_tokens": len(counted.token_ids)})
 
     async def close(self) -> None:
         """End what runs in the background."""
         await asyncio.gather(*(run.cancel() for run in self._running))
+
+    def _resolved[C: Conversation](self, request: C) -> C:
+        """The request with the items that its input refers to."""
+        return request.model_copy(
+            update={
+                "input": [
+                    self._store.item(item["id"]) if item["type"] == "item_reference" else item for item in request.input
+                ]
+            }
+        )
 
     def _history(self, request: Conversation) -> list[Item]:
         """The items of the response that this one goes on from, and those before."""

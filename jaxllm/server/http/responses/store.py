@@ -8,6 +8,7 @@ from pydantic_core import to_json
 
 from jaxllm.server.http.errors import ApiError
 from jaxllm.server.http.responses.events import ResponseAnswer
+from jaxllm.server.http.responses.items import Item
 
 if TYPE_CHECKING:
     from jaxllm.server.http.responses.background import BackgroundRun
@@ -35,6 +36,7 @@ class Store:
         self._kept: OrderedDict[str, Kept] = OrderedDict()
         self._bytes = 0
         self._gone: OrderedDict[str, str] = OrderedDict()
+        self._owners: dict[str, str] = {}  # the response of an output item
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -63,8 +65,22 @@ class Store:
             self._shrink()
 
     def settle(self, answer: ResponseAnswer) -> None:
-        """A response has ended: its output counts."""
-        self.grow(answer.id, len(to_json(answer.output)))
+        """A response has ended: its output counts, and can be referred to."""
+        if answer.id in self._kept:
+            output = answer.output
+            self._owners.update((item["id"], answer.id) for item in output)
+            self.grow(answer.id, len(to_json(output)))
+
+    def item(self, item_id: str) -> Item:
+        """An item of a kept answer. Raises ApiError (400)."""
+        if owner := self._owners.get(item_id):
+            return next(item for item in self._kept[owner].answer.output if item["id"] == item_id)
+        raise ApiError(
+            400,
+            f"input: there is no item {item_id!r} in the answers that are kept here; send the item itself",
+            param="input",
+            code="item_not_found",
+        )
 
     def get(self, response_id: str) -> Kept:
         """Raises ApiError (404) that says why there is none."""
@@ -100,7 +116,10 @@ class Store:
             )
 
     def _drop(self, response_id: str, why: str) -> None:
-        self._bytes -= self._kept.pop(response_id).size
+        kept = self._kept.pop(response_id)
+        self._bytes -= kept.size
+        for item in kept.answer.output:
+            self._owners.pop(item["id"], None)
         self._gone[response_id] = why
         if len(self._gone) > MAX_GONE:
             self._gone.popitem(last=False)
