@@ -14,10 +14,13 @@ from jaxllm.layers.linear import Linear
 from jaxllm.layers.parameter import Dtype, Source, linear_rows
 from jaxllm.models.config import Fields, ModelConfig
 from jaxllm.models.encoder import Transform
+from jaxllm.models.gemma import Gemma2ForCausalLM, GemmaForCausalLM
+from jaxllm.models.gpt2 import GPT2LMHeadModel
 from jaxllm.models.internlm2 import InternLM2ForCausalLM
 from jaxllm.models.jamba import JambaForCausalLM
 from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.models.mistral import MistralForCausalLM
+from jaxllm.models.phi3 import Phi3ForCausalLM
 from jaxllm.models.pooling import Embedding, PoolingDecoder, SequenceClassification
 from jaxllm.models.qwen2 import Qwen2ForCausalLM
 from jaxllm.models.qwen3 import Qwen3ForCausalLM
@@ -33,6 +36,9 @@ class Qwen2Model(Embedding, Qwen2ForCausalLM): ...
 
 
 class Qwen3Model(Embedding, Qwen3ForCausalLM): ...
+
+
+class Gemma2Model(Embedding, Gemma2ForCausalLM): ...
 
 
 class LlamaForSequenceClassification(SequenceClassification, LlamaForCausalLM):
@@ -56,6 +62,30 @@ class Qwen2ForSequenceClassification(SequenceClassification, Qwen2ForCausalLM):
 class Qwen3ForSequenceClassification(SequenceClassification, Qwen3ForCausalLM):
     checkpoint_names: ClassVar[dict[str, Source]] = (
         Qwen3ForCausalLM.checkpoint_names | SequenceClassification.score_names
+    )
+
+
+class GemmaForSequenceClassification(SequenceClassification, GemmaForCausalLM):
+    checkpoint_names: ClassVar[dict[str, Source]] = (
+        GemmaForCausalLM.checkpoint_names | SequenceClassification.score_names
+    )
+
+
+class Gemma2ForSequenceClassification(SequenceClassification, Gemma2ForCausalLM):
+    checkpoint_names: ClassVar[dict[str, Source]] = (
+        Gemma2ForCausalLM.checkpoint_names | SequenceClassification.score_names
+    )
+
+
+class Phi3ForSequenceClassification(SequenceClassification, Phi3ForCausalLM):
+    checkpoint_names: ClassVar[dict[str, Source]] = (
+        Phi3ForCausalLM.checkpoint_names | SequenceClassification.score_names
+    )
+
+
+class GPT2ForSequenceClassification(SequenceClassification, GPT2LMHeadModel):
+    checkpoint_names: ClassVar[dict[str, Source]] = (
+        GPT2LMHeadModel.checkpoint_names | SequenceClassification.score_names
     )
 
 

@@ -32,12 +32,17 @@ from jaxllm.models.cohere import Cohere2ForCausalLM, CohereForCausalLM
 from jaxllm.models.config import Fields, ModelConfig
 from jaxllm.models.dbrx import DbrxForCausalLM
 from jaxllm.models.decoder_pooling import (
+    Gemma2ForSequenceClassification,
+    Gemma2Model,
+    GemmaForSequenceClassification,
+    GPT2ForSequenceClassification,
     InternLM2ForRewardModel,
     JambaForSequenceClassification,
     LlamaForSequenceClassification,
     LlamaModel,
     MistralForSequenceClassification,
     MistralModel,
+    Phi3ForSequenceClassification,
     Qwen2ForProcessRewardModel,
     Qwen2ForRewardModel,
     Qwen2ForSequenceClassification,
@@ -268,6 +273,10 @@ POOLING_MODELS: dict[str, tuple[str, type[PoolingModel]]] = {
     "XLMRobertaForSequenceClassification": ("xlm-roberta", RobertaForSequenceClassification),
     "XLMRobertaForTokenClassification": ("xlm-roberta", RobertaForTokenClassification),
     "XLMRobertaForMaskedLM": ("xlm-roberta", RobertaForMaskedLM),
+    "CamembertModel": ("camembert", RobertaModel),
+    "CamembertForSequenceClassification": ("camembert", RobertaForSequenceClassification),
+    "CamembertForTokenClassification": ("camembert", RobertaForTokenClassification),
+    "CamembertForMaskedLM": ("camembert", RobertaForMaskedLM),
     "ModernBertModel": ("modernbert", ModernBertModel),
     "ModernBertForSequenceClassification": ("modernbert", ModernBertForSequenceClassification),
     "ModernBertForTokenClassification": ("modernbert", ModernBertForTokenClassification),
@@ -284,6 +293,11 @@ POOLING_MODELS: dict[str, tuple[str, type[PoolingModel]]] = {
     "Qwen2ForRewardModel": ("qwen2", Qwen2ForRewardModel),
     "Qwen2ForProcessRewardModel": ("qwen2", Qwen2ForProcessRewardModel),
     "InternLM2ForRewardModel": ("internlm2", InternLM2ForRewardModel),
+    "Gemma2Model": ("gemma2", Gemma2Model),
+    "GemmaForSequenceClassification": ("gemma", GemmaForSequenceClassification),
+    "Gemma2ForSequenceClassification": ("gemma2", Gemma2ForSequenceClassification),
+    "Phi3ForSequenceClassification": ("phi3", Phi3ForSequenceClassification),
+    "GPT2ForSequenceClassification": ("gpt2", GPT2ForSequenceClassification),
 }
 """The same for models that generate nothing: embeddings, classes, rewards."""
 

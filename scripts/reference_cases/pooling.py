@@ -61,6 +61,7 @@ def encoders() -> list[Case]:
         Case("bert-pairs", "bert", BERT | {"num_labels": 1}, HEADS["classes"]),
         Case("roberta-3-heads", "roberta", ROBERTA, "AutoModel"),
         Case("xlm-roberta-other-padding", "xlm-roberta", XLM, "AutoModel", dtype=torch.float16),
+        Case("camembert", "camembert", CAMEMBERT, "AutoModel"),
         Case("modernbert-windows", "modernbert", MODERN, "AutoModel", written=MODERN_OLD_NAMES),
         Case("modernbert-biases", "modernbert", MODERN_OTHER, "AutoModel", dtype=torch.bfloat16),
     ]
@@ -71,6 +72,7 @@ def encoders() -> list[Case]:
             Case(f"bert-{head}-3-segments", "bert", BERT_OTHER | untied, auto_class, convert=tensorflow_names),
             Case(f"roberta-{head}", "roberta", ROBERTA, auto_class),
             Case(f"xlm-roberta-{head}", "xlm-roberta", XLM | untied, auto_class),
+            Case(f"camembert-{head}", "camembert", CAMEMBERT | untied, auto_class),
             Case(f"modernbert-{head}", "modernbert", MODERN, auto_class, written=MODERN_OLD_NAMES),
             Case(f"modernbert-{head}-biases", "modernbert", MODERN_OTHER | untied, auto_class),
         ]
@@ -87,6 +89,19 @@ QWEN2 = LLAMA | {"use_sliding_window": True, "sliding_window": 4, "max_window_la
 QWEN2_OTHER = SMALL | {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
 QWEN3 = LLAMA | {"head_dim": 16, "tie_word_embeddings": True}
 QWEN3_OTHER = LLAMA_OTHER | {"head_dim": 8}
+
+
+GEMMA = LLAMA | {"head_dim": 16, "sliding_window": 5, "query_pre_attn_scalar": 20}
+GEMMA_OTHER = LLAMA_OTHER | {"head_dim": 8, "attn_logit_softcapping": None, "final_logit_softcapping": None}
+GPT2 = {"vocab_size": 97, "n_positions": 64, "n_layer": 2, "pad_token_id": 96}
+CLASSIFIERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "gemma": (LLAMA | {"head_dim": 16}, LLAMA_OTHER | {"head_dim": 8}),
+    "gemma2": (GEMMA, GEMMA_OTHER),
+    "phi3": (LLAMA | {"sliding_window": 5}, LLAMA_OTHER | {"attention_bias": False}),
+    "gpt2": (GPT2 | {"n_embd": 36, "n_head": 3}, GPT2 | {"n_embd": 32, "n_head": 4, "n_inner": 40}),
+}
+
+CAMEMBERT = ROBERTA | {"hidden_size": 24}
 
 
 def generator_of(model: torch.nn.Module) -> torch.Generator:
@@ -148,6 +163,15 @@ def decoders() -> list[Case]:
     for name, config in (("", JAMBA | {"num_labels": 1}), ("-other", JAMBA_DENSE | THREE_LABELS)):
         own = NO_PADDING | config
         cases.append(Case(f"jamba-classes{name}", "jamba", own, HEADS["classes"], adapt=remember, dtype=torch.bfloat16))
+    for family, (one, other) in CLASSIFIERS.items():
+        cases += [
+            Case(f"{family}-classes", family, one | {"num_labels": 1}, HEADS["classes"]),
+            Case(f"{family}-classes-other", family, other | THREE_LABELS, HEADS["classes"], dtype=torch.bfloat16),
+        ]
+    cases += [
+        Case("gemma2-embedding", "gemma2", GEMMA, "AutoModel"),
+        Case("gemma2-embedding-other", "gemma2", GEMMA_OTHER, "AutoModel", dtype=torch.bfloat16, old_names=True),
+    ]
     for name, config in (("", QWEN2), ("-other", QWEN2_OTHER)):
         for kind, scores in (("Reward", 1), ("ProcessReward", 2)):
             cases.append(
