@@ -26,7 +26,7 @@ def test_resolve_on_a_cpu() -> None:
     resolved = resolve(EngineConfig(model="/somewhere/llama/"), Model())
     assert (resolved.dtype, resolved.max_model_len, resolved.max_num_seqs) == ("float32", 8192, 16)
     assert (resolved.max_num_batched_tokens, resolved.decode_steps) == (512, (1,))
-    assert resolved.served_model_name == "llama"
+    assert resolved.served_model_name == ("llama",)
     assert resolve(EngineConfig(), Model(512)).max_model_len == 512
     asked = resolve(EngineConfig(max_model_len=100_000, dtype="bfloat16", max_num_seqs=600), Model())
     assert (asked.max_model_len, asked.dtype, asked.max_num_batched_tokens) == (100_000, "bfloat16", 600)
