@@ -9,16 +9,17 @@ from pydantic import ValidationError
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.http.chats import ChatRequest
 from jaxllm.server.http.errors import from_validation
+from jaxllm.server.http.forms import Strict
 from jaxllm.server.http.requests import SamplingFields
 
 
-def chat_request(request: SamplingFields, fields: Mapping[str, Any], names: Mapping[str, str]) -> ChatRequest:
+def chat_request(request: Strict, fields: Mapping[str, Any], names: Mapping[str, str]) -> ChatRequest:
     """The chat that a request of another dialect means.
 
-    fields: of the chat, beside those that every dialect has; None leaves one out. names: what the dialect calls some of
-    them, for the errors. Raises ApiError.
+    fields: of the chat, beside those of SamplingFields, which the request may have; None leaves one out.
+    names: what the dialect calls some of them, for the errors. Raises ApiError.
     """
-    shared = {name: getattr(request, name) for name in SamplingFields.model_fields}
+    shared = {name: getattr(request, name, None) for name in SamplingFields.model_fields}
     try:
         return ChatRequest(**{name: value for name, value in {**shared, **fields}.items() if value is not None})
     except ValidationError as error:

@@ -370,6 +370,8 @@ def test_reasoning_that_comes_back_alone(client, shared_front):
 def test_input_tokens(client):
     counted = client.responses.input_tokens.count(model="scripted", input="a b c", instructions="d e")
     assert (counted.object, counted.input_tokens) == ("response.input_tokens", 5)
+    with pytest.raises(openai.BadRequestError, match="unknown field 'stream'"):
+        client.responses.input_tokens.count(model="scripted", input="a", extra_body={"stream": True})
 
 
 def test_truncation_drops_the_oldest_turns(shared_front):

@@ -198,13 +198,14 @@ System = Annotated[str | None, PlainValidator(_system, json_schema_input_type=st
 Tools = Annotated[list[Tool], PlainValidator(_tools, json_schema_input_type=list[Tool] | None)]
 
 
-class CountTokensRequest(SamplingFields):
+class CountTokensRequest(Strict):
     """POST /v1/messages/count_tokens: what makes the prompt.
 
     Attributes:
         messages: as those of a chat.
     """
 
+    model: str | None = None
     messages: Messages
     system: System = None
     tools: Tools = Field(default_factory=list)
@@ -252,7 +253,7 @@ class CountTokensRequest(SamplingFields):
         return thinking | (self.chat_template_kwargs or {})
 
 
-class MessagesRequest(CountTokensRequest):
+class MessagesRequest(SamplingFields, CountTokensRequest):
     """POST /v1/messages."""
 
     max_tokens: int

@@ -121,13 +121,14 @@ ToolChoice = Annotated[
 ]
 
 
-class Conversation(SamplingFields):
+class Conversation(Strict):
     """What makes a response's prompt.
 
     Attributes:
         input: as kept items.
     """
 
+    model: str | None = None
     input: Input = Field(default_factory=list)
     instructions: str | None = None
     previous_response_id: str | None = None
@@ -178,7 +179,7 @@ class Conversation(SamplingFields):
         raise AssertionError(self.tool_choice)
 
 
-class ResponsesRequest(Conversation):
+class ResponsesRequest(SamplingFields, Conversation):
     """POST /v1/responses."""
 
     input: Input
