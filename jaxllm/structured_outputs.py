@@ -30,7 +30,8 @@ class StructuredOutputs:
         structural_tag: free text with constrained parts between tags, as text or as an object:
             {"triggers": ["<f="], "structures": [{"begin": "<f=sum>", "schema": {...}, "end": "</f>"}]}, or the newer
             {"format": {...}}.
-        whitespace_pattern: a regular expression for what may stand between the tokens of JSON.
+        whitespace_pattern: a regular expression for what may stand between the tokens of JSON; by default one or two
+            blanks, or a line break and what indents the next line.
         disable_any_whitespace: nothing may stand there.
         disable_additional_properties: objects hold the properties that the schema names and no others, unless it asks
             for more.

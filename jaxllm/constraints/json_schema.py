@@ -20,6 +20,10 @@ ANNOTATIONS = frozenset((
 ))  # fmt: skip
 """Keywords that constrain nothing. (A discriminator only names the property by which alternatives differ.)"""
 
+WHITESPACE = r"[ \t]{1,2}|\r?\n[ \t]{0,40}"
+"""What may stand between the tokens of JSON unless a request says otherwise: blanks, or a line break and indentation.
+Models that are unsure write white space without end where they may."""
+
 _ONE = ("additionalItems", "additionalProperties", "items", "contentSchema")
 _SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")
@@ -43,10 +47,10 @@ def prepare(
     if disable_additional_properties:
         value = _closed(value)
     options: dict[str, Any] = {"lenient": False, "coerce_one_of": False}
-    if whitespace_pattern is not None:
-        options["whitespace_pattern"] = whitespace_pattern
-    elif disable_any_whitespace:
+    if disable_any_whitespace:
         options["whitespace_flexible"] = False
+    else:
+        options["whitespace_pattern"] = whitespace_pattern or WHITESPACE
     return value | {"x-guidance": options}
 
 

@@ -12,6 +12,7 @@ import contextlib
 import os
 import pickle
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -155,6 +156,7 @@ def _send(pipe: IO[bytes], message: Any) -> None:
 
 
 def _main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the engine
     _bound_cores()
     tokenizer = TokenTable(*pickle.load(sys.stdin.buffer)).build()
     _bound_memory()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
@@ -22,6 +23,10 @@ ROOT = Path(__file__).parents[2]
 SERVE = (sys.executable, "-m", "jaxllm", "serve")
 START_SECONDS = 120
 SMALL = ("--max-num-seqs", "4", "--max-num-batched-tokens", "64")  # few programs: a quick start
+
+
+def is_front(process: psutil.Process) -> bool:
+    return "jaxllm.server.http" in process.cmdline()
 
 
 class Process:
@@ -63,9 +68,8 @@ class Process:
 
     @property
     def children(self) -> list[int]:
-        """Process ids: the HTTP front's, if there is one."""
-        pid = self.process.pid
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        """Process ids: the HTTP front's, if there is one. (Grammars are tried out in another.)"""
+        return [child.pid for child in psutil.Process(self.process.pid).children() if is_front(child)]
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
