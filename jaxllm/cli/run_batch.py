@@ -31,7 +31,7 @@ WITHOUT = tuple(field.name for field in dataclasses.fields(ServerConfig) if fiel
 def run_batch(source: SOURCE, target: TARGET, engine: Given, server: Given) -> None:
     """Answer a file of requests to any endpoint, without a server. Run it again to go on where it was ended."""
     config, server_config = engine_config(engine), ServerConfig(**server)
-    from jaxllm.server.batch import run
+    from jaxllm.server.batch.run import run
 
     summary = run(source, target, config, server_config)
     before = f", {summary.skipped} before" if summary.skipped else ""
