@@ -55,11 +55,8 @@ def run(
     with Answers(target) as answers, reporting(progress) as report:
         engine, tokenizer, chats = load(engine_config, server_config, None, report)
         client = EngineClient(engine)
-        try:
-            make_requests = functools.partial(Requests, client, tokenizer, chats, server_config)
-            return asyncio.run(_run(client, make_requests, server_config, source, answers, report))
-        finally:
-            client.stop()
+        make_requests = functools.partial(Requests, client, tokenizer, chats, server_config)
+        return asyncio.run(_run(client, make_requests, server_config, source, answers, report))
 
 
 async def _run(
@@ -70,19 +67,21 @@ async def _run(
     answers: Answers,
     report: Report,
 ) -> Summary:
-    """make_requests: to be called on the event loop."""
-    async with _application(make_requests, config) as app:
-        batch = Batch(client, app, answers)
-        total = await asyncio.to_thread(count_lines, source)
-        try:
+    """make_requests: to be called on the event loop. The client is stopped at the end."""
+    try:
+        async with _application(make_requests, config) as app:
+            batch = Batch(client, app, answers)
+            total = await asyncio.to_thread(count_lines, source)
             async with asyncio.TaskGroup() as tasks:
                 for done, (number, raw) in enumerate(read_lines(source)):
                     report(done, total, "requests")
                     await batch.start(tasks, number, raw)
-        except BaseExceptionGroup as group:  # the first of them ended the others
-            raise group.exceptions[0] from None
-        report(total, total, "requests")
-        return batch.summary
+            report(total, total, "requests")
+            return batch.summary
+    except BaseExceptionGroup as group:  # the first of them ended the others
+        raise group.exceptions[0] from None
+    finally:
+        await asyncio.to_thread(client.stop)  # while this loop still hears of what ends thereby
 
 
 class Batch:

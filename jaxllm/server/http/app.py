@@ -49,9 +49,11 @@ def build(target: str, config: ServerConfig | None = None) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await link.start()
-        yield
-        await responses.close()
-        await link.close()
+        try:
+            yield
+        finally:
+            await responses.close()
+            await link.close()
 
     app = FastAPI(title="jaxllm", lifespan=lifespan)
     app.state.link = link
