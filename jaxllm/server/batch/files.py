@@ -6,6 +6,7 @@ line that is no request. "id" tells the line's number, so that both kinds can be
 Source: OpenAI's Batch API.
 """
 
+import contextlib
 import fcntl
 import json
 from collections.abc import Iterator
@@ -66,9 +67,23 @@ def read_lines(source: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, raw
 
 
+def name_of(number: int) -> str:
+    """The id of a line's answer."""
+    return f"batch_req_{number}"
+
+
 def count_lines(source: Path) -> int:
     """How many hold something."""
     return sum(1 for _ in read_lines(source))
+
+
+def custom_id_of(raw: bytes) -> str | None:
+    """That of a line which may be wrong otherwise."""
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(raw)
+        if isinstance(value, dict) and isinstance(value.get("custom_id"), str):
+            return value["custom_id"]
+    return None
 
 
 class Answers:
@@ -101,6 +116,16 @@ class Answers:
 
     def __exit__(self, *exception: object) -> None:
         self._file.close()
+
+    def lack(self, source: Path) -> bool:
+        """Some line of the requests has no answer yet."""
+        seen: set[str | None] = {None}
+        for number, raw in read_lines(source):
+            custom_id = custom_id_of(raw)
+            if name_of(number) not in self.known and (custom_id in seen or custom_id not in self.known):
+                return True
+            seen.add(custom_id)
+        return False
 
     def answer(self, line_id: str, custom_id: str, status: int, request_id: str | None, body: bytes) -> None:
         """Write what the server answered. body: JSON without line breaks."""

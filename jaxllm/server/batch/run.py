@@ -16,7 +16,7 @@ from jaxllm.config import EngineConfig, ServerConfig
 from jaxllm.engine import EngineClient
 from jaxllm.errors import ConfigError, EngineDeadError, RequestError
 from jaxllm.progress import Report, reporting
-from jaxllm.server.batch.files import Answers, Line, count_lines, read_lines
+from jaxllm.server.batch.files import Answers, Line, count_lines, custom_id_of, name_of, read_lines
 from jaxllm.server.grpc import service
 from jaxllm.server.grpc.session import Requests
 from jaxllm.server.http.app import build
@@ -53,6 +53,8 @@ def run(
         raise ConfigError(f"{target}: holds the requests; name another file for the answers")
     sys.setswitchinterval(SWITCH_SECONDS)
     with Answers(target) as answers, reporting(progress) as report:
+        if not answers.lack(source):
+            return Summary(skipped=count_lines(source))
         engine, tokenizer, chats = load(engine_config, server_config, None, report)
         client = EngineClient(engine)
         make_requests = functools.partial(Requests, client, tokenizer, chats, server_config)
@@ -98,20 +100,21 @@ class Batch:
         self._answers = answers
         # As many as keep every step full while answers are written and the next lines are read.
         self._room = asyncio.Semaphore(min(client.capacity, 2 * client.engine.runner.scheduler_config.max_num_seqs))
-        self._seen: set[str] = set()
+        self._seen: set[str | None] = set()
         self._posted = 0  # lines that the application works on
         self._alone = asyncio.Lock()
 
     async def start(self, tasks: asyncio.TaskGroup, number: int, raw: bytes) -> None:
         """Begin with a line, once there is room for it, unless it has its answer."""
-        line_id = f"batch_req_{number}"
+        line_id = name_of(number)
         if line_id in self._answers.known:
+            self._seen.add(custom_id_of(raw))
             self.summary.skipped += 1
             return
         try:
             line = Line.parse(raw)
         except RequestError as error:
-            self._refuse(line_id, _custom_id(raw), "invalid_line", f"line {number}: {error}")
+            self._refuse(line_id, custom_id_of(raw), "invalid_line", f"line {number}: {error}")
             return
         if line.custom_id in self._seen:
             message = f"line {number}: an earlier line has the same custom_id; give each its own"
@@ -218,12 +221,3 @@ async def _application(make_requests: Callable[[], Requests], config: ServerConf
                 yield Application(app)
         finally:
             await server.stop(None)
-
-
-def _custom_id(raw: bytes) -> str | None:
-    """That of a line that is wrong otherwise."""
-    with contextlib.suppress(ValueError, RecursionError):
-        value = json.loads(raw)
-        if isinstance(value, dict) and isinstance(value.get("custom_id"), str):
-            return value["custom_id"]
-    return None

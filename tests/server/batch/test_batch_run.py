@@ -99,6 +99,15 @@ async def test_nothing_is_told_of_lines_that_a_dead_engine_left(tmp_path: Path) 
 
 async def test_what_is_wrong_with_lines_is_told_once(tmp_path: Path) -> None:
     lines = [line("a"), b"{", line("b"), line("a", 2), b'{"custom_id": "c"}']
+    source = tmp_path / "in"
+    for count in range(1, 6):
+        source.write_bytes(b"\n".join(lines[:count]))
+        with Answers(tmp_path / "out") as answers_so_far:
+            assert answers_so_far.lack(source)
+        await answer(ScriptedApplication(room=10), tmp_path / "out", lines[:count])
+        with Answers(tmp_path / "out") as answers_so_far:
+            assert not answers_so_far.lack(source)
+    (tmp_path / "out").unlink()
     for run_number in range(2):
         batch, answers = await answer(ScriptedApplication(room=10), tmp_path / "out", lines)
         assert (batch.summary.skipped, batch.summary.answered) == ((0, 5), (5, 0))[run_number]
