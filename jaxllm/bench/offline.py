@@ -10,7 +10,9 @@ import numpy as np
 from jaxllm.bench.clients import BenchError
 from jaxllm.bench.statistics import Record
 from jaxllm.bench.workloads import Prompt
-from jaxllm.core import FinishReason, SamplingParams
+from jaxllm.core import FinishReason
+from jaxllm.sampling_params import SamplingParams
+from jaxllm.structured_outputs import StructuredOutputs
 
 if TYPE_CHECKING:
     from jaxllm import LLM
@@ -18,15 +20,19 @@ if TYPE_CHECKING:
     from jaxllm.engine.engine import StepTimes
 
 
-def greedy(num_output: int) -> SamplingParams:
-    """Exactly num_output tokens, the most likely ones, as ids alone."""
-    return SamplingParams(temperature=0, max_tokens=num_output, ignore_eos=True, detokenize=False)
+def greedy(num_output: int, form: StructuredOutputs | None = None) -> SamplingParams:
+    """Exactly num_output tokens, the most likely ones, as ids alone. form: of which no answer is at its end before."""
+    return SamplingParams(
+        temperature=0, max_tokens=num_output, ignore_eos=True, detokenize=False, structured_outputs=form
+    )
 
 
-def throughput(llm: "LLM", prompts: Sequence[Prompt]) -> tuple[float, "StepTimes"]:
+def throughput(
+    llm: "LLM", prompts: Sequence[Prompt], form: StructuredOutputs | None = None
+) -> tuple[float, "StepTimes"]:
     """Seconds to run every prompt, all submitted at once, and where the steps' time went. Raises BenchError unless
     every token came."""
-    params = [greedy(prompt.num_output) for prompt in prompts]
+    params = [greedy(prompt.num_output, form) for prompt in prompts]
     before, start = replace(llm.engine.times), time.perf_counter()
     outputs = llm.generate([prompt.token_ids for prompt in prompts], params, use_tqdm=False)
     seconds = time.perf_counter() - start

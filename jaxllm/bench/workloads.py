@@ -34,6 +34,22 @@ WORKLOADS = {
 }
 
 
+_ITEM = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 24},
+        "colour": {"enum": ["red", "green", "blue", "a shade between them"]},
+        "count": {"type": "integer", "minimum": 0, "maximum": 99999},
+        "ratio": {"type": "number", "minimum": 0, "maximum": 1},
+        "tags": {"type": "array", "items": {"type": "string", "maxLength": 12}, "maxItems": 3},
+    },
+    "required": ["name", "colour", "count", "ratio", "tags"],
+    "additionalProperties": False,
+}
+SCHEMA = {"type": "array", "items": _ITEM, "minItems": 2000}
+"""What structured answers are held to: too many items for any of them to end before its last token."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """token_ids to continue by exactly num_output tokens."""

@@ -54,6 +54,9 @@ def throughput(
     output_len: OUTPUT_LEN = None,
     range_ratio: RANGE_RATIO = 0.0,
     dataset_path: DATASET = None,
+    structured: Annotated[
+        bool, typer.Option(help="Run each workload again with answers held to a JSON schema, and compare.")
+    ] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each workload; the best one counts.")] = 2,
     output_json: OUTPUT_JSON = None,
     plot: PLOT = None,
@@ -65,6 +68,7 @@ def throughput(
     config = engine_config(engine)
     from jaxllm import LLM
     from jaxllm.bench import offline, workloads
+    from jaxllm.structured_outputs import StructuredOutputs
 
     lengths = (num_prompts, input_len, output_len, range_ratio, dataset_path)
     sources = {name: _source(config, *lengths, name) for name in workloads.named(workload or [])}
@@ -78,13 +82,18 @@ def throughput(
             report(count, len(sources), "workloads")
             runs = [source(info.vocab_size, info.max_model_len, config.seed + i) for i in range(repeats)]
             measured = [offline.throughput(llm, prompts) for prompts in runs]
-            rows.append(offline.throughput_row(name, runs, measured))
+            rows.append(free := offline.throughput_row(name, runs, measured))
+            if structured:
+                form = StructuredOutputs(json=workloads.SCHEMA, disable_any_whitespace=True)
+                measured = [offline.throughput(llm, prompts, form) for prompts in runs]
+                rows.append(held := offline.throughput_row(f"{name}, structured", runs, measured))
+                held["share_of_free"] = held["output_tokens_per_s"] / free["output_tokens_per_s"]
         report(len(sources), len(sources), "workloads")
     columns = (
         "workload", "requests", "seconds", "requests_per_s", "output_tokens_per_s", "total_tokens_per_s",
         "host_ms_per_step", "device_ms_per_step",
     )  # fmt: skip
-    _print_table(columns, rows)
+    _print_table((*columns, "share_of_free") if structured else columns, rows)
     _write(output_json, "throughput", config, rows, {"device": _device()})
     if plot:
         from jaxllm.bench.plot import plot_bars

@@ -12,6 +12,9 @@ from jaxllm.core import Constraint, FinishReason, Request, Row
 from jaxllm.engine.stop import accept
 from jaxllm.errors import ConstraintError
 
+LEAST_JUMP = 2
+"""Tokens that have to follow, from which on they are computed as a chunk, and not drawn one by one."""
+
 
 class Advance(NamedTuple):
     """What a request has now: new tokens, why it ends with the last of them, and what went wrong if something did."""
@@ -24,8 +27,8 @@ class Advance(NamedTuple):
 def advance(request: Request, drawn: list[int]) -> Advance:
     """How a constrained request goes on by its drawn tokens.
 
-    Where two tokens or more have to follow, they follow at once: nobody needs to draw them. Not where the log
-    probability of each is asked for. Whatever a constraint raises is the end of its own request alone.
+    Where several tokens have to follow, they follow at once: nobody needs to draw them. Not where the log probability
+    of each is asked for. Whatever a constraint raises is the end of its own request alone.
     """
     constraint = request.constraint
     assert constraint is not None
@@ -34,7 +37,7 @@ def advance(request: Request, drawn: list[int]) -> Advance:
         end = _walk(constraint, tokens, 0)
         if end is None and finish is None and request.params.logprobs is None:
             forced = constraint.forced()
-            if len(forced) > 1:
+            if len(forced) >= LEAST_JUMP:
                 tokens, finish = accept(request, tokens + forced)
                 end = _walk(constraint, tokens, len(drawn))
     except Exception as error:
@@ -60,7 +63,7 @@ class Masks:
     The array is the same each time: a step is collected, and so has read it, before the next one's is filled.
     """
 
-    THREADS = min(8, os.cpu_count() or 1)
+    THREADS = max(1, min(8, (os.cpu_count() or 1) // 2))
     SHARE = 4
     """Rows that are worth handing to another thread."""
 

@@ -5,6 +5,7 @@ know when it submits a step. So the forward program of a step with masks runs wh
 before, and fills the masks; the draw program follows with them, and the device has not waited.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,8 +19,9 @@ Variant = Literal["greedy", "sampled", "full", "scored"]
 VARIANTS: tuple[Variant, ...] = ("greedy", "sampled", "full", "scored")
 """What a program can do for its rows, each including the one before.
 
-greedy: argmax. sampled: temperature, top-k, top-p, min-p. full: masks, logits processors and log probabilities.
-scored (extend only): log probabilities of the prompt's tokens.
+greedy: argmax. sampled: temperature, top-k, top-p, min-p. full: logits processors and log probabilities. scored
+(extend only): log probabilities of the prompt's tokens. What needs masks takes forward programs, which are those of the
+last two, and the least draw program that serves its rows.
 """
 
 
@@ -71,11 +73,13 @@ class Drawing:
 
         masks: [B, W] int32, the tokens that may be drawn, whatever the processors make of their logits.
         """
-        if variant == "greedy":
-            return Drawn(greedy(logits), None, ())
+        if variant in ("greedy", "sampled"):
+            allowed = logits if masks is None else confine(logits, masks, logits)
+            if variant == "greedy":
+                return Drawn(greedy(allowed), None, ())
+            params = row_params(rows)
+            return Drawn(sample(narrow(allowed, params), params, at), None, ())
         params = row_params(rows)
-        if variant == "sampled":
-            return Drawn(sample(narrow(logits, params), params, at), None, ())
         processed = self._processors.apply(processing, logits, at - rows[:, Column.PROMPT_LEN])
         if masks is not None:
             processed = confine(processed, masks, logits)
@@ -88,18 +92,22 @@ class Drawing:
         """What is reported of tokens [B] drawn, or given, where the logits are [B, V]."""
         return token_logprobs(logits, tokens, self._num_logprobs, self._mode.endswith("logprobs"))
 
-    def draw_program(
-        self, state: State, logits: jax.Array, undrawn: jax.Array, masks: jax.Array
-    ) -> tuple[State, jax.Array]:
-        """Draws what a forward program left, in the slots it names; see Undrawn. masks: [R, W] int32."""
-        slot, at, draws = undrawn[:, 0], undrawn[:, 1], undrawn[:, 2] != 0
-        rows = state.rows[slot]
-        drawn = self.draw("full", logits, rows, self.gather("full", state, slot, rows), at, masks)
-        state = state._replace(rows=state.rows.at[slot].set(settle(rows, drawn.tokens, at, draws)))
-        if drawn.states:  # of rows that draw nothing they are none of the slot's
-            slot = jnp.where(draws, slot, jnp.int32(self._sink))
-            state = state._replace(processors=self._processors.scatter(state.processors, slot, drawn.states))
-        return state, pack([drawn.tokens, draws, drawn.logprobs])
+    def program(self, variant: Variant) -> Callable[..., tuple[State, jax.Array]]:
+        """The function of (state, logits, rows, masks) that draws what a forward program left, in the slots that it
+        names; see Undrawn. masks: [R, W] int32."""
+
+        def draw(state: State, logits: jax.Array, undrawn: jax.Array, masks: jax.Array) -> tuple[State, jax.Array]:
+            slot, at, draws = undrawn[:, 0], undrawn[:, 1], undrawn[:, 2] != 0
+            rows = state.rows[slot]
+            drawn = self.draw(variant, logits, rows, self.gather(variant, state, slot, rows), at, masks)
+            state = state._replace(rows=state.rows.at[slot].set(settle(rows, drawn.tokens, at, draws)))
+            if drawn.states:  # of rows that draw nothing they are none of the slot's
+                slot = jnp.where(draws, slot, jnp.int32(self._sink))
+                state = state._replace(processors=self._processors.scatter(state.processors, slot, drawn.states))
+            return state, pack([drawn.tokens, draws, drawn.logprobs])
+
+        draw.__name__ = draw.__qualname__ = f"draw_{variant}"
+        return draw
 
 
 def settle(rows: jax.Array, tokens: jax.Array, at: jax.Array, draws: jax.Array) -> jax.Array:

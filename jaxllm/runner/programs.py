@@ -45,12 +45,12 @@ class ProgramKey:
     def forward(self) -> bool:
         """The program ends with logits, and a draw program makes tokens of them, under masks that the host may have
         made meanwhile."""
-        return self.steps == 1 and self.variant in ("full", "scored")
+        return self.kind in ("extend", "decode") and self.steps == 1 and self.variant in ("full", "scored")
 
     def __str__(self) -> str:
         steps = f" x {self.steps} steps" if self.kind == "decode" else ""
         unit = {"decode": "rows", "draw": "rows", "copy": "pages"}.get(self.kind, "tokens")
-        variant = f", {self.variant}" if self.kind in ("extend", "decode") else ""
+        variant = f", {self.variant}" if self.kind in ("extend", "decode", "draw") else ""
         return f"{self.kind} of {self.size} {unit}{steps}{variant}{' without its draw' if self.forward else ''}"
 
 
@@ -161,7 +161,7 @@ class Programs:
 
     def build(self, key: ProgramKey) -> Callable[[Leaves, Leaves, State, jax.Array], tuple[Leaves, State, Out]]:
         """The function of (weights, cache, state, packed) that `key` names, to be compiled with cache and state
-        donated. A draw program is `drawing.draw_program` instead."""
+        donated. A draw program is `drawing.program` instead."""
         functions: dict[str, Callable[..., tuple[Leaves, State, Out]]] = {
             "extend": self._extend,
             "decode": self._decode,

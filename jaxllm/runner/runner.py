@@ -28,13 +28,20 @@ from jaxllm.runner.start import Stages, build_and_load
 from jaxllm.runner.state import NUM_PARAMS, pack_params
 from jaxllm.runner.table import ProgramTable, everything
 
+_FULL = VARIANTS.index("full")
+
 
 @dataclass(slots=True)
 class Handle:
-    """A submitted step whose output is on its way. undrawn: what waits for the step's masks to be drawn from."""
+    """A submitted step whose output is on its way.
+
+    key, draw: of the step's program, and of the draw program behind it if it is a forward program. undrawn: what waits
+    to be drawn from.
+    """
 
     plan: StepPlan
     key: ProgramKey
+    draw: ProgramKey | None
     submitted: float
     out: jax.Array | None = None
     scores: jax.Array | None = None
@@ -128,19 +135,22 @@ class Runner:
                 for row in fresh:
                     self._admit(row.request, row.slot)
                 self._read_sources([row for row in fresh if row.request.source and not row.request.source_read])
+            needed = self._needed(plan)
             key = self.table.choose(
                 plan.kind,
                 plan.num_tokens if plan.kind == "extend" else len(plan.rows),
-                VARIANTS[self._needed(plan)],
+                VARIANTS[max(needed, _FULL) if plan.constrained else needed],
                 plan.num_steps,
             )
+            num_rows = self.table.programs.num_rows(key)
+            draw = self.table.choose("draw", num_rows, VARIANTS[min(needed, _FULL)]) if key.forward else None
             if plan.kind == "extend":
                 layout = self.table.programs.extend_layout(key)
                 packed = layout.pack(plan.rows, self._params, self._geometry.sink)
             else:
                 packed = self.table.programs.decode_layout(key).pack(plan.rows, self._geometry.sink)
             out = self._run(key, packed)
-            handle = Handle(plan, key, started)
+            handle = Handle(plan, key, draw, started)
             if isinstance(out, Undrawn):
                 handle.undrawn = out
                 if key.variant == "scored":
@@ -159,13 +169,12 @@ class Runner:
         masks: [rows of the plan at least, ceil(V / 32)] int32, see Constraint.fill; None forbids nothing. They must
         not change before the step is collected.
         """
-        undrawn = handle.undrawn
+        undrawn, key = handle.undrawn, handle.draw
         assert undrawn is not None, "nothing waits to be drawn"
-        size = len(undrawn.logits)
-        everything = self._everything[size]
+        assert key is not None
         with self._guard:
-            allowed = everything if masks is None else _rows_of(masks, size)
-            self._state, handle.out = self.table.draw(self._state, undrawn, allowed)
+            allowed = self._everything[key.size] if masks is None else _rows_of(masks, key.size)
+            self._state, handle.out = self.table.draw(key, self._state, undrawn, allowed)
             handle.out.copy_to_host_async()
         handle.undrawn = None
 
@@ -177,7 +186,7 @@ class Runner:
         seconds = time.perf_counter() - handle.submitted
         key, rows = handle.key, handle.plan.rows
         size, num_logprobs = self.table.programs.num_rows(key), self._geometry.num_logprobs
-        logprobs = num_logprobs if key.variant in ("full", "scored") else None
+        logprobs = num_logprobs if (handle.draw or key).variant == "full" else None
         if key.kind == "decode" and key.steps > 1:
             outputs = read_decode(packed, rows, size, key.steps, logprobs)
         else:
@@ -217,21 +226,20 @@ class Runner:
         reading = processors.read(request)
         self._params[slot] = pack_params(request, reading.active)
         self._variant[slot] = VARIANTS.index("greedy" if params.greedy else "sampled")
-        always = params.logprobs is not None or request.constraint is not None
-        self._processed_until[slot] = math.inf if always else reading.until
+        self._processed_until[slot] = math.inf if params.logprobs is not None else reading.until
         if reading.active:
             layout = self.table.programs.seed_layout(self._seed_key)
             for packed in layout.pack(request, slot, reading.arguments, processors.reads_prompt(reading.active)):
                 self._run(self._seed_key, packed)
 
     def _needed(self, plan: StepPlan) -> int:
-        """Rank of the least variant that serves every row of a plan."""
+        """Rank of the least variant that serves every row of a plan, masks left aside."""
         needed = max(self._variant[row.slot] for row in plan.rows)
-        full, scored = VARIANTS.index("full"), VARIANTS.index("scored")
+        scored = VARIANTS.index("scored")
         for row in plan.rows:
             request, params = row.request, row.request.params
-            if needed < full and self._processed_until[row.slot] > len(request.output):
-                needed = full
+            if needed < _FULL and self._processed_until[row.slot] > len(request.output):
+                needed = _FULL
             if (
                 plan.kind == "extend"
                 and params.prompt_logprobs is not None

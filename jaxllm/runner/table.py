@@ -51,7 +51,9 @@ def closed_table(
     decodes: dict[Variant, list[int]]
     if gpu:
         # Thinned out from the largest down, so that the largest size of every variant exists.
-        extends = {"greedy": tokens, "sampled": tokens[::-2], "full": tokens[::-3], "scored": tokens[::-4]}
+        # Tokens that grammars force come a few at a time beside decodes: those steps should have a size near theirs.
+        full = [size for size in tokens if size in (64, 256) or size in tokens[::-3]]
+        extends = {"greedy": tokens, "sampled": tokens[::-2], "full": full, "scored": tokens[::-4]}
         decodes = {"greedy": rows, "sampled": rows, "full": rows[::-3]}
     else:
         # Two cores compile a program in a second or more: few programs, each serving much.
@@ -64,7 +66,9 @@ def closed_table(
             fewer = sorted(sizes)[::-2] if gpu and n < max(steps) and variant != "full" else sizes
             keys += [ProgramKey("decode", size, variant, n) for size in fewer]
     draws = {min(key.size, max_rows) for key in keys if key.forward}
-    keys += [ProgramKey("draw", size) for size in sorted(draws)]
+    # On a CPU a draw that could be sampled is full: they take as long to compile as a step of a small model.
+    kinds: tuple[Variant, ...] = ("greedy", "sampled", "full") if gpu else ("greedy", "full")
+    keys += [ProgramKey("draw", size, variant) for size in sorted(draws) for variant in kinds]
     if sources:
         keys += [ProgramKey("encode", size) for size in tokens[::-2]]
     # A state may take hundreds of megabytes: where there is one to copy, it should not be sixteen.
@@ -148,7 +152,7 @@ class ProgramTable:
         if key.kind == "draw":
             inputs = jax.eval_shape(lambda: self._nothing_to_draw(key.size))
             out = jax.tree.structure((state, packed))
-            return Job(key, self.programs.drawing.draw_program, (state, *inputs), out, donated=(0,))
+            return Job(key, self.programs.drawing.program(key.variant), (state, *inputs), out, donated=(0,))
         cache = jax.eval_shape(lambda: geometry.cache(num_pages, self._dtype))
         packed = jax.ShapeDtypeStruct((self.programs.packed_size(key),), jnp.int32)
         leaf: Any = packed
@@ -221,11 +225,12 @@ class ProgramTable:
         result: tuple[Leaves, State, Out] = self.compiled[key](weights, cache, state, packed)
         return result
 
-    def draw(self, state: State, undrawn: Undrawn, masks: jax.Array | np.ndarray) -> tuple[State, jax.Array]:
-        """Enqueues the draw program of what a forward program left; the state is consumed. masks: [R, W] int32."""
+    def draw(
+        self, key: ProgramKey, state: State, undrawn: Undrawn, masks: jax.Array | np.ndarray
+    ) -> tuple[State, jax.Array]:
+        """Enqueues a draw of what a forward program left; the state is consumed. masks: [R, W] int32."""
         self.programs_run += 1
-        program = self.compiled[ProgramKey("draw", len(undrawn.logits))]
-        result: tuple[State, jax.Array] = program(state, undrawn.logits, undrawn.rows, masks)
+        result: tuple[State, jax.Array] = self.compiled[key](state, undrawn.logits, undrawn.rows, masks)
         return result
 
     @property

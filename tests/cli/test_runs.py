@@ -165,3 +165,15 @@ def test_what_cannot_be_is_told_before_anything_runs(shape):
     result = jaxllm("bench", "serve", "--target", "http://127.0.0.1:1")
     assert result.returncode == 2
     assert "is the server up?" in result.stderr
+
+
+def test_structured_answers_are_compared_with_free_ones(tmp_path):
+    """The model's vocabulary is not the tokenizer's: that of the shape, with what the demo model's tokens spell."""
+    wide = tmp_path / "wide"
+    wide.mkdir()
+    (wide / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": 300}))
+    tokenizer = Path(__file__).parents[2] / "jaxllm" / "demo_model"
+    free, held = bench("throughput", wide, *LENGTHS, "--structured", "--tokenizer", tokenizer)["rows"]
+    assert (free["workload"], held["workload"]) == ("random", "random, structured")
+    assert free["output_tokens"] == held["output_tokens"] == 15, "no answer is at its end before"
+    assert held["share_of_free"] == pytest.approx(held["output_tokens_per_s"] / free["output_tokens_per_s"])

@@ -57,7 +57,7 @@ def test_the_number_of_programs_does_not_depend_on_processors(runner: Runner) ->
     kinds = Counter((key.kind, key.variant) for key in runner.table.keys)
     assert set(kinds) == {
         ("extend", "sampled"), ("extend", "full"), ("extend", "scored"), ("decode", "greedy"), ("decode", "sampled"),
-        ("decode", "full"), ("draw", "greedy"), ("copy", "greedy"), ("seed", "greedy"),
+        ("decode", "full"), ("draw", "greedy"), ("draw", "full"), ("copy", "greedy"), ("seed", "greedy"),
     }  # fmt: skip
 
 

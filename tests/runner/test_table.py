@@ -55,17 +55,16 @@ def test_every_step_the_scheduler_may_plan_has_its_program(
         for n in steps:
             assert rank == 3 or served("decode", rows, rank, n)
     for key in keys:
-        assert not key.forward or ProgramKey("draw", min(key.size, rows)) in keys, key
-        assert key.forward == (key.variant in ("full", "scored") and key.steps == 1)
+        for variant in ("greedy", "full") if key.forward else ():
+            assert ProgramKey("draw", min(key.size, rows), variant) in keys, key
 
 
-@pytest.mark.parametrize("gpu", [True, False])
-def test_only_draws_are_there_beside_the_steps(gpu: bool) -> None:
-    """What forward programs are is told from the table's size: a few draws more, and nothing twice."""
+@pytest.mark.parametrize(("gpu", "sizes"), [(True, [2, 12, 16, 32, 64, 96, 128, 256]), (False, [64, 256])])
+def test_forward_programs_end_in_few_sizes_of_draws(gpu: bool, sizes: list[int]) -> None:
     keys = closed_table(256, 8192, (1, 4), gpu=gpu)
-    draws = [key for key in keys if key.kind == "draw"]
-    assert len(draws) <= (7 if gpu else 2)
-    assert not any(key.forward and key.variant in ("greedy", "sampled") for key in keys)
+    assert sorted({key.size for key in keys if key.kind == "draw"}) == sizes
+    assert {key.variant for key in keys if key.forward} == {"full", "scored"}
+    assert not any(key.forward for key in keys if key.steps > 1)
 
 
 def test_a_step_takes_the_least_program(runner: Runner) -> None:
