@@ -12,7 +12,7 @@ from jaxllm.server.text import Tokenizer
 from jaxllm.structured_outputs import StructuredOutputs
 
 EOS = 0
-PADDING = 37
+PADDING = 101
 """Logits that the model has beyond its tokens."""
 
 
@@ -32,10 +32,11 @@ class Drawer:
     """Draws answers: every token that is allowed is as likely as any other, but the longer an answer, the likelier
     those that close what is open."""
 
-    def __init__(self, compiler: Compiler, tokenizer: Tokenizer):
+    def __init__(self, compiler: Compiler, tokenizer: Tokenizer, size: int):
+        """size: logits of the model."""
         self.compiler = compiler
         self.tokenizer = tokenizer
-        self.size = tokenizer.vocab_size + PADDING
+        self.size = size
         self.errors = "strict"  # grammars are of characters
         texts = [tokenizer.token_bytes(token) for token in range(self.size)]
         self.closing = np.array([text in (b'"', b"}", b"]", b'"}', b"}}", b"]}", b"0", b"e", b'",') for text in texts])
@@ -90,4 +91,4 @@ class Drawer:
 
 @pytest.fixture(scope="session")
 def drawer(compiler: Compiler, tokenizer: Tokenizer) -> Drawer:
-    return Drawer(compiler, tokenizer)
+    return Drawer(compiler, tokenizer, tokenizer.vocab_size + PADDING)

@@ -1,6 +1,7 @@
 """Answers to chats that a grammar has seen to: whatever is drawn, the parsers of calls and reasoning read it."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
@@ -9,7 +10,7 @@ import pytest
 
 from jaxllm.constraints import Compiler
 from jaxllm.errors import RequestError
-from jaxllm.server.text import AnswerFormat, AnswerReader, Tokenizer
+from jaxllm.server.text import AnswerFormat, AnswerReader, Tokenizer, reasoning
 from jaxllm.server.text.answer import HARMONY_REASONING, HARMONY_TOOLS
 from jaxllm.server.text.constraining import constrain
 from jaxllm.server.text.tools import PARSERS
@@ -57,14 +58,18 @@ class Marked:
         self.encode = tokenizer.encode
 
 
-def drawer_of(tokenizer: Tokenizer, form: AnswerFormat, special: bool) -> Drawer:
-    """special: the marks that the format declares are special tokens; else they are text."""
-    marks = AnswerReader(form, TOOLS).special_tokens if special else ()
+@pytest.fixture(scope="module")
+def marked(tokenizer: Tokenizer) -> Iterator[Drawer]:
+    """Draws of a vocabulary in which the marks of all formats are special tokens."""
+    forms = [AnswerFormat(tools=name) for name in WRITTEN]
+    forms += [AnswerFormat(reasoning=name) for name in (*reasoning.PARSERS, HARMONY_REASONING)]
+    marks = {mark for form in forms for mark in AnswerReader(form, TOOLS).special_tokens}
     vocabulary = Marked(tokenizer, tuple(sorted(marks)))
     compiler = Compiler(lambda: vocabulary, tokenizer.vocab_size + PADDING, [0])
-    drawer = Drawer(compiler, vocabulary)  # type: ignore[arg-type]
+    drawer = Drawer(compiler, vocabulary, tokenizer.vocab_size + PADDING)  # type: ignore[arg-type]
     drawer.closing[sorted(vocabulary.marks)] = True
-    return drawer
+    yield drawer
+    compiler.close()
 
 
 def check_calls(calls: list[Any], tools: list[dict[str, Any]]) -> None:
@@ -76,22 +81,23 @@ def check_calls(calls: list[Any], tools: list[dict[str, Any]]) -> None:
 def read(form: AnswerFormat, text: str, prompt: str = "") -> tuple[str, str, list[tuple[str, str]]]:
     """The content, the reasoning and the calls of an answer that comes character by character."""
     reader = AnswerReader(form, TOOLS, prompt=prompt)
-    content, reasoning, calls = "", "", dict[int, list[str]]()
+    content, thoughts, calls = "", "", dict[int, list[str]]()
     for i in range(len(text) + 1):
         parsed = reader.feed(text[i : i + 1], final=i == len(text))
-        content, reasoning = content + parsed.content, reasoning + parsed.reasoning
+        content, thoughts = content + parsed.content, thoughts + parsed.reasoning
         for call in parsed.calls:
             calls.setdefault(call.index, [call.name, ""])[1] += call.arguments
-    return content, reasoning, [(name, arguments) for name, arguments in calls.values()]
+    return content, thoughts, [(name, arguments) for name, arguments in calls.values()]
 
 
 @pytest.mark.parametrize("special", [True, False], ids=["tokens", "text"])
 @pytest.mark.parametrize("name", WRITTEN)
-def test_calls_that_have_to_be_made(name: str, special: bool, tokenizer: Tokenizer) -> None:
+def test_calls_that_have_to_be_made(name: str, special: bool, marked: Drawer, drawer: Drawer) -> None:
+    """special: the marks of the format are special tokens; else they are text."""
     if name == HARMONY_TOOLS and not special:
         pytest.skip("its marks are tokens")
-    form = AnswerFormat(tools=name)
-    drawer = drawer_of(tokenizer, form, special)
+    form = AnswerFormat(name, HARMONY_REASONING if name == HARMONY_TOOLS else None)
+    drawer = marked if special else drawer
     rng = np.random.default_rng(len(name))
     numbers = set()
     for several, chosen in ((True, TOOLS), (False, TOOLS[:1])):
@@ -108,7 +114,6 @@ def test_calls_that_have_to_be_made(name: str, special: bool, tokenizer: Tokeniz
             assert several or len(calls) == 1
             numbers.add(len(calls))
     assert numbers, "none came to its end"
-    drawer.compiler.close()
 
 
 def test_calls_without_a_parser_are_generic_json(drawer: Drawer) -> None:
@@ -129,20 +134,18 @@ def test_calls_without_a_parser_are_generic_json(drawer: Drawer) -> None:
     ],
 )
 def test_the_answer_comes_behind_thinking(
-    prompt: str, starts: tuple[str, ...], ends: tuple[str, ...], tokenizer: Tokenizer
+    prompt: str, starts: tuple[str, ...], ends: tuple[str, ...], marked: Drawer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     form = AnswerFormat("hermes", "think_tags")
     structured = constrain(form, StructuredOutputs(choice=("yes", "no")), prompt=prompt)
     assert structured is not None
     assert (structured.thinking_starts, structured.thinking_ends) == (starts, ends)
-    drawer = drawer_of(tokenizer, form, special=True)
-    drawer.errors = "replace"  # thoughts may hold parts of characters
+    monkeypatch.setattr(marked, "errors", "replace")  # thoughts may hold parts of characters
     for seed in range(5):
-        text = drawer.draw(structured, np.random.default_rng(seed))
+        text = marked.draw(structured, np.random.default_rng(seed))
         if text is not None:
             content, _, _ = read(form, text, prompt)
             assert content in ("yes", "no"), text
-    drawer.compiler.close()
 
 
 def test_implied_thinking() -> None:
@@ -167,16 +170,14 @@ def test_implied_thinking() -> None:
     "form", [AnswerFormat("hermes"), AnswerFormat(HARMONY_TOOLS, HARMONY_REASONING)], ids=["hermes", "harmony"]
 )
 def test_an_answer_of_a_form_may_also_be_a_call(
-    form: AnswerFormat, asked: StructuredOutputs, tokenizer: Tokenizer
+    form: AnswerFormat, asked: StructuredOutputs, marked: Drawer, drawer: Drawer
 ) -> None:
     structured = constrain(form, asked, may_call=TOOLS[1:])
     assert structured is not None
-    drawer = drawer_of(tokenizer, form, special=True)
-    plain = Drawer(Compiler(lambda: tokenizer, drawer.size, [0]), tokenizer)
     rng = np.random.default_rng(7)
     kinds = set()
     for _ in range(16):
-        text = drawer.draw(structured, rng)
+        text = marked.draw(structured, rng)
         if text is None:
             continue
         content, _, calls = read(form, text)
@@ -184,12 +185,10 @@ def test_an_answer_of_a_form_may_also_be_a_call(
         check_calls(calls, TOOLS)
         kinds.add(bool(calls))
         if content:
-            constraint = plain.compiler.compile(asked, (0,))
-            for token in tokenizer.encode(content, add_special_tokens=False):
+            constraint = drawer.compiler.compile(asked, (0,))
+            for token in drawer.tokenizer.encode(content, add_special_tokens=False):
                 constraint.accept(token)  # raises for what does not fit
     assert kinds
-    drawer.compiler.close()
-    plain.compiler.close()
 
 
 @pytest.mark.parametrize(
