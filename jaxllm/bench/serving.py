@@ -54,7 +54,7 @@ def with_tokenizer(shape: Path, directory: Path) -> Path:
 
 
 def run(name: str, load: Load, target: Target, vocab_size: int, seed: int, long_after: float = LONG_AFTER) -> dict:
-    """The figures of a load, vLLM's beside. Raises BenchError unless every token of every request came."""
+    """The figures of a load, vLLM's beside where it is one of LOADS. Raises BenchError unless every token came."""
     prompts = random_lengths(load.num_requests, load.num_prompt, load.num_output, vocab_size=vocab_size, seed=seed)
     offsets = [0.0] * len(prompts)
     if load.long:
@@ -70,8 +70,8 @@ def run(name: str, load: Load, target: Target, vocab_size: int, seed: int, long_
         row["long_ttft_ms"] = records[0].ttft * 1000
         records = records[1:]
     row |= figures(records)
-    for figure, value in VLLM_SERVING.get(name, {}).items():
-        row[f"vllm_{figure}"] = value
+    if load == LOADS.get(name):
+        row |= {f"vllm_{figure}": value for figure, value in VLLM_SERVING[name].items()}
     return row
 
 
