@@ -307,6 +307,7 @@ def kept_programs(directory: Path | None, config: EngineConfig, model_class: typ
     indifferent = (
         "model", "tokenizer", "served_model_name", "load_format", "seed", "gpu_memory_utilization", "scheduling_policy",
         "max_queued", "stream_interval_ms", "compilation_cache_dir", "kv_cache_memory_bytes", "num_gpu_blocks_override",
+        "generation_config", "override_generation_config",
     )  # fmt: skip
     engine = {name: value for name, value in dataclasses.asdict(config).items() if name not in indifferent}
     described = weights.read_sentence_transformer(path)
