@@ -67,7 +67,7 @@ def test_metadata(wheel):
     assert metadata["Version"] == jaxllm.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.12"
-    assert set(metadata.get_all("Provides-Extra")) == {"cuda12", "cuda13", "dev", "plot", "test"}
+    assert set(metadata.get_all("Provides-Extra")) == {"cuda12", "cuda13", "dev", "otel", "plot", "test"}
     assert not any("torch" in requirement for requirement in metadata.get_all("Requires-Dist"))
     assert len(metadata.get_all("Requires-Dist")) >= len(project["dependencies"])
     (entry,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
