@@ -152,7 +152,7 @@ def test_the_warm_up_runs_no_program_more_often_than_it_must(runner: Runner) -> 
     timed = {key for key, count in runs.items() if count == 3}
     assert set(table.seconds) == timed
     assert {(key.steps, key.variant) for key in timed} == {(4, "greedy")}
-    assert sorted(key.size for key in timed) == [1, 4, 16, 32, 96, 256]
+    assert sorted(key.size for key in timed) == [1, 8, 16, 48, 96, 256]
 
 
 def test_steps_that_were_not_timed_are_interpolated(runner: Runner) -> None:
