@@ -1,11 +1,16 @@
 """One sequence's place in its grammar."""
 
+import time
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from llguidance import LLMatcher
 
 from jaxllm.errors import ConstraintError
+
+ALLOWANCE = 0.005
+OVERDRAFT = 0.25
+"""Seconds of the processor that a call may cost in the long run, and by how much a constraint may go beyond that."""
 
 
 class Grammar:
@@ -20,9 +25,12 @@ class Grammar:
         self._eos = eos_token_id
         self._ends = end_ids
         self._stops = stop_ids
+        self._overdrawn = 0.0
 
     def fill(self, mask: np.ndarray) -> None:
+        began = time.thread_time()
         self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        self._spend(time.thread_time() - began)
         if self._matcher.is_error():
             raise self._failed()
         words = mask.view(np.uint32)
@@ -36,8 +44,10 @@ class Grammar:
         matcher = self._matcher
         if (token in self._stops or token in self._ends) and matcher.is_accepting():
             return False
+        began = time.thread_time()
         if not matcher.consume_token(token):
             raise self._failed()
+        self._spend(time.thread_time() - began)
         return not matcher.is_stopped()
 
     def allows(self, token: int) -> bool:
@@ -54,6 +64,14 @@ class Grammar:
 
     def fork(self) -> "Grammar":
         return Grammar(self._matcher.deep_copy(), self._eos, self._ends, self._stops)
+
+    def _spend(self, seconds: float) -> None:
+        """Others wait meanwhile. Ambiguous grammars cost more with each token, within llguidance's limits."""
+        self._overdrawn = max(0.0, self._overdrawn + seconds - ALLOWANCE)
+        if self._overdrawn > OVERDRAFT:
+            raise ConstraintError(
+                "structured_outputs: the grammar costs too much time for each token: make it less ambiguous"
+            )
 
     def _failed(self) -> ConstraintError:
         why = self._matcher.get_error().partition("\n")[0] or "the token that was drawn does not fit it"
