@@ -14,6 +14,7 @@ from jaxllm.constraints.thinking import AfterThinking, ThinkingMarks
 from jaxllm.constraints.trial import Trials, compile_grammar
 from jaxllm.constraints.vocabulary import TokenTable, Vocabulary
 from jaxllm.core import Constraint
+from jaxllm.errors import RequestError
 from jaxllm.structured_outputs import StructuredOutputs
 
 MAX_CACHED = 128
@@ -40,9 +41,9 @@ class Compiler:
         self._marks: tuple[tuple[tuple[str, ...], tuple[str, ...]], ThinkingMarks] | None = None
 
     def warm(self) -> None:
-        """Do what the first request would wait for. Raises what loading the vocabulary raises."""
+        """Do what the first request would wait for. Raises RequestError."""
         _, _, trials = self._parts()
-        trials.run('start: "a"')
+        trials.run("start: /(?s:.*)/")  # whatever the tokens can spell
 
     def compile(self, form: StructuredOutputs, stop_ids: Sequence[int]) -> Constraint:
         """The beginning of an answer. stop_ids: what ends the request. Raises RequestError."""
@@ -64,8 +65,15 @@ class Compiler:
     def _parts(self) -> tuple[TokenTable, LLTokenizer, Trials]:
         with self._lock:
             if self._loaded is None:
-                table = TokenTable.read(self._load(), self._vocab_size, self._eos_token_ids)
-                self._loaded = table, table.build(), Trials(table)
+                try:
+                    table = TokenTable.read(self._load(), self._vocab_size, self._eos_token_ids)
+                    self._loaded = table, table.build(), Trials(table)
+                except Exception as error:  # whatever a tokenizer of another make may raise
+                    raise RequestError(
+                        f"structured_outputs: what this model's tokens spell cannot be told from its tokenizer ({error}): "
+                        "ask without them",
+                        "structured_outputs",
+                    ) from error
             return self._loaded
 
     def _thinking_marks(self, table: TokenTable, starts: tuple[str, ...], ends: tuple[str, ...]) -> ThinkingMarks:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jaxllm.config import EngineConfig, ServerConfig
 from jaxllm.engine import Engine
-from jaxllm.errors import ConfigError
+from jaxllm.errors import ConfigError, RequestError
 from jaxllm.progress import Report
 from jaxllm.server.grpc.session import ChatOptions
 from jaxllm.server.text import AnswerFormat, Tokenizer
@@ -27,7 +27,10 @@ def load(
         chats = _chat_options(server, tokenizer)
     if tokenizer is not None and engine.info.pooling is None:
         engine.use_vocabulary(lambda: tokenizer)
-        engine.warm_grammars()
+        try:
+            engine.warm_grammars()
+        except RequestError as error:  # everything else can be asked for
+            log.warning("%s", error)
     return engine, tokenizer, chats
 
 

@@ -175,3 +175,11 @@ def test_steps_that_cost_too_much_are_errors(drawer: Drawer) -> None:
         for _ in range(3000):
             drawer.allowed(constraint)
             constraint.accept(token)
+
+
+def test_a_tokenizer_that_cannot_be_read_refuses_the_request():
+    def load() -> Tokenizer:
+        raise KeyError("vocab")
+
+    with pytest.raises(RequestError, match="cannot be told from its tokenizer .*vocab"):
+        Compiler(load, 100, [EOS]).compile(StructuredOutputs(choice=("a", "b")), [EOS])

@@ -55,7 +55,10 @@ def test_a_dead_engine_raises_and_stays_dead(make_llm: Any) -> None:
             llm.generate([[1], [2]], TOKENS)
 
 
-def test_an_interrupt_ends_the_call_and_not_the_engine(make_llm: Any) -> None:
+def test_an_interrupt_ends_the_call_and_not_the_engine(make_llm: Any, request: pytest.FixtureRequest) -> None:
+    # A shell that starts the tests in the background has them ignore interrupts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     llm = make_llm(step_time=0.01, decode_steps=(1,))
     timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
