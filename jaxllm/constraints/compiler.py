@@ -70,8 +70,8 @@ class Compiler:
                     self._loaded = table, table.build(), Trials(table)
                 except Exception as error:  # whatever a tokenizer of another make may raise
                     raise RequestError(
-                        f"structured_outputs: what this model's tokens spell cannot be told from its tokenizer ({error}): "
-                        "ask without them",
+                        "structured_outputs: what this model's tokens spell cannot be told from its tokenizer "
+                        f"({error}): ask without them",
                         "structured_outputs",
                     ) from error
             return self._loaded

@@ -181,5 +181,5 @@ def test_a_tokenizer_that_cannot_be_read_refuses_the_request():
     def load() -> Tokenizer:
         raise KeyError("vocab")
 
-    with pytest.raises(RequestError, match="cannot be told from its tokenizer .*vocab"):
+    with pytest.raises(RequestError, match=r"cannot be told from its tokenizer .*vocab"):
         Compiler(load, 100, [EOS]).compile(StructuredOutputs(choice=("a", "b")), [EOS])
