@@ -269,15 +269,14 @@ class StepPlan:
     rows: list[Row]
     num_steps: int = 1
     copies: list[PageCopy] = field(default_factory=list)
+    constrained: bool = field(init=False)  # some row's draw needs a mask
+
+    def __post_init__(self) -> None:
+        self.constrained = any(row.request.constraint is not None and row.draws for row in self.rows)
 
     @property
     def num_tokens(self) -> int:
         return sum(row.count for row in self.rows)
-
-    @property
-    def constrained(self) -> bool:
-        """Some row's draw needs a mask."""
-        return any(row.request.constraint is not None and row.draws for row in self.rows)
 
 
 @dataclass(slots=True, eq=False)
