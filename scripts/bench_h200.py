@@ -3,18 +3,20 @@
 Every kernel against its reference, starts with empty and filled caches, the fixed workloads with kernels and command
 buffers per step, served loads over HTTP and gRPC, and a model of every block kind; random weights, vLLM's figures and
 the floors beside. Each piece runs in processes of its own and is written to --json as soon as it is there, beside what
-the same commit yielded on the same device before: a run that is cut off goes on with --resume.
+was measured there on the same device before, each row with its commit: a run that is cut off goes on with --resume.
 """
 
 import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import astuple
 from importlib import metadata
 from pathlib import Path
@@ -50,8 +52,10 @@ SMOKE_LOADS = {
 class Bench:
     """One call of the script: what is asked for, and the document that fills up."""
 
-    def __init__(self, arguments: argparse.Namespace):
+    def __init__(self, arguments: argparse.Namespace, cache: Path):
+        """cache: where models' programs are kept between pieces, a directory for each."""
         self.asked = arguments
+        self.cache = cache
         self.smoke: bool = arguments.smoke
         self.models: list[str] = ["demo"] if self.smoke else arguments.models
         self.engine: dict[str, Any] = SMOKE_ENGINE if self.smoke else ENGINE
@@ -74,44 +78,46 @@ class Bench:
     def kernels(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Every implementation of every operation against numpy, an operation at a time."""
         found = sorted(path.parent.name for path in (ROOT / "pallas_kernels").glob("*/shapes.py"))
-        for operation in found[:1] if self.smoke else found:
-            key = {"only": f"{operation}-"}
-            if self._done("kernels", key):
-                continue
-            line = [sys.executable, str(ROOT / "scripts" / "check_kernels.py"), "--only", key["only"]]
-            began = time.perf_counter()
-            done = subprocess.run(line, env=self.environment, stdout=subprocess.PIPE, text=True, check=False)
-            agree = done.returncode == 0 and "all cases agree" in done.stdout
-            if not agree:
-                self.failures.append(f"kernels of {operation}")
-            lines = [line.split() for line in done.stdout.splitlines() if line.startswith(f"{operation} ")]
-            names = ("operation", "implementation", "type", "cases", "bad", "error", "relative", "worst")
-            yield (
-                "kernels",
-                key
-                | {
-                    "agree": agree,
-                    "seconds": time.perf_counter() - began,
-                    "implementations": [
-                        dict(zip(names, line, strict=False)) for line in lines if len(line) == len(names)
-                    ],
-                    "complaints": [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "WRONG"))],
-                },
-            )
+        todo = [name for name in found if not self._done("kernels", {"only": f"{name}-"})]
+        with ThreadPoolExecutor(self.asked.jobs) as pool:
+            futures = [pool.submit(self._check, operation) for operation in todo[: 1 if self.smoke else None]]
+            for future in as_completed(futures):
+                row = future.result()
+                if not row["agree"]:
+                    self.failures.append(f"kernels of {row['operation']}")
+                yield "kernels", row
+
+    def _check(self, operation: str) -> dict[str, Any]:
+        """What check_kernels says of an operation, in a process that takes no more of the device than it needs."""
+        only = f"{operation}-"
+        line = [sys.executable, str(ROOT / "scripts" / "check_kernels.py"), "--only", only]
+        environment = self.environment | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        began = time.perf_counter()
+        done = subprocess.run(line, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+        lines = [line.split() for line in done.stdout.splitlines() if line.startswith(f"{operation} ")]
+        names = ("operation", "implementation", "type", "cases", "bad", "error", "relative", "worst")
+        return {
+            "only": only,
+            "operation": operation,
+            "agree": done.returncode == 0 and "all cases agree" in done.stdout,
+            "seconds": time.perf_counter() - began,
+            "implementations": [dict(zip(names, line, strict=False)) for line in lines if len(line) == len(names)],
+            "complaints": [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "WRONG"))],
+        }
 
     def startup(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Starts in fresh processes, with nothing in the caches and with what the first one left there."""
         for model in self.models:
             if self._done("startup", {"model": model, "start": "warm"}):
                 continue
-            with tempfile.TemporaryDirectory() as cache:
-                for start in ("cold", "warm"):
-                    config = self.engine | {"model": model_directory(model), "compilation_cache_dir": cache}
-                    figures = start_once(config, self.environment)
-                    row = {"model": model, "start": start, "seconds": figures["total"]} | figures
-                    if (vllm := peers.VLLM_START_SECONDS.get(model, {}).get(start)) is not None:
-                        row |= {"vllm_seconds": vllm, "ratio_to_vllm": figures["total"] / vllm}
-                    yield "startup", row
+            engine = self._engine_of(model)
+            shutil.rmtree(engine["compilation_cache_dir"], ignore_errors=True)
+            for start in ("cold", "warm"):
+                figures = start_once(engine | {"model": model_directory(model)}, self.environment)
+                row = {"model": model, "start": start, "seconds": figures["total"]} | figures
+                if (vllm := peers.VLLM_START_SECONDS.get(model, {}).get(start)) is not None:
+                    row |= {"vllm_seconds": vllm, "ratio_to_vllm": figures["total"] / vllm}
+                yield "startup", row
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """The fixed workloads, the best of --repeats runs."""
@@ -138,7 +144,7 @@ class Bench:
                 continue
             with tempfile.TemporaryDirectory() as directory:
                 path = model if self.smoke else serving.with_tokenizer(Path(model_directory(model)), Path(directory))
-                options = [word for name, value in self.engine.items() for word in _option(name, value)]
+                options = [word for name, value in self._engine_of(model).items() for word in _option(name, value)]
                 with started_server(["--model", str(path), *options], self.environment) as addresses:
                     targets = {"grpc": f"grpc://{addresses['grpc']}", "http": addresses["http"]}
                     vocab_size = describe(Target.parse(targets["grpc"])).vocab_size
@@ -156,7 +162,9 @@ class Bench:
             if self._done("families", {"model": model}):
                 continue
             load = smoke[model] if self.smoke else measure.FAMILIES[model].load
-            engine = self.engine if self.smoke else {"load_format": "dummy", "enable_prefix_caching": False}
+            engine = self._engine_of(model)
+            if not self.smoke:
+                del engine["max_model_len"]
             if not self.smoke and measure.FAMILIES[model].kind == "generate":
                 engine["max_model_len"] = 4096
             yield from (
@@ -179,8 +187,9 @@ class Bench:
                 yield from (("rows", row) for row in self._measure(order | {"model": model}, environment))
 
     def _engine_of(self, model: str) -> dict[str, Any]:
+        engine = self.engine | {"compilation_cache_dir": str(self.cache / model)}
         # Of a small model the whole card would be one huge cache, which takes long to clear and shows nothing.
-        return self.engine | ({"gpu_memory_utilization": 0.6} if model == "qwen3-0.6b" else {})
+        return engine | ({"gpu_memory_utilization": 0.6} if model == "qwen3-0.6b" else {})
 
     def _measure(self, order: dict[str, Any], environment: dict[str, str] | None = None) -> Iterator[dict[str, Any]]:
         """The rows that a process of `measure` prints, as they come."""
@@ -202,6 +211,7 @@ class Bench:
 
     def _done(self, name: str, key: dict[str, Any], figure: str | None = None) -> bool:
         """Whether --resume leaves a row out, as it is there."""
+        key = key | {"commit": self.origin.commit}
         return self.asked.resume and any(
             row.items() >= key.items() and (figure is None or figure in row) for row in self.document[name]
         )
@@ -297,6 +307,8 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=PIECES, help="these pieces alone")
     parser.add_argument("--resume", action="store_true", help="leave out what the document already has")
+    parser.add_argument("--jobs", type=int, default=max(1, min(6, (os.cpu_count() or 1) // 2)), help="checks at once")
+    parser.add_argument("--cache", type=Path, help="where programs are kept for the next call; nowhere by default")
     parser.add_argument("--repeats", type=int, default=2, help="runs of each workload; the best counts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=ROOT / "results" / "h200.json", help="where the figures go")
@@ -305,8 +317,9 @@ def main() -> int:
     arguments = parser.parse_args()
     pieces = ["kernels", "startup", "workloads", "profile"]
     pieces += ["serving"] * arguments.serving + ["families"] * (arguments.families is not None)
-    bench = Bench(arguments)
-    bench.run([piece for piece in PIECES if piece in (arguments.only or pieces)])
+    with tempfile.TemporaryDirectory() as cache:
+        bench = Bench(arguments, arguments.cache or Path(cache))
+        bench.run([piece for piece in PIECES if piece in (arguments.only or pieces)])
     print(show(bench.document))
     for failure in bench.failures:
         print(f"FAILED: {failure}")

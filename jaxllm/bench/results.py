@@ -1,4 +1,4 @@
-"""One document of what was measured on one device at one commit, filled in pieces."""
+"""One document of what was measured on one device, filled in pieces; each row with its date and commit."""
 
 import json
 import os
@@ -29,23 +29,25 @@ class Origin:
 def merge(path: Path, origin: Origin, command: str, date: str, pieces: dict[str, list[dict[str, Any]]]) -> dict:
     """Adds rows to the document at `path` and returns it; figures of the same row are replaced, others stay.
 
-    A document of another device or commit is set aside under a name with its commit, as its figures and these do not
-    belong together.
+    A row that one commit has added to (figures and what the profiler counts, say) and another adds to starts anew. A
+    document of another device or other versions is set aside under a name with its commit, as its figures and these
+    do not belong together. The document's own commit is that of its newest rows.
     """
     document = _read(path)
-    same = {"device": origin.device, "driver": origin.driver, "commit": origin.commit, "versions": origin.versions}
+    same = {"device": origin.device, "driver": origin.driver, "versions": origin.versions}
     if document and {name: document.get(name) for name in same} != same:
         path.rename(path.with_name(f"{path.stem}.{str(document.get('commit', 'unknown'))[:12]}{path.suffix}"))
         document = {}
     commands = document.get("command", "").split(" && ") if document else []
     document = same | {
+        "commit": origin.commit,
         "date": date,
         "command": " && ".join(dict.fromkeys([*commands, command])),
         **{name: document.get(name, []) for name in LISTS},
     }
     for name, rows in pieces.items():
         for row in rows:
-            _put(document[name], row, LISTS[name])
+            _put(document[name], row | {"commit": origin.commit, "date": date}, LISTS[name])
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -62,8 +64,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _put(rows: list[dict[str, Any]], row: dict[str, Any], names: tuple[str, ...]) -> None:
-    for old in rows:
+    for i, old in enumerate(rows):
         if all(old.get(name) == row.get(name) for name in names):
-            old.update(row)
+            rows[i] = (old if old["commit"] == row["commit"] else {}) | row
             return
     rows.append(row)

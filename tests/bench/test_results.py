@@ -1,4 +1,4 @@
-"""Figures of one commit and device gather in one document; others are set aside."""
+"""Figures of one device gather in one document, each with its commit; those of another are set aside."""
 
 import json
 from pathlib import Path
@@ -39,9 +39,10 @@ def test_pieces_gather_row_by_row(tmp_path: Path):
         {"rows": [{"model": "m", "workload": "single", "seconds": 1.0}]},
     )
     assert document == json.loads(path.read_text())
+    at = {"commit": HERE.commit, "date": "2026-11-25"}
     assert document["rows"] == [
-        {"model": "m", "workload": "single", "seconds": 1.0, "kernels_per_step": 9},
-        {"model": "m", "workload": "long", "seconds": 3.0},
+        {"model": "m", "workload": "single", "seconds": 1.0, "kernels_per_step": 9} | at,
+        {"model": "m", "workload": "long", "seconds": 3.0} | at | {"date": "2026-11-24"},
     ]
     assert document["command"] == "bench --only workloads && bench --only profile"
     assert (document["device"], document["commit"], document["date"]) == ("NVIDIA H200", "a" * 40, "2026-11-25")
@@ -49,11 +50,23 @@ def test_pieces_gather_row_by_row(tmp_path: Path):
     assert [file.name for file in path.parent.iterdir()] == ["h200.json"]
 
 
-def test_another_commit_begins_anew(tmp_path: Path):
+def test_rows_of_commits_stand_side_by_side_and_do_not_mix(tmp_path: Path):
     path = tmp_path / "h200.json"
-    row = {"model": "m", "start": "cold", "seconds": 30.0}
-    old = merge(path, HERE, "bench", "2026-11-23", {"startup": [row]})
+    cold, warm = ({"model": "m", "start": start, "seconds": 30.0, "imports": 2.0} for start in ("cold", "warm"))
+    merge(path, HERE, "bench", "2026-11-23", {"startup": [cold, warm]})
     later = Origin(HERE.device, HERE.driver, "b" * 40, HERE.versions)
-    new = merge(path, later, "bench", "2026-11-24", {})
+    again = {"model": "m", "start": "warm", "seconds": 8.0}
+    new = merge(path, later, "bench", "2026-11-24", {"startup": [again]})
+    assert new["startup"] == [
+        cold | {"commit": HERE.commit, "date": "2026-11-23"},
+        again | {"commit": later.commit, "date": "2026-11-24"},
+    ]
+    assert new["commit"] == later.commit
+
+
+def test_another_device_begins_anew(tmp_path: Path):
+    path = tmp_path / "h200.json"
+    old = merge(path, HERE, "bench", "2026-11-23", {"startup": [{"model": "m", "start": "cold", "seconds": 30.0}]})
+    new = merge(path, Origin("NVIDIA H100", HERE.driver, "b" * 40, HERE.versions), "bench", "2026-11-24", {})
     assert new["startup"] == []
     assert json.loads((tmp_path / f"h200.{'a' * 12}.json").read_text()) == old
