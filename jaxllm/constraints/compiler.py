@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
@@ -21,6 +22,24 @@ MAX_CACHED = 128
 MAX_CACHED_SIZE = 16 << 20
 """Compiled forms that are kept at most: how many, and the characters of their specifications."""
 
+SPREAD = 32
+"""Matchers of one form at most, beyond which those at work at the same time wait for each other."""
+
+
+@dataclasses.dataclass
+class _Form:
+    """A form's grammar, and its matchers with the constraints that are copies of each.
+
+    Copies of a matcher share what it finds out about its texts, behind a lock that is held while a mask is filled. So
+    the form is compiled again where every matcher has a copy at work, which takes a thousandth of a second, as a rule.
+    """
+
+    grammar: str
+    matchers: list[tuple[LLMatcher, "weakref.WeakSet[Grammar]"]]
+
+    def least_used(self) -> tuple[LLMatcher, "weakref.WeakSet[Grammar]"]:
+        return min(self.matchers, key=lambda pair: len(pair[1]))
+
 
 class Compiler:
     """Makes constraints for one model. Any thread may use it, and none of those that wait for the device should.
@@ -35,7 +54,7 @@ class Compiler:
         self._eos_token_ids = tuple(token for token in eos_token_ids if token < vocab_size)
         self._lock = threading.Lock()
         self._loaded: tuple[TokenTable, LLTokenizer, Trials] | None = None
-        self._cache: OrderedDict[StructuredOutputs, LLMatcher] = OrderedDict()
+        self._cache: OrderedDict[StructuredOutputs, _Form] = OrderedDict()
         self._cached_size = 0
         self._cache_lock = threading.Lock()
         self._marks: tuple[tuple[tuple[str, ...], tuple[str, ...]], ThinkingMarks] | None = None
@@ -50,7 +69,9 @@ class Compiler:
         table, _, _ = self._parts()
         bare = dataclasses.replace(form, thinking_ends=(), thinking_starts=())
         stops = tuple(token for token in stop_ids if token < self._vocab_size)
-        grammar = Grammar(self._matcher(bare).deep_copy(), table.eos_token_id, self._eos_token_ids, stops)
+        matcher, copies = self._matcher(bare)
+        grammar = Grammar(matcher.deep_copy(), table.eos_token_id, self._eos_token_ids, stops)
+        copies.add(grammar)
         if not form.thinking_ends:
             return grammar
         return AfterThinking(grammar, self._thinking_marks(table, form.thinking_starts, form.thinking_ends))
@@ -83,23 +104,27 @@ class Compiler:
                 self._marks = (starts, ends), ThinkingMarks(table, starts, ends)
             return self._marks[1]
 
-    def _matcher(self, form: StructuredOutputs) -> LLMatcher:
+    def _matcher(self, form: StructuredOutputs) -> tuple[LLMatcher, "weakref.WeakSet[Grammar]"]:
+        """One of the form's matchers, to be copied, and its copies."""
         with self._cache_lock:
             if (known := self._cache.get(form)) is not None:
                 self._cache.move_to_end(form)
-                return known
+                idlest = known.least_used()
+                if not idlest[1] or len(known.matchers) >= SPREAD:
+                    return idlest
         table, tokenizer, trials = self._parts()
-        grammar = grammar_of(form, table.literal)
-        trials.run(grammar)
-        matcher = compile_grammar(tokenizer, grammar)
+        if known is None:
+            known = _Form(grammar_of(form, table.literal), [])
+            trials.run(known.grammar)
+        made = compile_grammar(tokenizer, known.grammar), weakref.WeakSet[Grammar]()
         with self._cache_lock:
-            if form not in self._cache:
-                self._cache[form] = matcher
-                self._cached_size += form.size
+            known = self._cache.setdefault(form, known)
+            known.matchers.append(made)
+            self._cached_size += form.size
             while len(self._cache) > MAX_CACHED or self._cached_size > MAX_CACHED_SIZE:
-                oldest, _ = self._cache.popitem(last=False)
-                self._cached_size -= oldest.size
-        return matcher
+                oldest, compiled = self._cache.popitem(last=False)
+                self._cached_size -= oldest.size * len(compiled.matchers)
+        return made
 
 
 def grammar_of(form: StructuredOutputs, literal: structural_tag.Literal) -> str:

@@ -1,7 +1,7 @@
 """Answers that have to fit a grammar: what follows from a draw, and the masks of the draws to come."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import NamedTuple
@@ -63,8 +63,8 @@ class Masks:
     The array is the same each time: a step is collected, and so has read it, before the next one's is filled.
     """
 
-    THREADS = max(1, min(8, (os.cpu_count() or 1) // 2))
-    SHARE = 4
+    THREADS = max(1, min(16, os.cpu_count() or 1))
+    SHARE = 2
     """Rows that are worth handing to another thread."""
 
     def __init__(self, max_rows: int, vocab_size: int):
@@ -95,15 +95,16 @@ class Masks:
         masks = self._masks
         masks[: self._used] = -1
         self._used = wanted[-1][0] + 1
-        shares = min(self.THREADS, -(-len(wanted) // self.SHARE))
-        futures = [self._pool.submit(_fill, masks, wanted[share::shares]) for share in range(1, shares)]
-        failed = _fill(masks, wanted[::shares])
+        helpers = min(self.THREADS, -(-len(wanted) // self.SHARE)) - 1
+        rest = iter(wanted)  # whoever is done takes the next row: some take a hundred times as long as others
+        futures = [self._pool.submit(_fill, masks, rest) for _ in range(helpers)]
+        failed = _fill(masks, rest)
         for future in futures:
             failed += future.result()
         return masks, failed
 
 
-def _fill(masks: np.ndarray, wanted: list[tuple[int, Request]]) -> list[tuple[Request, str]]:
+def _fill(masks: np.ndarray, wanted: Iterator[tuple[int, Request]]) -> list[tuple[Request, str]]:
     failed = []
     for i, request in wanted:
         assert request.constraint is not None
