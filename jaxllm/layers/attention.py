@@ -9,7 +9,7 @@ from jaxllm.errors import ConfigError
 from jaxllm.layers.cache import PagedCache
 from jaxllm.layers.norm import RMSNorm
 from jaxllm.layers.rope import Rotation, rotate
-from jaxllm.layers.step import AnyStep, DenseStep, EncodeStep, Step
+from jaxllm.layers.step import AnyStep, DenseStep, EncodeStep, Step, narrow
 from pallas_kernels.kv_write import kv_write
 from pallas_kernels.paged_attention import paged_attention
 from pallas_kernels.qk_norm_rope_kv_write import qk_norm_rope_kv_write
@@ -79,7 +79,8 @@ def attend(
     alibi_slopes: [H] float32; scores then lose slope * how far the key stands behind the query.
     sinks: [H] float32, a logit more in each head's softmax, which takes its share and adds nothing.
     position_bias: [H, W + 1] float32; scores then gain the number at how far the key stands behind, W at most.
-    Returns [T, H, D] in q.dtype and the cache with this step's keys and values written.
+    Returns [T, H, D] in q.dtype, or [R, H, D] of a step with a tail, and the cache with this step's keys and values
+    written.
     """
     if not isinstance(step, Step):
         q, k = placement(q, k)
@@ -108,10 +109,11 @@ def attend(
             q_weight=placement.q_weight, k_weight=placement.k_weight, eps=placement.eps,
             interleaved=placement.interleaved,
         )  # fmt: skip
+    q, asked = narrow(q, step)
     out = paged_attention(
-        q, k_pages, v_pages, cache.page_table, step.query_start, step.kv_len,
+        q, k_pages, v_pages, cache.page_table, asked.query_start, asked.kv_len,
         scale=scale, window=window, soft_cap=soft_cap, alibi_slopes=alibi_slopes, sinks=sinks,
-        position_bias=position_bias, decode=step.decode,
+        position_bias=position_bias, decode=asked.decode,
     )  # fmt: skip
     return out, replace(cache, pools=(k_pages, v_pages))
 

@@ -1,6 +1,8 @@
 """What a model is called with beside its cache: the tokens of one step and where they stand in their sequences."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,8 @@ class Step:
         query_start: [R + 1] int32.
         kv_len: [R] int32 tokens of the row in the cache once this step's are written.
         decode: static; True when T == R and every row is one token.
+        tail: static; True where of the result only each row's last token is read: what heeds it (`heeds_tail`) returns
+            those alone, [R, E] for [T, E].
     """
 
     tokens: jax.Array
@@ -28,6 +32,12 @@ class Step:
     query_start: jax.Array
     kv_len: jax.Array
     decode: bool = field(default=False, metadata={"static": True})
+    tail: bool = field(default=False, metadata={"static": True})
+
+    @property
+    def last(self) -> jax.Array:
+        """[R] int32: each row's last token; some token for a row without any."""
+        return jnp.maximum(self.query_start[1:] - 1, jnp.int32(0))
 
     @property
     def real(self) -> jax.Array:
@@ -98,3 +108,21 @@ class EncodeStep:
 
 
 AnyStep = Step | DenseStep | EncodeStep
+
+
+def narrow[S: AnyStep](x: jax.Array, step: S) -> tuple[jax.Array, S]:
+    """x [T, ...] and the step; of a step with a tail each row's last token alone, [R, ...], and a step of those."""
+    if not isinstance(step, Step) or not step.tail:
+        return x, step
+    last, rows = step.last, step.kv_len.shape[0]
+    query_start = jnp.arange(rows + 1, dtype=jnp.int32)
+    return x[last], replace(
+        step, tokens=step.tokens[last], positions=step.positions[last], query_start=query_start, decode=True, tail=False
+    )
+
+
+def heeds_tail[F: Callable[..., Any]](call: F) -> F:
+    """Marks a model's, a layer's or an attention's __call__ that heeds Step.tail. One that takes its place does not, as
+    long as it is not marked too."""
+    call.heeds_tail = True  # type: ignore[attr-defined]
+    return call

@@ -1,5 +1,6 @@
 """What every language model here is: tokens in, hidden states and cache out, logits on demand."""
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Sequence
@@ -40,9 +41,17 @@ class CausalLM(Model):
         """Runs the step's tokens through the layers.
 
         cache: per layer what its cache_specs say, its pools donated by the caller, with a Step; None with a DenseStep.
-        Returns the final norm's output [T, E] and the cache with this step's keys and values.
+        Returns the final norm's output [T, E], or [R, E] of a step with a tail, and the cache with this step's keys and
+        values.
         """
         raise NotImplementedError
+
+    @property
+    def heeds_tail(self) -> bool:
+        """Whether it may be called with a step that has a tail: the last layer then leaves out most of its work."""
+        layer = self.layers[-1]
+        calls = [type(part).__call__ for part in (self, layer, getattr(layer, "attention", None))]
+        return all(getattr(call, "heeds_tail", False) for call in calls)
 
     def run_layers(
         self,
@@ -54,14 +63,17 @@ class CausalLM(Model):
     ) -> tuple[jax.Array, Cache | None]:
         """x [T, E] through every layer, called as layer(x, *shared, its cache). Unrolled: scans copy weights.
 
+        A step's tail is for the last layer alone: the others' keys and values are of all tokens.
         each: what each layer is given of its own, between x and the shared arguments. layers: in place of the model's.
         """
         new = []
         layers = self.layers if layers is None else layers
         own = [()] * len(layers) if each is None else [(argument,) for argument in each]
+        whole = tuple(dataclasses.replace(x, tail=False) if isinstance(x, Step) else x for x in shared)
         for layer, argument, layer_cache in zip(layers, own, cache or [None] * len(layers), strict=True):
             graphdef, state = nnx.split(layer)
-            x, layer_cache = _run_layer(graphdef, state, x, argument + shared, layer_cache)
+            common = shared if layer is layers[-1] else whole
+            x, layer_cache = _run_layer(graphdef, state, x, argument + common, layer_cache)
             new.append(layer_cache)
         return x, None if cache is None else tuple(new)
 

@@ -19,7 +19,7 @@ from jaxllm.layers.mlp import MLP, GatedMLP
 from jaxllm.layers.norm import LayerNorm, RMSNorm
 from jaxllm.layers.parameter import Dtype, Source
 from jaxllm.layers.rope import Rotation
-from jaxllm.layers.step import DenseStep, Step
+from jaxllm.layers.step import DenseStep, Step, heeds_tail, narrow
 from jaxllm.models.causal_lm import Cache, CausalLM, scaled
 from jaxllm.models.config import Fields, ModelConfig, decoder_config
 
@@ -55,17 +55,18 @@ class LlamaAttention(nnx.Module):
             heads, config.hidden_size, dtype, axes=("heads", "embed"), bias=config.out_bias, std=config.out_std
         )
 
+    @heeds_tail
     def __call__(
         self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: PagedCache | None
     ) -> tuple[jax.Array, PagedCache | None]:
-        """x [T, E] -> [T, E], cache."""
+        """x [T, E] -> [T, E], or [R, E] of a step with a tail; cache."""
         q, k, v = self.heads(x)
         q, k, placement = self.place(q, k, rotation)
         mixed, cache = attend(
             q, k, v, step, cache, scale=self.scale, placement=placement, window=self.window, soft_cap=self.soft_cap,
             alibi_slopes=None if self.alibi is None else jnp.asarray(self.alibi, jnp.float32),
         )  # fmt: skip
-        return self.out(mixed.reshape(x.shape[0], -1)), cache
+        return self.out(mixed.reshape(mixed.shape[0], -1)), cache
 
     def heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [T, E] -> q [T, H, D], k and v [T, KH, D]."""
@@ -102,11 +103,13 @@ class LlamaBlock(nnx.Module):
             bias=config.mlp_bias, std=config.initializer_range, out_std=config.out_std,
         )  # fmt: skip
 
+    @heeds_tail
     def __call__(
         self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: PagedCache | None
     ) -> tuple[jax.Array, PagedCache | None]:
-        """x [T, E] -> [T, E], cache."""
+        """x [T, E] -> [T, E], or [R, E] of a step with a tail; cache."""
         mixed, cache = self.attention(self.attention_norm(x), rotation, step, cache)
+        x, step = narrow(x, step)
         normed, x = self.mlp_norm.add(scaled(mixed, self.residual_scale), x)
         return x + scaled(self.feed(normed, step), self.residual_scale), cache
 
@@ -165,6 +168,7 @@ class LlamaForCausalLM(CausalLM):
         )
         self.norm = self.block_class.norm_class(config.hidden_size, config.norm_eps, dtype)
 
+    @heeds_tail
     def __call__(self, step: Step | DenseStep, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
         x = scaled(self.embed(step.tokens), self.embed_scale)
         x, cache = self.run_layers(x, cache, step, each=self.rotations(step.positions))

@@ -227,7 +227,7 @@ class Programs:
         self, key: ProgramKey, weights: Leaves, cache: Leaves, state: State, packed: jax.Array
     ) -> tuple[Leaves, State, Out]:
         """Computes the given tokens of every row, ragged, and draws a token for the rows that ask for one."""
-        geometry, layout = self.geometry, self.extend_layout(key)
+        geometry, layout, model = self.geometry, self.extend_layout(key), self.model.merge(weights)
         head, params, sent, ids, targets = layout.split(packed)
         slot, start, count, flags = head[:, 0], head[:, 1], head[:, 2], head[:, 3]
 
@@ -250,11 +250,10 @@ class Programs:
             positions=position,
             query_start=query_start,
             kv_len=jnp.where(count > 0, start + count, jnp.int32(0)),
+            tail=key.variant != "scored" and layout.rows < key.size and model.heeds_tail,
         )
         hidden, cache = self._forward(weights, step, cache, places)
-
-        model = self.model.merge(weights)
-        logits = model.logits(hidden[jnp.maximum(query_start[1:] - 1, jnp.int32(0))])
+        logits = model.logits(hidden if step.tail else hidden[step.last])
         draws = ((flags & RowFlag.DRAWS) != 0) & ~done
         new = jnp.concatenate([old[:, : Column.DONE], done.astype(jnp.int32)[:, None], params], axis=1)
         at = start + count

@@ -104,8 +104,9 @@ class Sequences:
         )
         self.cache = self.program.encode(step, self.cache)
 
-    def extend(self, new: dict[int, Any], tokens_in_step: int = 24) -> dict[int, np.ndarray]:
-        """Appends new[row] to its row, all in one ragged step, in the order given. Logits [len(new[row]), V] each."""
+    def extend(self, new: dict[int, Any], tokens_in_step: int = 24, tail: bool = False) -> dict[int, np.ndarray]:
+        """Appends new[row] to its row, all in one ragged step, in the order given. Logits [len(new[row]), V] each; with
+        a tail [V], behind the last token."""
         tokens = np.zeros(tokens_in_step, np.int32)
         positions, write_index = np.zeros_like(tokens), np.zeros_like(tokens)
         table, entry, order = np.zeros_like(self.table), np.zeros_like(self.entry), np.full(self.rows, -1)
@@ -123,8 +124,10 @@ class Sequences:
             at += len(ids)
             query_start[place + 1 :] = at
             kv_len[place] = self.length[row]
-        step = Step(*map(jnp.asarray, (tokens, positions, query_start, kv_len)))
+        step = Step(*map(jnp.asarray, (tokens, positions, query_start, kv_len)), tail=tail)
         logits = self._run(step, write_index, table, entry, order)
+        if tail:
+            return {row: logits[i] for i, row in enumerate(new)}
         return {row: logits[query_start[i] : query_start[i + 1]] for i, row in enumerate(new)}
 
     def decode(self, new: dict[int, int]) -> dict[int, np.ndarray]:
