@@ -25,3 +25,8 @@ class Case(Protocol):
 
         One in float32 is a result that has that type whatever the operands' is.
         """
+
+
+def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Of a standard deviation of 1, in float32, which takes half the time and memory of float64."""
+    return rng.standard_normal(shape, np.float32)

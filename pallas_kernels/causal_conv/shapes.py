@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from pallas_kernels.case import normal
+
 SPARE_ENTRIES = 3
 
 
@@ -36,7 +38,7 @@ class Rows:
 
     def pool(self, rng: np.random.Generator, index: np.ndarray, *shape: int) -> np.ndarray:
         """States of all entries, NaN where a row is fresh; [N, *shape] float32."""
-        states = rng.normal(size=(len(self.counts) + SPARE_ENTRIES, *shape)).astype(np.float32)
+        states = normal(rng, len(self.counts) + SPARE_ENTRIES, *shape)
         states[index[list(self.fresh)]] = np.nan
         return states
 
@@ -83,15 +85,14 @@ class ConvCase:
         return [x, states, weight, bias, index, start, fresh], options
 
     def expected(self, operands: Sequence[np.ndarray], options: dict[str, Any]) -> list[np.ndarray]:
-        """Row by row: numpy.convolve of each channel over its state and its tokens."""
+        """Row by row: each channel over its state and its tokens, tap by tap."""
         x, states, weight, bias, index, _, fresh = operands
         y, after = np.zeros(x.shape), states.astype(np.float64)
         for row, span in self.rows.spans():
             before = np.zeros(states.shape[1:]) if fresh[row] else states[index[row]].astype(np.float64)
             inputs = np.concatenate([before, x[span].T.astype(np.float64)], axis=1)
-            for channel in range(self.channels):
-                taps = weight[channel].astype(np.float64)[::-1]
-                y[span, channel] = np.convolve(inputs[channel], taps, mode="valid")
+            for tap in range(self.taps):
+                y[span] += (inputs[:, tap : tap + self.rows.counts[row]] * weight[:, tap, None].astype(np.float64)).T
             after[index[row]] = inputs[:, 1 - self.taps :]
             if bias is not None:
                 y[span] += bias.astype(np.float64)

@@ -62,7 +62,7 @@ CASES = (
     _case("extend-ragged", (5, 5), (1, 40), (33, 70), (0, 0), (2, 100), padding=3),
     _case("extend-nothing", (0, 0), (0, 0), padding=16),
     _case("extend-rank-512", (9, 40), rank=512, turned=64, heads=16, page=64),
-    _case("decode-large", *range(1, 6001, 97), 0, rank=512, turned=64, heads=128, page=64, large=True),
+    _case("decode-large", *range(1, 4001, 333), 0, rank=512, turned=64, heads=128, page=64, large=True),
     _case("decode-large-few-heads", 20000, 300, rank=512, turned=64, heads=16, page=64, large=True),
-    _case("extend-large", (500, 1500), (300, 300), rank=512, turned=64, heads=128, page=64, large=True, padding=5),
+    _case("extend-large", (200, 900), (130, 130), rank=512, turned=64, heads=128, page=64, large=True, padding=5),
 )

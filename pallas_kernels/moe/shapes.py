@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from pallas_kernels.case import normal
+
 
 @dataclass(frozen=True)
 class MoECase:
@@ -28,7 +30,7 @@ class MoECase:
     def arguments(self, rng: np.random.Generator, dtype: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
         """Experts nobody chose are NaN, as padding tokens and the weights of assignments to none are."""
         total = self.tokens + self.padding
-        x = rng.normal(size=(total, self.embed))
+        x = normal(rng, total, self.embed)
         x[self.tokens :] = np.nan
         ids = np.stack([rng.permutation(self.popular or self.experts)[: self.top_k] for _ in range(total)])
         ids[self.tokens :] = -1
@@ -39,7 +41,7 @@ class MoECase:
         weights[ids < 0] = np.nan
         width = self.inner if self.activation == "relu2" else 2 * self.inner
         shapes = [(self.embed, width), (self.inner, self.embed)]
-        matrices = [rng.normal(size=(self.experts, *shape)) / math.sqrt(shape[0]) for shape in shapes]
+        matrices = [normal(rng, self.experts, *shape) * np.float32(shape[0] ** -0.5) for shape in shapes]
         unread = np.setdiff1d(np.arange(self.experts), ids)
         for matrix in matrices:
             matrix[unread] = np.nan
@@ -53,19 +55,19 @@ class MoECase:
     def expected(self, operands: Sequence[np.ndarray], options: dict[str, Any]) -> list[np.ndarray]:
         """Expert by expert, over the tokens that chose it."""
         ids = operands[3]
-        x, gate_up, down, _, weights, *biases = (a.astype(np.float64) for a in operands)
+        x, gate_up, down, _, weights, *biases = operands
         out = np.zeros(x.shape)
         for expert in range(self.experts):
             token, k = np.nonzero(ids == expert)
             if not len(token):
                 continue
-            hidden = x[token] @ gate_up[expert]
+            hidden = x[token].astype(np.float64) @ gate_up[expert].astype(np.float64)
             if self.bias:
-                hidden += biases[0][expert]
-            result = _activated(self.activation, hidden) @ down[expert]
+                hidden += biases[0][expert].astype(np.float64)
+            result = _activated(self.activation, hidden) @ down[expert].astype(np.float64)
             if self.bias:
-                result += biases[1][expert]
-            out[token] += weights[token, k][:, None] * result
+                result += biases[1][expert].astype(np.float64)
+            out[token] += weights[token, k][:, None].astype(np.float64) * result
         return [out]
 
 
@@ -103,7 +105,7 @@ CASES = (
     MoECase("relu2-biased", 40, 6, 3, activation="relu2", bias=True, embed=72, inner=36),
     MoECase("gpt-oss", 21, 4, 3, activation="clamped_swiglu", bias=True),
     MoECase("biased", 2, 8, 8, bias=True),
-    MoECase("decode-large", 64, 128, 8, embed=1024, inner=512, large=True),
-    MoECase("prefill-large", 4000, 128, 8, embed=1024, inner=384, padding=96, large=True),
+    MoECase("decode-large", 64, 128, 8, embed=512, inner=256, large=True),
+    MoECase("prefill-large", 4000, 128, 8, embed=512, inner=384, padding=96, large=True),
     MoECase("few-experts-large", 300, 8, 2, embed=1024, inner=1792, bias=True, large=True),
 )

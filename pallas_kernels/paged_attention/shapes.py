@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from pallas_kernels.case import normal
+
 
 @dataclass(frozen=True)
 class AttentionCase:
@@ -34,18 +36,18 @@ class AttentionCase:
         pool = 1 + sum(used) + 3
         free = iter(1 + rng.permutation(pool - 1))
         table = np.zeros((len(self.rows), max(used) + self.spare_pages), np.int32)
-        k, v = (np.full((pool, self.page, self.kv_heads, self.dim), np.nan, np.float32) for _ in range(2))
+        seen = np.zeros((pool, self.page), bool)
         for row, (queries, kv_len) in enumerate(self.rows):
             oldest = 0 if self.window is None else max(0, kv_len - queries - self.window + 1)
             for column in range(oldest // self.page, used[row]):
                 table[row, column] = page = next(free)
                 place = column * self.page + np.arange(self.page)
-                seen = (place >= oldest) & (place < kv_len)
-                for pages in (k, v):
-                    pages[page, seen] = rng.normal(size=(int(seen.sum()), self.kv_heads, self.dim))
+                seen[page] = (place >= oldest) & (place < kv_len)
+        k, v = (normal(rng, pool, self.page, self.kv_heads, self.dim) for _ in range(2))
+        k[~seen] = v[~seen] = np.nan
         counts = [count for count, _ in self.rows]
         tokens = len(self.rows) if self.decode else sum(counts) + self.padding
-        q = rng.normal(size=(tokens, self.heads, self.dim)) * 2
+        q = normal(rng, tokens, self.heads, self.dim) * 2
         start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
         kv_lens = np.array([kv_len for _, kv_len in self.rows], np.int32)
         options: dict[str, Any] = {
@@ -68,7 +70,7 @@ class AttentionCase:
         for row, (queries, kv_len) in enumerate(self.rows):
             tokens = slice(row, row + queries) if self.decode else slice(start[row], start[row + 1])
             k, v = (
-                pages[table[row]].reshape(-1, self.kv_heads, self.dim)[:kv_len].astype(np.float64)
+                np.nan_to_num(pages[table[row]].reshape(-1, self.kv_heads, self.dim)[:kv_len].astype(np.float64))
                 for pages in (k_pages, v_pages)
             )
             place = np.arange(kv_len - queries, kv_len)[:, None]
@@ -78,7 +80,7 @@ class AttentionCase:
                 hidden |= key <= place - self.window
             for head in range(self.heads if queries and kv_len else 0):
                 kv_head = head // (self.heads // self.kv_heads)
-                scores = q[tokens, head].astype(np.float64) @ np.nan_to_num(k[:, kv_head]).T * options["scale"]
+                scores = q[tokens, head].astype(np.float64) @ k[:, kv_head].T * options["scale"]
                 if self.soft_cap is not None:
                     scores = self.soft_cap * np.tanh(scores / self.soft_cap)
                 if self.alibi:
@@ -86,12 +88,13 @@ class AttentionCase:
                 if self.bias is not None:
                     behind = np.clip(place - key, 0, self.bias)
                     scores += options["position_bias"][head].astype(np.float64)[behind]
-                scores = np.where(hidden, -np.inf, scores)
+                np.copyto(scores, -np.inf, where=hidden)
                 sink = float(options["sinks"][head]) if self.sinks else -np.inf
                 top = np.maximum(scores.max(axis=1, keepdims=True), sink)
-                weights = np.exp(scores - top)
+                scores -= top
+                weights = np.exp(scores, out=scores)
                 total = weights.sum(axis=1, keepdims=True) + np.exp(sink - top)
-                out[tokens, head] = weights @ np.nan_to_num(v[:, kv_head]) / total
+                out[tokens, head] = weights @ v[:, kv_head] / total
         return [out]
 
 
@@ -161,14 +164,14 @@ CASES = (
     _extend("extend-sinks-alibi-soft-cap-dim-80", (40, 300), sinks=True, alibi=True, soft_cap=5.0, dim=80, page=64),
     _extend("extend-bias", (30, 45), (1, 20), (0, 0), bias=16, padding=3),
     _extend("extend-bias-far-window", (40, 300), bias=8, window=200, heads=6, page=64),
-    _decode("decode-large", *range(1, 6001, 97), 0, 0, heads=32, kv_heads=8, dim=128, page=64, large=True),
+    _decode("decode-large", *range(1, 4001, 167), 0, 0, heads=32, kv_heads=8, dim=128, page=64, large=True),
     _decode("decode-large-one", 20000, heads=32, kv_heads=8, dim=128, page=64, large=True, spare_pages=200),
     _decode("decode-large-window", 5000, 1, 900, heads=16, kv_heads=8, dim=256, window=1024, large=True),
-    _extend("extend-large", (1500, 1500), (700, 2900), (1, 4000), heads=32, kv_heads=8, dim=128, page=64, large=True),
+    _extend("extend-large", (700, 700), (400, 1700), (1, 4000), heads=32, kv_heads=8, dim=128, page=64, large=True),
     _extend(
         "extend-large-mixed",
-        *((1, 50 * i) for i in range(1, 40)),
-        (900, 1900),
+        *((1, 25 * i) for i in range(1, 40)),
+        (500, 1300),
         (0, 0),
         heads=32,
         kv_heads=8,

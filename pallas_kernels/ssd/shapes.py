@@ -44,10 +44,10 @@ class SSDCase:
         B, C = (np.repeat(a, self.heads // self.groups, axis=1) for a in (B, C))
         y, after = np.zeros(x.shape), states.copy()
         for row, span in self.rows.spans():
-            state = np.zeros(states.shape[1:]) if fresh[row] else states[index[row]]
+            state = np.zeros(states.shape[1:]) if fresh[row] else states[index[row]].copy()
             for t in range(span.start, span.stop):
-                new = dt[t][:, None, None] * x[t][:, :, None] * B[t][:, None, :]
-                state = state * np.exp(dt[t] * A)[:, None, None] + new
+                state *= np.exp(dt[t] * A)[:, None, None]
+                state += (dt[t][:, None] * x[t])[:, :, None] * B[t][:, None, :]
                 y[t] = (state @ C[t][:, :, None])[:, :, 0] + (0 if D is None else D[:, None] * x[t])
             after[index[row]] = state
         self.rows.blank(y, after)
@@ -68,10 +68,10 @@ CASES = (
     SSDCase("extend-size-128", extend(70, 9, fresh=(0,)), heads=2, dim=64, size=128),
     SSDCase("extend-size-256", extend(70, 9, fresh=(1,)), heads=2, dim=128, size=256, single=True),
     SSDCase("extend-dim-48-size-24", extend(9, 75), dim=48, size=24, groups=2),
-    SSDCase("decode-large", decode(*[1] * 250, *[0] * 6, fresh=(7, 8)), heads=80, dim=64, size=128, large=True),
+    SSDCase("decode-large", decode(*[1] * 58, *[0] * 6, fresh=(7, 8)), heads=80, dim=64, size=128, large=True),
     SSDCase(
         "extend-large",
-        extend(1024, 1, 500, 0, 511, 1, 1, fresh=(0, 4), padding=100),
+        extend(640, 1, 300, 0, 261, 1, 1, fresh=(0, 4), padding=100),
         heads=80,
         dim=64,
         size=128,
