@@ -5,6 +5,8 @@ Decode cuts the rows into items, as paged_attention does. Extend takes every tok
 128 heads of the models in use a token's heads fill the tensor cores by themselves.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import jax_triton
@@ -107,7 +109,34 @@ def mla_attention(
         PRECISION="tf32x3",  # of float32 operands, on tensor cores, with an error near float32's own
         SPLIT=decode,
     )
-    return combine(out, log_sum, first, None, q.dtype) if decode else out
+    return _combine(out, log_sum, first, q.dtype) if decode else out
+
+
+def _combine(partial: jax.Array, log_sum: jax.Array, first: jax.Array, dtype: Any) -> jax.Array:
+    """Each row's result from those of its items, [rows, H, R] in dtype; zeros for a row without positions.
+
+    partial: [items, H, R] and log_sum: [items, H] float32, each item's result and the log2 of its total of weights;
+    first: [rows + 1], the first item of each row. Not done by the item that ends last, as in paged_attention: of a long
+    row it would read up to 64 heads of 512 numbers for each of many items, by itself.
+    """
+    _, heads, rank = partial.shape
+    rows, padded = first.shape[0] - 1, triton.next_power_of_2(rank)
+    out: jax.Array = jax_triton.triton_call(
+        partial,
+        log_sum,
+        first,
+        kernel=_combine_kernel,
+        out_type=jax.ShapeDtypeStruct((rows, heads, rank), dtype),
+        grid=(heads, rows),
+        name="mla_decode_combine",
+        num_warps=4,
+        num_stages=2,
+        HEADS=heads,
+        RANK=rank,
+        RANK_PAD=padded,
+        TOGETHER=max(1, min(32, 4096 // padded)),
+    )
+    return out
 
 
 @triton.jit
@@ -166,9 +195,29 @@ def _kernel(
         if start + BLOCK > end:
             scores = tl.where(visible[None, :], scores, float("-inf"))
         top, total, out = add_keys((top, total, out), scores, latent, SCALE, PRECISION)
-    out = out / tl.where(total > 0.0, total, 1.0)[:, None]
+    total = tl.where(total > 0.0, total, 1.0)  # of what sees nothing
+    out = out / total[:, None]
     places = item.to(tl.int64) * HEADS + head
     mask = known & (dims < RANK)[None, :]
     tl.store(out_ptr + places[:, None] * RANK + dims[None, :], out.to(out_ptr.dtype.element_ty), mask=mask)
     if SPLIT:
         tl.store(log_sum_ptr + places, top + tl.log2(total), mask=head < HEADS)
+
+
+@triton.jit
+def _combine_kernel(
+    partial_ptr,
+    log_sum_ptr,
+    first_ptr,
+    out_ptr,
+    HEADS: tl.constexpr,
+    RANK: tl.constexpr,
+    RANK_PAD: tl.constexpr,
+    TOGETHER: tl.constexpr,
+):
+    """The items of one row and query head."""
+    head = tl.program_id(0)
+    row = tl.program_id(1)
+    first = tl.load(first_ptr + row)
+    end = tl.load(first_ptr + row + 1)
+    combine(partial_ptr, log_sum_ptr, out_ptr, row, first, end, head, HEADS, 1, RANK, RANK_PAD, TOGETHER)

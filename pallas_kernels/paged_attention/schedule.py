@@ -56,15 +56,29 @@ def share_keys(
 ) -> tuple[jax.Array, jax.Array]:
     """Cuts the positions begin:kv_len of each row, [R] int32 both, into about `aim` items of one number of tokens.
 
-    That number is a multiple of block and at least `least`; capacity: the most tokens of a row.
-    Returns work [items, 4] (row or -1, the item's first position, the one behind its last, the row's kv_len), together
-    so that a program waits for one load, and first [R + 1], the first item of each row, at the end their sum; int32.
+    That number is a multiple of block and at least `least`; capacity: the most tokens of a row. A row without positions
+    takes one item, which has none, so that a program writes its result too.
+    Returns work [items, 6] (row or -1, the item's first position, the one behind its last, the row's kv_len, the row's
+    first item, how many it has), together so that a program waits for one load, and first [R + 1], the first item of
+    each row, at the end their sum; int32.
     """
     rows = kv_len.shape[0]
     lengths = kv_len - begin
     chunk = jnp.maximum((lengths.sum(dtype=jnp.int32) + aim - 1) // aim, least)
     chunk = (chunk + block - 1) // block * block
     items = min(aim + rows, rows * -(-capacity // least))
-    row, place, first = share_out((lengths + chunk - 1) // chunk, items)
+    counts = jnp.maximum((lengths + chunk - 1) // chunk, 1)
+    row, place, first = share_out(counts, items)
     start = begin[row] + place * chunk
-    return jnp.stack([row, start, jnp.minimum(start + chunk, kv_len[row]), kv_len[row]], axis=1), first
+    end = jnp.minimum(start + chunk, kv_len[row])
+    return jnp.stack([row, start, end, kv_len[row], first[row], counts[row]], axis=1), first
+
+
+def counters(kv_len: jax.Array, heads: int) -> jax.Array:
+    """[R, heads] int32 zeros, in which a kernel counts the items of a row that are done; kv_len: [R] int32.
+
+    An operand that the kernel writes to though XLA takes it to be read only: it must hold zeros again when the kernel
+    ends, so that the layers of a step, which run one after the other, share one array that XLA makes once. It is
+    reckoned from the lengths because zeros that XLA knows might be a constant, one for all programs.
+    """
+    return jnp.broadcast_to(jnp.minimum(kv_len, 0)[:, None], (kv_len.shape[0], heads))

@@ -3,8 +3,9 @@
 query heads of a KV head into one program so that its keys and values are read once.
 
 No lengths are known on the host. Decode cuts the rows into items of one device-computed number of tokens, so that a
-batch of any mixture of lengths fills the GPU evenly; extend cuts them into tiles of queries, and a tile that holds a
-single token takes a narrow path whose cost is that of reading its keys and values.
+batch of any mixture of lengths fills the GPU evenly, and whichever item of a row ends last combines them all; extend
+cuts them into tiles of queries, and a tile that holds a single token takes a narrow path whose cost is that of reading
+its keys and values.
 """
 
 from typing import Any
@@ -16,9 +17,9 @@ import triton
 import triton.language as tl
 
 from pallas_kernels import tuning
-from pallas_kernels.paged_attention.schedule import share_keys, share_tiles
+from pallas_kernels.paged_attention.schedule import counters, share_keys, share_tiles
 from pallas_kernels.paged_attention.softmax import add_bias, add_keys, per_head, scale_scores, start_softmax
-from pallas_kernels.paged_attention.split import block_pages, combine
+from pallas_kernels.paged_attention.split import block_pages, finish
 
 _MAX_HEAD_DIM = 256
 _LOG2_E = 1.4426950408889634
@@ -107,32 +108,31 @@ def _decode(
     if shape["WINDOW"]:
         begin = jnp.maximum(kv_len - shape["WINDOW"], 0) // block * block
     aim = max(1, config["programs"] // kv_heads)
-    work, first = share_keys(begin, kv_len, block=block, aim=aim, least=config["least"], capacity=capacity)
-    items = work.shape[0]
-
-    group_pad = max(16, triton.next_power_of_2(shape["GROUP"]))
-    partial, log_sum = jax_triton.triton_call(
+    work, _ = share_keys(begin, kv_len, block=block, aim=aim, least=config["least"], capacity=capacity)
+    parts = jax.ShapeDtypeStruct((work.shape[0], heads, dim), jnp.float32)
+    out, _, _ = jax_triton.triton_call(
         q,
         k_pages,
         v_pages,
         page_table,
         slopes,
+        sinks,
         bias,
         work,
+        counters(kv_len, kv_heads),
         kernel=_decode_kernel,
-        out_type=(
-            jax.ShapeDtypeStruct((items, heads, dim), jnp.float32),
-            jax.ShapeDtypeStruct((items, heads), jnp.float32),
-        ),
-        grid=(kv_heads, items),
+        out_type=(jax.ShapeDtypeStruct(q.shape, q.dtype), parts, jax.ShapeDtypeStruct(parts.shape[:2], jnp.float32)),
+        grid=(kv_heads, work.shape[0]),
         name="paged_decode",
         num_warps=config["warps"],
         num_stages=config["stages"],
         BLOCK=block,
-        GROUP_PAD=group_pad,
+        GROUP_PAD=max(16, triton.next_power_of_2(shape["GROUP"])),
+        # As many parts at once as a program of four warps holds beside what it keeps anyway.
+        TOGETHER=max(1, 4096 // (triton.next_power_of_2(shape["GROUP"]) * shape["DIM_PAD"])),
         **shape,
     )
-    return combine(partial, log_sum, first, sinks if shape["SINKS"] else None, q.dtype)
+    return out
 
 
 def _extend(
@@ -272,8 +272,11 @@ def _decode_kernel(
     v_ptr,
     table_ptr,
     slopes_ptr,
+    sinks_ptr,
     bias_ptr,
     work_ptr,
+    arrived_ptr,
+    out_ptr,
     partial_ptr,
     log_sum_ptr,
     SCALE: tl.constexpr,
@@ -291,14 +294,17 @@ def _decode_kernel(
     MAX_PAGES: tl.constexpr,
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
+    TOGETHER: tl.constexpr,
 ):
-    """One item of one KV head: a chunk of a row's positions, its result normalised, with its log2 sum."""
+    """One item of one KV head: a chunk of a row's positions; the item of a row that ends last ends the row."""
     head = tl.program_id(0)
     item = tl.program_id(1)
-    row = tl.load(work_ptr + item * 4)
-    begin = tl.load(work_ptr + item * 4 + 1)
-    end = tl.load(work_ptr + item * 4 + 2)
-    kv_len = tl.load(work_ptr + item * 4 + 3)
+    row = tl.load(work_ptr + item * 6)
+    begin = tl.load(work_ptr + item * 6 + 1)
+    end = tl.load(work_ptr + item * 6 + 2)
+    kv_len = tl.load(work_ptr + item * 6 + 3)
+    first = tl.load(work_ptr + item * 6 + 4)
+    items = tl.load(work_ptr + item * 6 + 5)
     if row < 0:
         return
     oldest = 0
@@ -314,8 +320,10 @@ def _decode_kernel(
     position = tl.zeros([GROUP_PAD], tl.int32) + (kv_len - 1)
     slopes = per_head(slopes_ptr, heads, group < GROUP, ALIBI)
     bias = bias_ptr + tl.minimum(heads, KV_HEADS * GROUP - 1) * BIAS
-    top, total = start_softmax(tl.zeros([GROUP_PAD], tl.float32), False)
-    top, total, out = _attend(
+    # The sink is in the total of the row's first item, and weighs nothing in others'.
+    sinks = per_head(sinks_ptr, heads, group < GROUP, SINKS)
+    top, total = start_softmax(tl.where(item == first, sinks, -1e30), SINKS)
+    state = _attend(
         (top, total, tl.zeros([GROUP_PAD, DIM_PAD], tl.float32)),
         q,
         position,
@@ -342,9 +350,10 @@ def _decode_kernel(
         BLOCK,
         PRECISION,
     )
-    places = item * (KV_HEADS * GROUP) + heads
-    tl.store(partial_ptr + places[:, None] * DIM + dims[None, :], out / total[:, None], mask=mask)
-    tl.store(log_sum_ptr + places, top + tl.log2(total), mask=group < GROUP)
+    finish(
+        state, row, head, item, first, items, arrived_ptr, out_ptr, partial_ptr, log_sum_ptr,
+        KV_HEADS, GROUP, GROUP_PAD, DIM, DIM_PAD, TOGETHER,
+    )  # fmt: skip
 
 
 @triton.jit

@@ -54,7 +54,10 @@ class _Memory:
 
 
 def _interpret(*args: Any, kernel: Any, out_type: Any, grid: tuple[int, ...], **options: Any) -> Any:
-    """Stands in for jax_triton.triton_call outside jit; outputs start as NaN, as fresh device memory might."""
+    """Stands in for jax_triton.triton_call outside jit; outputs start as NaN, as fresh device memory might.
+
+    Operands other than references must end as they began: XLA gives them to other kernels too.
+    """
     refs = [arg for arg in args if isinstance(arg, jax.Ref)]
     operands = [np.array(arg[...] if isinstance(arg, jax.Ref) else arg) for arg in args]
     leaves, tree = jax.tree.flatten(out_type)
@@ -62,6 +65,8 @@ def _interpret(*args: Any, kernel: Any, out_type: Any, grid: tuple[int, ...], **
     known = inspect.signature(kernel.fn).parameters
     constants = {name: value for name, value in options.items() if name in known}
     kernel[grid](*[_Memory(array) for array in operands + outputs], **constants)
+    for arg, operand in zip(args, operands, strict=True):
+        assert isinstance(arg, jax.Ref) or np.array(arg).tobytes() == operand.tobytes()
     for ref in refs:
         ref[...] = jax.numpy.asarray(operands[next(i for i, arg in enumerate(args) if arg is ref)])
     return tree.unflatten([jax.numpy.asarray(output) for output in outputs])

@@ -21,7 +21,7 @@ def test_kernels_compile_for_hopper_without_spills(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
     assert ran.returncode == 0, ran.stderr[-2000:]
     found = [json.loads(line) for line in ran.stdout.splitlines()]
-    attention = {"paged_decode", "paged_decode_combine", "paged_extend", "ragged_attention", "mla_decode"}
+    attention = {"paged_decode", "paged_extend", "ragged_attention", "mla_decode", "mla_decode_combine"}
     mixture = {"softmax_top_k", "moe_plan", "moe_gate_up", "moe_down"}
     recurrent = {"causal_conv", "selective_scan", "ssd_decode", "ssd_pass", "ssd_chunk"}
     others = {"qk_norm_rope_kv_write", "kv_write", "latent_write", "rms_norm_residual"}
