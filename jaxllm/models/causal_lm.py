@@ -15,6 +15,7 @@ from jaxllm.layers.cache import LayerCache
 from jaxllm.layers.embed import Embed
 from jaxllm.layers.linear import Linear
 from jaxllm.layers.parameter import Dtype
+from jaxllm.layers.residual import Stream, deferred, summed
 from jaxllm.layers.step import DenseStep, Step
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.model import Model
@@ -66,16 +67,18 @@ class CausalLM(Model):
         A step's tail is for the last layer alone: the others' keys and values are of all tokens.
         each: what each layer is given of its own, between x and the shared arguments. layers: in place of the model's.
         """
-        new = []
+        new: list[Any] = []
+        stream: Stream = x
         layers = self.layers if layers is None else layers
         own = [()] * len(layers) if each is None else [(argument,) for argument in each]
         whole = tuple(dataclasses.replace(x, tail=False) if isinstance(x, Step) else x for x in shared)
         for layer, argument, layer_cache in zip(layers, own, cache or [None] * len(layers), strict=True):
             graphdef, state = nnx.split(layer)
             common = shared if layer is layers[-1] else whole
-            x, layer_cache = _run_layer(graphdef, state, x, argument + common, layer_cache)
+            given = deferred(stream) if getattr(type(layer).__call__, "defers_sum", False) else summed(stream)
+            stream, layer_cache = _run_layer(graphdef, state, given, argument + common, layer_cache)
             new.append(layer_cache)
-        return x, None if cache is None else tuple(new)
+        return summed(stream), None if cache is None else tuple(new)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """hidden [..., E] -> [..., V] float32."""
@@ -107,8 +110,8 @@ def scaled(x: jax.Array, factor: float) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _run_layer(
-    graphdef: nnx.GraphDef, state: nnx.State, x: jax.Array, shared: tuple[Any, ...], cache: LayerCache | None
-) -> tuple[jax.Array, LayerCache | None]:
+    graphdef: nnx.GraphDef, state: nnx.State, x: Stream, shared: tuple[Any, ...], cache: LayerCache | None
+) -> tuple[Stream, LayerCache | None]:
     """One layer; layers of one make are traced and lowered once between them. XLA inlines the calls."""
-    result: tuple[jax.Array, LayerCache | None] = nnx.merge(graphdef, state)(x, *shared, cache)
+    result: tuple[Stream, LayerCache | None] = nnx.merge(graphdef, state)(x, *shared, cache)
     return result

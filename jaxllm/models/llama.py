@@ -5,7 +5,7 @@ model_class=MyModel.
 """
 
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jaxllm.layers.linear import Linear
 from jaxllm.layers.mlp import MLP, GatedMLP
 from jaxllm.layers.norm import LayerNorm, RMSNorm
 from jaxllm.layers.parameter import Dtype, Source
+from jaxllm.layers.residual import Deferred, deferred, defers_sum
 from jaxllm.layers.rope import Rotation
 from jaxllm.layers.step import DenseStep, Step, heeds_tail, narrow
 from jaxllm.models.causal_lm import Cache, CausalLM, scaled
@@ -104,14 +105,16 @@ class LlamaBlock(nnx.Module):
         )  # fmt: skip
 
     @heeds_tail
+    @defers_sum
     def __call__(
-        self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: PagedCache | None
-    ) -> tuple[jax.Array, PagedCache | None]:
-        """x [T, E] -> [T, E], or [R, E] of a step with a tail; cache."""
-        mixed, cache = self.attention(self.attention_norm(x), rotation, step, cache)
-        x, step = narrow(x, step)
-        normed, x = self.mlp_norm.add(scaled(mixed, self.residual_scale), x)
-        return x + scaled(self.feed(normed, step), self.residual_scale), cache
+        self, x: Any, rotation: Rotation, step: Step | DenseStep, cache: PagedCache | None
+    ) -> tuple[Any, PagedCache | None]:
+        """x [T, E], its last sum deferred or not -> the same with it deferred, or [R, E] of a step with a tail; cache."""
+        normed, residual = self.attention_norm.add(*deferred(x))
+        mixed, cache = self.attention(normed, rotation, step, cache)
+        residual, step = narrow(residual, step)
+        normed, residual = self.mlp_norm.add(scaled(mixed, self.residual_scale), residual)
+        return Deferred(scaled(self.feed(normed, step), self.residual_scale), residual), cache
 
     def feed(self, x: jax.Array, step: Step | DenseStep) -> jax.Array:
         """x [T, E] through the MLP -> [T, E]."""
