@@ -109,7 +109,7 @@ class LlamaBlock(nnx.Module):
     def __call__(
         self, x: Any, rotation: Rotation, step: Step | DenseStep, cache: PagedCache | None
     ) -> tuple[Any, PagedCache | None]:
-        """x [T, E], its last sum deferred or not -> the same with it deferred, or [R, E] of a step with a tail; cache."""
+        """x [T, E], its last sum deferred or not -> the same with it deferred ([R, E] of a step with a tail), cache."""
         normed, residual = self.attention_norm.add(*deferred(x))
         mixed, cache = self.attention(normed, rotation, step, cache)
         residual, step = narrow(residual, step)

@@ -38,7 +38,7 @@ class Job[K]:
     """A program to be built.
 
     arguments: abstract, one tree per parameter of the function. out: the structure of what it returns. donated: the
-    parameters whose buffers it may take.
+    parameters whose buffers it may take. options: of XLA, for this program alone.
     """
 
     key: K
@@ -46,6 +46,7 @@ class Job[K]:
     arguments: tuple[Any, ...] = field(repr=False)
     out: Any = field(repr=False)
     donated: tuple[int, ...] = ()
+    options: tuple[tuple[str, bool | int | str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -58,7 +59,7 @@ class Job[K]:
         """A digest of the key and of what goes in and out."""
         leaves, structure = jax.tree.flatten(self.arguments)
         shapes = [(leaf.shape, leaf.dtype.name) for leaf in leaves]
-        described = repr((self.key, self.donated, shapes, str(structure), str(self.out)))
+        described = repr((self.key, self.donated, self.options, shapes, str(structure), str(self.out)))
         return hashlib.sha256(described.encode()).hexdigest()
 
 
@@ -181,7 +182,7 @@ class Compiler:
         if self._stop.is_set():
             raise StoppedError
         started = time.perf_counter()
-        run = lowered.compile()
+        run = lowered.compile(compiler_options=dict(job.options) or None)
         built = Built(run, _cost(job.name, run))
         if self.kept is not None:
             self._save(job, built)

@@ -76,7 +76,16 @@ def closed_table(
     return [*keys, ProgramKey("seed", tokens[-1])]
 
 
+def _options(key: ProgramKey) -> tuple[tuple[str, bool], ...]:
+    """Of XLA, for a model's program. It tries Triton's matmuls beside cuBLAS's, which doubles a compile; beyond a few
+    rows it does not choose them for the better, as what it times has its weights in the cache."""
+    few = key.kind == "decode" and key.size <= FEW_ROWS
+    return () if few or jax.default_backend() != "gpu" else (("xla_gpu_enable_triton_gemm", False),)
+
+
 DIRECTORY_VARIABLE = "JAXLLM_COMPILATION_CACHE_DIR"
+FEW_ROWS = 16
+"""Up to which Triton's matmuls read weights faster than cuBLAS's; at 64 rows a step is slower by a twentieth."""
 TIMED_SIZES = 6
 """Decode programs whose steps are timed; between them steps are interpolated."""
 
@@ -157,7 +166,8 @@ class ProgramTable:
         packed = jax.ShapeDtypeStruct((self.programs.packed_size(key),), jnp.int32)
         leaf: Any = packed
         out = jax.tree.structure((cache, state, Undrawn(leaf, leaf, leaf) if key.forward else leaf))
-        return Job(key, self.programs.build(key), (self._weights, cache, state, packed), out, donated=(1, 2))
+        arguments = (self._weights, cache, state, packed)
+        return Job(key, self.programs.build(key), arguments, out, donated=(1, 2), options=_options(key))
 
     def compile(
         self,
