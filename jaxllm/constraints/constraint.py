@@ -1,16 +1,46 @@
-"""One sequence's place in its grammar."""
+"""One sequence's place in its grammar, and the masks of many at once."""
 
 import time
 from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-from llguidance import LLMatcher
+from llguidance import LLExecutor, LLMatcher
 
 from jaxllm.errors import ConstraintError
 
 ALLOWANCE = 0.005
 OVERDRAFT = 0.25
 """Seconds of the processor that a call may cost in the long run, and by how much a constraint may go beyond that."""
+
+
+@runtime_checkable
+class Matching(Protocol):
+    """A constraint whose matcher may fill its mask beside others', between two calls."""
+
+    def begin(self, mask: np.ndarray) -> LLMatcher | None:
+        """What is to fill the mask before `end` is called; None where nothing is left to do."""
+
+    def end(self, mask: np.ndarray) -> None:
+        """Raises ConstraintError as `fill` does."""
+
+
+def fill_together(
+    executor: LLExecutor, masks: np.ndarray, wanted: Sequence[tuple[int, Matching]]
+) -> list[tuple[int, Exception]]:
+    """Fills rows of masks [R, W] int32 on the executor's threads, without the interpreter's lock: handing it from row
+    to row takes as long as filling. Returns the rows that cannot go on, with the reasons."""
+    begun = [(i, constraint, constraint.begin(masks[i])) for i, constraint in wanted]
+    matchers = [(matcher, i) for i, _, matcher in begun if matcher is not None]
+    executor.unsafe_compute_mask_ptr(matchers, masks.ctypes.data, masks.shape[1] * masks.itemsize, masks.shape[0])
+    failed: list[tuple[int, Exception]] = []
+    for i, constraint, matcher in begun:
+        if matcher is not None:
+            try:
+                constraint.end(masks[i])
+            except Exception as error:
+                failed.append((i, error))
+    return failed
 
 
 class Grammar:
@@ -25,20 +55,27 @@ class Grammar:
         self._eos = eos_token_id
         self._ends = end_ids
         self._stops = stop_ids
+        self._not_ends = [(token >> 5, ~np.uint32(1 << (token & 31))) for token in {eos_token_id, *end_ids}]
         self._overdrawn = 0.0
 
     def fill(self, mask: np.ndarray) -> None:
         began = time.thread_time()
         self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
         self._spend(time.thread_time() - began)
+        self.end(mask)
+
+    def begin(self, mask: np.ndarray) -> LLMatcher | None:
+        return self._matcher
+
+    def end(self, mask: np.ndarray) -> None:
         if self._matcher.is_error():
             raise self._failed()
         words = mask.view(np.uint32)
         may_end = int(words[self._eos >> 5]) >> (self._eos & 31) & 1
-        clear_bits(words, (self._eos, *self._ends))
+        for word, kept in self._not_ends:
+            words[word] &= kept
         if may_end:
-            for token in self._stops:
-                words[token >> 5] |= np.uint32(1 << (token & 31))
+            set_bits(words, self._stops)
 
     def accept(self, token: int) -> bool:
         matcher = self._matcher
@@ -79,6 +116,12 @@ class Grammar:
             f"structured_outputs: the answer cannot go on within its grammar ({why}); a simpler grammar or fewer other "
             "limits on tokens, may help"
         )
+
+
+def set_bits(words: np.ndarray, tokens: Iterable[int]) -> None:
+    """words: [ceil(V / 32)] uint32"""
+    for token in tokens:
+        words[token >> 5] |= np.uint32(1 << (token & 31))
 
 
 def clear_bits(words: np.ndarray, tokens: Iterable[int] | np.ndarray) -> None:

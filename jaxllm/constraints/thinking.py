@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from llguidance import LLMatcher
 
-from jaxllm.constraints.constraint import Grammar, clear_bits
+from jaxllm.constraints.constraint import Grammar, clear_bits, set_bits
 from jaxllm.constraints.vocabulary import TokenTable
 
 MAX_GAP = 4
@@ -69,18 +70,28 @@ class AfterThinking:
         self._tail = b""
 
     def fill(self, mask: np.ndarray) -> None:
-        if self._thinking:
-            mask[:] = self._marks.free
-            words = mask.view(np.uint32)
-            clear_bits(words, self._grammar.ending)
-            for tokens in self._marks.straddling(self._tail):
-                clear_bits(words, tokens)
-            return
-        self._grammar.fill(mask)
+        if self.begin(mask) is not None:
+            self._grammar.fill(mask)
+            self._add(mask)
+
+    def begin(self, mask: np.ndarray) -> LLMatcher | None:
+        if not self._thinking:
+            return self._grammar.begin(mask)
+        mask[:] = self._marks.free
+        words = mask.view(np.uint32)
+        clear_bits(words, self._grammar.ending)
+        for tokens in self._marks.straddling(self._tail):
+            clear_bits(words, tokens)
+        return None
+
+    def end(self, mask: np.ndarray) -> None:
+        self._grammar.end(mask)
+        self._add(mask)
+
+    def _add(self, mask: np.ndarray) -> None:
+        """What may come between thinking and the answer, beside what begins it."""
         if self._undecided or self._gap:
-            words = mask.view(np.uint32)
-            for token in self._marks.starts if self._undecided else self._marks.space:
-                words[token >> 5] |= np.uint32(1 << (token & 31))
+            set_bits(mask.view(np.uint32), self._marks.starts if self._undecided else self._marks.space)
 
     def accept(self, token: int) -> bool:
         undecided, gap = self._undecided, self._gap

