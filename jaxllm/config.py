@@ -89,7 +89,9 @@ class EngineConfig:
     decode_steps: tuple[int, ...] | None = flag(
         None, "Steps per decode program when nobody waits, e.g. 1,8; decided from the device by default."
     )
-    stream_interval_ms: float = flag(20.0, "A stream gets tokens about this often or more; bounds the steps above.")
+    stream_interval_ms: float = flag(
+        15.0, "A stream gets tokens about this often or more; bounds the steps above, and the prompt tokens of a step."
+    )
     compilation_cache_dir: str | None = flag(
         None,
         "Where compiled programs are kept between starts: JAXLLM_COMPILATION_CACHE_DIR or ~/.cache/jaxllm by default; "
@@ -184,7 +186,7 @@ class SchedulerConfig:
     max_num_batched_tokens: int
     max_model_len: int
     decode_steps: tuple[int, ...] = (1,)
-    stream_interval: float = 0.02  # seconds
+    stream_interval: float = 0.015  # seconds
     enable_prefix_caching: bool = True
     policy: SchedulingPolicy = "fcfs"
     max_queued: int = 4096

@@ -90,7 +90,7 @@ class RequestOutput:
     encoder_prompt_token_ids: list[int] | None = None
 
 
-OFFLINE_INTERVAL_MS = 200.0
+OFFLINE_INTERVAL_MS = 1000.0
 """EngineConfig.stream_interval_ms where nobody says: offline hardly anyone waits for single tokens."""
 
 

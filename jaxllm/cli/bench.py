@@ -42,7 +42,7 @@ PLOT = Annotated[Path | None, typer.Option(help="Draw the figures into this PNG 
 DEFAULT_OUTPUT_LEN = 128
 
 
-@command(bench, engine=EngineConfig, defaults={"enable_prefix_caching": False, "stream_interval_ms": 200.0})
+@command(bench, engine=EngineConfig, defaults={"enable_prefix_caching": False, "stream_interval_ms": 1000.0})
 def throughput(
     engine: Given,
     workload: Annotated[

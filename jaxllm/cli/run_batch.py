@@ -23,7 +23,7 @@ WITHOUT = tuple(field.name for field in dataclasses.fields(ServerConfig) if fiel
 @command(
     app,
     name="run-batch",
-    defaults={"stream_interval_ms": 200.0},
+    defaults={"stream_interval_ms": 1000.0},
     without=WITHOUT,
     engine=EngineConfig,
     server=ServerConfig,

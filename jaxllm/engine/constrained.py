@@ -104,8 +104,11 @@ class Masks:
         masks, began = self._masks, time.perf_counter()
         masks[: self._used] = -1
         self._used = max(wanted) + 1
-        constraints = {} if self._apart else {i: request.constraint for i, request in wanted.items()}
-        together = [(i, constraint) for i, constraint in constraints.items() if isinstance(constraint, Matching)]
+        together: list[tuple[int, Matching]] = []
+        for i, request in wanted.items():
+            constraint = request.constraint
+            if not self._apart and isinstance(constraint, Matching):
+                together.append((i, constraint))
         failed = fill_together(self._executor, masks, together) if together else []
         failed += self._each(masks, [(i, wanted[i]) for i in wanted.keys() - dict(together).keys()])
         self._apart = time.perf_counter() - began > ALLOWANCE

@@ -48,6 +48,7 @@ class StepRunner(AnyRunner, Protocol):
 
     def draw(self, handle: Any, masks: np.ndarray | None) -> None: ...
     def step_seconds(self, num_rows: int) -> float: ...
+    def extend_seconds(self) -> Sequence[tuple[int, float]]: ...
     def check(self, request: Request) -> None: ...
     def prompt_logits(self, token_ids: list[int], source: list[int]) -> np.ndarray: ...
 
@@ -124,7 +125,9 @@ class Engine:
 
     def _make_scheduler(self) -> "Scheduler | EncodeScheduler":
         config, pooling = self.runner.scheduler_config, self.info.pooling
-        return Scheduler(config, self._generator.step_seconds) if pooling is None else EncodeScheduler(config, pooling)
+        if pooling is not None:
+            return EncodeScheduler(config, pooling)
+        return Scheduler(config, self._generator.step_seconds, self._generator.extend_seconds())
 
     @property
     def _generator(self) -> StepRunner:

@@ -21,7 +21,7 @@ import math
 import time
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from operator import attrgetter
 
@@ -30,6 +30,7 @@ from jaxllm.config import SchedulerConfig
 from jaxllm.core import Delta, FinishReason, Load, Request, Row, StepOutput, StepPlan
 from jaxllm.engine.constrained import Advance, advance
 from jaxllm.engine.deltas import collect_prompt_logprobs, concatenate, delta_of, slice_logprobs
+from jaxllm.engine.pace import Pace
 from jaxllm.engine.stop import accept, stopped
 from jaxllm.errors import ConfigError, QueueFullError, RequestError
 
@@ -39,14 +40,19 @@ _by_order = attrgetter("order")
 class Scheduler:
     """Continuous batching over one cache.
 
-    step_seconds(rows) is the measured time of one decode step of that many rows; without it no decode step
-    is held too long for the stream interval.
+    step_seconds(rows) is the measured time of one decode step of that many rows, extend_seconds those of the programs
+    that compute prompts, by their sizes; without them no step is held too long for the stream interval.
 
     Ending a request from outside (`abort`, `expire`) returns the Request; `delta_of(request)` is what its
     owner is to be told.
     """
 
-    def __init__(self, config: SchedulerConfig, step_seconds: Callable[[int], float] | None = None):
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        step_seconds: Callable[[int], float] | None = None,
+        extend_seconds: Sequence[tuple[int, float]] = (),
+    ):
         if config.max_num_batched_tokens < config.max_num_seqs:
             raise ConfigError(
                 f"max_num_batched_tokens={config.max_num_batched_tokens} is below max_num_seqs={config.max_num_seqs}: "
@@ -62,6 +68,7 @@ class Scheduler:
         self.prefilling: dict[str, Request] = {}
         self.decoding: dict[str, Request] = {}
         self._step_seconds = step_seconds or (lambda rows: 0.0)
+        self._pace = Pace(config.stream_interval, self._step_seconds, extend_seconds)
         self._steps_descending = sorted(set(config.decode_steps), reverse=True)
         self._requests: dict[str, Request] = {}
         self._slots = list(reversed(range(config.max_num_seqs)))
@@ -165,17 +172,20 @@ class Scheduler:
     def plan(self, now: float) -> StepPlan | None:
         """The next step, which the caller submits; None when no request can advance before the next commit."""
         self._reserved = self._reserve_for_decode()
-        chunks = self._plan_chunks(self.config.max_num_batched_tokens - len(self.decoding), now)
+        chunks = self._plan_chunks(self._room(), now)
         while self.prefilling and not chunks and not self.decoding:
             # The windows of several prompts leave none of them room to move: the last in order gives way.
             self._preempt(max(self._running(), key=_by_order))
             self._reserved = 0
             chunks = self._plan_chunks(self.config.max_num_batched_tokens, now)
         if chunks:
+            num_decoding = len(self.decoding)
             plan = StepPlan("extend", self._decode_rows(1) + chunks)
+            self._pace.spend(plan.num_tokens, num_decoding)
             self._load.steps_extend += 1
         elif self.decoding:
             steps = self._choose_steps()
+            self._pace.earn(len(self.decoding), steps)
             plan = StepPlan("decode", self._decode_rows(steps), num_steps=steps)
             self._load.steps_decode += 1
         else:
@@ -183,6 +193,18 @@ class Scheduler:
         self._account_for_chunks(chunks)
         plan.copies = self.cache.end_plan()
         return plan
+
+    def _room(self) -> int:
+        """Tokens that prompts may have of the next step."""
+        num_prompts = len(self.prefilling) + len(self.waiting)
+        return self._pace.room(
+            self.config.max_num_batched_tokens - len(self.decoding), len(self.decoding), num_prompts, self._todo,
+            hurry=any(request.jumped for request in self.prefilling.values()),
+        )  # fmt: skip
+
+    def _todo(self) -> int:
+        """Tokens of prompts that are still to be computed."""
+        return sum(request.todo for request in (*self.prefilling.values(), *self.waiting))
 
     def _reserve_for_decode(self) -> int:
         """Free pages that the decoding requests need for one step, preempting the last in order until they suffice.

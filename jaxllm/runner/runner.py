@@ -199,6 +199,11 @@ class Runner:
         """Measured seconds of one decode step of num_rows, with short contexts."""
         return self.table.step_seconds(num_rows)
 
+    def extend_seconds(self) -> list[tuple[int, float]]:
+        """Sizes of the programs that compute prompts, and the measured seconds of each, with short contexts; none where
+        their times were not measured."""
+        return self.table.extend_seconds()
+
     def prompt_logits(self, token_ids: list[int], source: Sequence[int] = ()) -> np.ndarray:
         """Logits [T, V] float32 after each of T tokens; source: what an encoder reads. A research call: it compiles
         when a new length class comes, outside the serving table, and shares the weights alone with running requests."""

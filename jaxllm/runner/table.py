@@ -127,7 +127,7 @@ class ProgramTable:
         compiled, costs: the executables by key, and what each takes.
         programs_run: calls since start, warm-up left out.
         compile_seconds: wall time of building the table.
-        seconds: measured wall time of the decode programs that were timed, with nothing in the cache to attend to.
+        seconds: measured wall time of the programs that were timed, with nothing in the cache to attend to.
     """
 
     def __init__(
@@ -190,12 +190,13 @@ class ProgramTable:
 
         Once, for a first run loads and allocates. Decode programs twice, for in the second a GPU records its command
         buffers, which would delay a stream more than its step takes, as an extend step's would not; those that are
-        timed a third time.
+        timed once more.
         """
         timed = self._timed()
         for done, key in enumerate(self.keys):
             inputs = self._nothing_to_draw(key.size) if key.kind == "draw" else (self._harmless(key),)
-            for _ in range(3 if key in timed else 2 if key.kind in ("decode", "draw") else 1):
+            runs = {"decode": 2, "draw": 2}.get(key.kind, 1) + (key in timed)
+            for _ in range(runs):
                 started = time.perf_counter()
                 if key.kind == "draw":
                     state, out = self.compiled[key](state, *inputs)
@@ -252,18 +253,24 @@ class ProgramTable:
 
     def step_seconds(self, num_rows: int) -> float:
         """Measured seconds of one step of the decode program that serves num_rows, or between its neighbours'."""
-        steps = max(key.steps for key in self.seconds)
+        timed = sorted((key.size, seconds) for key, seconds in self.seconds.items() if key.kind == "decode")
+        steps = max(key.steps for key in self.seconds if key.kind == "decode")
         size = self.choose("decode", num_rows, "greedy", steps).size
-        timed = sorted((key.size, seconds) for key, seconds in self.seconds.items())
         sizes, seconds = zip(*timed, strict=True)
         return float(np.interp(size, sizes, seconds)) / steps
 
+    def extend_seconds(self) -> list[tuple[int, float]]:
+        """Measured seconds of the extend programs by their sizes; none on a CPU, whose times are not steady."""
+        return sorted((key.size, seconds) for key, seconds in self.seconds.items() if key.kind == "extend")
+
     def _timed(self) -> set[ProgramKey]:
-        """Decode programs of the most steps that serve no more than need be, spread over their sizes."""
+        """Extend programs of the least variant on a GPU, and decode programs of the most steps that serve no more than
+        need be, spread over their sizes."""
         steps = max(key.steps for key in self.keys if key.kind == "decode")
         keys = sorted({self.choose("decode", key.size, "greedy", steps) for key in self.keys if key.kind == "decode"})
         places = np.linspace(0, len(keys) - 1, min(TIMED_SIZES, len(keys))).round().astype(int)
-        return {keys[place] for place in places}
+        extends = [key for key in self.keys if (key.kind, key.variant) == ("extend", "greedy")]
+        return {keys[place] for place in places} | set(extends if jax.default_backend() == "gpu" else ())
 
     def _harmless(self, key: ProgramKey) -> np.ndarray:
         """Packed input that reads and writes the sink alone."""

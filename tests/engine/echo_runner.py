@@ -108,6 +108,9 @@ class EchoRunner:
     def step_seconds(self, num_rows: int) -> float:
         return 0.001
 
+    def extend_seconds(self) -> list[tuple[int, float]]:
+        return []
+
     def prompt_logits(self, token_ids: list[int], source: list[int]) -> np.ndarray:
         return np.zeros((len(token_ids), VOCABULARY), np.float32)
 

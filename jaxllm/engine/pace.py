@@ -1,0 +1,70 @@
+"""How fast prompts are computed beside requests that decode: what a stream waits for is a step."""
+
+from collections.abc import Callable, Sequence
+
+SHARE = 0.28
+"""Of the time, for prompts that few wait for: who decodes keeps the rest."""
+
+FEW = 0.25
+"""Prompts for each decoding request up to which it is those that decode whose time counts."""
+
+PATIENCE = 4.0
+"""Seconds that few prompts take at most at that share; where there is more to compute, it is done at every step."""
+
+
+class Pace:
+    """Bounds the prompt tokens of a step, so that a stream gets its tokens about as often as it should.
+
+    Only where few prompts come among many streams: where many wait, the sooner they decode the better for all.
+    """
+
+    def __init__(
+        self, interval: float, step_seconds: Callable[[int], float], extends: Sequence[tuple[int, float]]
+    ) -> None:
+        """interval: seconds between a stream's tokens. step_seconds(rows): of a decode step. extends: the sizes of the
+        programs that compute prompts, and the seconds of each; without any nothing is bounded."""
+        self._interval = interval
+        self._step_seconds = step_seconds
+        self._extends = sorted(extends)
+        self._bounded = False  # whether the next step is
+        self._owed = 0.0  # seconds of decoding that are due before prompts take more than their share
+
+    def room(self, most: int, num_decoding: int, num_prompts: int, todo: Callable[[], int], hurry: bool) -> int:
+        """Tokens that prompts may have of the next step, `most` at most.
+
+        todo: tells the tokens of the num_prompts prompts that are still to be computed. hurry: some of them are the
+        rest of an answer.
+        """
+        size = self._size(num_decoding) if num_prompts <= FEW * num_decoding else None
+        self._bounded = size is not None
+        if size is None:
+            self._owed = 0.0
+            return most
+        room = min(most, size - num_decoding)
+        if self._owed > 0.0 and not hurry:
+            seconds = self._seconds(size) - self._step_seconds(num_decoding)
+            if todo() / room * seconds / SHARE <= PATIENCE:
+                return 0
+        return room
+
+    def spend(self, num_tokens: int, num_decoding: int) -> None:
+        """A step with prompts is planned, of so many tokens in all."""
+        if self._bounded:
+            extra = self._seconds(num_tokens) - self._step_seconds(num_decoding)
+            self._owed += max(0.0, extra) * (1.0 / SHARE - 1.0)
+
+    def earn(self, num_decoding: int, steps: int) -> None:
+        """A program that decodes is planned."""
+        self._owed = max(0.0, self._owed - steps * self._step_seconds(num_decoding))
+
+    def _size(self, num_decoding: int) -> int | None:
+        """The largest program that takes no longer than a stream should wait, or the least that has room for a chunk;
+        None if any will do."""
+        if num_decoding == 0 or not self._extends or self._extends[-1][1] <= self._interval:
+            return None
+        fitting = [size for size, seconds in self._extends if size > num_decoding and seconds <= self._interval]
+        roomy = [size for size, _ in self._extends if size >= num_decoding * 5 // 4]
+        return max(fitting, default=roomy[0] if roomy else None)
+
+    def _seconds(self, num_tokens: int) -> float:
+        return next((seconds for size, seconds in self._extends if size >= num_tokens), self._extends[-1][1])

@@ -1,0 +1,120 @@
+"""How many prompt tokens a step may compute, and how often, by times made up here."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from jaxllm.config import CacheGroup, SchedulerConfig
+from jaxllm.core import Request, RowOutput, SamplingParams, StepOutput, StepPlan
+from jaxllm.engine.pace import PATIENCE, SHARE, Pace
+from jaxllm.engine.scheduler import Scheduler
+
+EXTENDS = [(16 << i, 0.005 + (16 << i) * 2e-5) for i in range(10)]  # 16 to 8,192 tokens, 5 to 169 ms
+MOST = 8192
+
+
+def pace(interval: float = 0.015, extends=EXTENDS) -> Pace:
+    return Pace(interval, lambda rows: 0.005, extends)
+
+
+def room(pace: Pace, num_decoding: int, num_prompts: int, todo: int = 32000, hurry: bool = False) -> int:
+    return pace.room(MOST - num_decoding, num_decoding, num_prompts, lambda: todo, hurry)
+
+
+def test_a_chunk_beside_streams_takes_no_longer_than_their_interval():
+    assert room(pace(), 32, 1) == 256 - 32  # 256 tokens take 10 ms, 512 take 15.2
+    assert room(pace(0.016), 32, 1) == 512 - 32
+    assert room(pace(0.050), 32, 1) == 2048 - 32
+
+
+@pytest.mark.parametrize(
+    ("num_decoding", "num_prompts", "interval", "extends"),
+    [(0, 1, 0.015, EXTENDS), (4, 2, 0.015, EXTENDS), (32, 1, 0.2, EXTENDS), (32, 1, 0.015, [])],
+    ids=["nobody decodes", "many wait", "nobody minds", "nothing is known"],
+)
+def test_where_nothing_is_bounded(num_decoding, num_prompts, interval, extends):
+    assert room(pace(interval, extends), num_decoding, num_prompts) == MOST - num_decoding
+
+
+def test_a_chunk_finds_room_whatever_the_interval():
+    assert room(pace(), 256, 1) == 512 - 256
+    assert room(pace(0.001), 16, 1) == 32 - 16
+
+
+def test_prompts_take_their_share_of_the_time():
+    mine = pace()
+    extra = decoding = 0.0
+    for _ in range(400):
+        if room(mine, 32, 1):
+            mine.spend(256, 32)
+            extra += EXTENDS[4][1] - 0.005
+        else:
+            mine.earn(32, 1)
+            decoding += 0.005
+    assert SHARE - 0.04 < extra / (extra + decoding) <= SHARE + 0.005  # in whole steps it comes to a little less
+
+
+def test_a_prompt_that_would_take_too_long_is_computed_at_every_step():
+    mine = pace()
+    tokens = 224
+    each = EXTENDS[4][1] - 0.005
+    enough = int(PATIENCE * SHARE / each * tokens)
+    for todo, free in ((enough - tokens, 0), (enough + tokens, tokens)):
+        assert room(mine, 32, 1, todo)
+        mine.spend(256, 32)
+        assert room(mine, 32, 1, todo) == free
+
+
+def test_the_rest_of_an_answer_does_not_wait():
+    mine = pace()
+    room(mine, 32, 1)
+    mine.spend(256, 32)
+    assert room(mine, 32, 1) == 0
+    assert room(mine, 32, 1, hurry=True) == 224
+
+
+def test_what_a_step_without_bounds_took_is_not_owed():
+    mine = pace()
+    room(mine, 0, 3)
+    mine.spend(8192, 0)
+    assert room(mine, 32, 1) == 224
+
+
+def plans(scheduler: Scheduler) -> Iterator[StepPlan]:
+    while scheduler.has_work:
+        plan = scheduler.plan(0.0)
+        yield plan
+        counts = [row.count if plan.kind == "decode" else int(row.draws) for row in plan.rows]
+        scheduler.commit(plan, StepOutput([RowOutput([7] * count) for count in counts]))
+
+
+def test_a_long_prompt_among_streams():
+    config = SchedulerConfig(
+        groups=(CacheGroup("tokens", 5000),), page_size=16, max_num_seqs=40, max_num_batched_tokens=8192,
+        max_model_len=33000, decode_steps=(1, 4),
+    )  # fmt: skip
+    scheduler = Scheduler(config, lambda rows: 0.005, EXTENDS)
+
+    def ask(name: str, prompt: int, tokens: int) -> Request:
+        ids = [hash(name) % 1000 + i for i in range(prompt)]
+        return Request(name, ids, SamplingParams(max_tokens=tokens), (), prompt + tokens, seed=0)
+
+    for i in range(32):
+        scheduler.add(ask(f"stream {i}", 128, 900))
+    steps = plans(scheduler)
+    first = next(steps)
+    assert first.num_tokens == 32 * 128  # they all wait: nothing is held back
+    for _ in range(5):
+        assert next(steps).kind == "decode"
+    long = ask("long", 30000, 4)
+    scheduler.add(long)
+    sizes, seconds = [], 0.0
+    for plan in steps:
+        seconds += 0.005 * plan.num_steps if plan.kind == "decode" else dict(EXTENDS)[256]
+        sizes.append(plan.num_tokens if plan.kind == "extend" else 0)
+        if long.num_computed >= 30000:
+            break
+    assert max(sizes) == 256
+    assert seconds < 1.2 * PATIENCE
+    assert sizes.count(0) > 2 * (len(sizes) - sizes.count(0))
+    assert sum(len(plan.rows) for plan in steps) > 32 * 100  # the streams were not done before
