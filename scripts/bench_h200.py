@@ -33,7 +33,7 @@ from jaxllm.bench.trace import WITHOUT_COMMAND_BUFFERS
 from jaxllm.bench.workloads import WORKLOADS, Workload
 
 ROOT = Path(__file__).resolve().parents[1]
-PIECES = ("kernels", "startup", "workloads", "profile", "serving", "families")
+PIECES = ("kernels", "programs", "startup", "workloads", "profile", "serving", "families")
 METHODS = {"workloads": "rows"}
 MODELS = tuple(peers.VLLM_SECONDS)
 ENGINE = {"load_format": "dummy", "max_model_len": 33280, "enable_prefix_caching": False}
@@ -78,7 +78,7 @@ class Bench:
     def kernels(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Every implementation of every operation against numpy, an operation at a time."""
         found = sorted(path.parent.name for path in (ROOT / "pallas_kernels").glob("*/shapes.py"))
-        todo = [name for name in found if not self._done("kernels", {"only": f"{name}-"})]
+        todo = [name for name in self.asked.kernels or found if not self._done("kernels", {"only": f"{name}-"})]
         with ThreadPoolExecutor(self.asked.jobs) as pool:
             futures = [pool.submit(self._check, operation) for operation in todo[: 1 if self.smoke else None]]
             for future in as_completed(futures):
@@ -104,6 +104,19 @@ class Bench:
             "implementations": [dict(zip(names, line, strict=False)) for line in lines if len(line) == len(names)],
             "complaints": [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "WRONG"))],
         }
+
+    def programs(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Compiles what the models and families need, all side by side, so that their pieces start with it."""
+        engines = {model: self._engine_of(model) for model in self.models}
+        engines |= {model: self._family_engine(model) for model in self._families()}
+        environment = self.environment | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
+        def compiled(model: str) -> list[dict[str, Any]]:
+            return list(self._measure({"what": "compile", "model": model, "engine": engines[model]}, environment))
+
+        with ThreadPoolExecutor(len(engines)) as pool:
+            for future in as_completed([pool.submit(compiled, model) for model in engines]):
+                yield from (("programs", row) for row in future.result())
 
     def startup(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Starts in fresh processes, with nothing in the caches and with what the first one left there."""
@@ -157,20 +170,27 @@ class Bench:
 
     def families(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """A model of every block kind: what it decodes, or embeds, of what the card would allow."""
-        smoke = {"demo": Workload(2, 8, 4)}
-        for model in smoke if self.smoke else self.asked.families or measure.FAMILIES:
+        for model in self._families():
             if self._done("families", {"model": model}):
                 continue
-            load = smoke[model] if self.smoke else measure.FAMILIES[model].load
-            engine = self._engine_of(model)
-            if not self.smoke:
-                del engine["max_model_len"]
-            if not self.smoke and measure.FAMILIES[model].kind == "generate":
-                engine["max_model_len"] = 4096
-            yield from (
-                ("families", row)
-                for row in self._measure({"what": "family", "model": model, "load": astuple(load), "engine": engine})
-            )
+            load = Workload(2, 8, 4) if self.smoke else measure.FAMILIES[model].load
+            order = {"what": "family", "model": model, "load": astuple(load), "engine": self._family_engine(model)}
+            yield from (("families", row) for row in self._measure(order))
+
+    def _families(self) -> Sequence[str]:
+        """Those asked for: all of them unless they are named."""
+        if self.smoke:
+            return ["demo"]
+        wanted = self.asked.families is not None or "families" in (self.asked.only or [])
+        return self.asked.families or list(measure.FAMILIES if wanted else ())
+
+    def _family_engine(self, model: str) -> dict[str, Any]:
+        engine = self._engine_of(model)
+        if not self.smoke:
+            del engine["max_model_len"]
+            if measure.FAMILIES[model].kind == "generate":
+                engine |= {"max_model_len": 4096, "max_num_seqs": 64, "max_num_batched_tokens": 4096}
+        return engine
 
     def _workloads(
         self, figure: str, order: dict[str, Any], environment: dict[str, str] | None = None
@@ -305,6 +325,7 @@ def main() -> int:
         "--families", nargs="*", choices=tuple(measure.FAMILIES), metavar="MODEL",
         help="also run a model of every block kind, or those named",
     )  # fmt: skip
+    parser.add_argument("--kernels", nargs="+", metavar="OPERATION", help="check these; all by default")
     parser.add_argument("--only", nargs="+", choices=PIECES, help="these pieces alone")
     parser.add_argument("--resume", action="store_true", help="leave out what the document already has")
     parser.add_argument("--jobs", type=int, default=max(1, min(6, (os.cpu_count() or 1) // 2)), help="checks at once")

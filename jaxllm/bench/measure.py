@@ -184,11 +184,25 @@ def _runner(llm: "LLM") -> Any:
     return llm.engine.runner
 
 
+def compile_all(model: str, engine: dict[str, Any]) -> dict[str, Any]:
+    """One row: every program of an engine, compiled and kept for its starts; weights and cache take no memory."""
+    from jaxllm.bench.shapes import model_directory
+    from jaxllm.config import EngineConfig
+    from jaxllm.runner import plan_memory
+
+    began = time.perf_counter()
+    plan = plan_memory(EngineConfig.from_kwargs(model=model_directory(model), **engine), programs=True)
+    return {"model": model, "programs": len(plan.programs), "seconds": time.perf_counter() - began}
+
+
 def _main(order: dict[str, Any]) -> None:
     from jaxllm import LLM
     from jaxllm.bench.shapes import model_directory
 
     model, seed = order["model"], order["seed"]
+    if order["what"] == "compile":
+        print(_ROW + json.dumps(compile_all(model, order["engine"])), flush=True)
+        return
     with LLM(model_directory(model), **order["engine"]) as llm:
         chosen = {name: Workload(*lengths) for name, lengths in order.get("workloads", {}).items()}
         match order["what"]:

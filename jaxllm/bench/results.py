@@ -8,6 +8,7 @@ from typing import Any
 
 LISTS = {
     "kernels": ("only",),
+    "programs": ("model",),
     "startup": ("model", "start"),
     "rows": ("model", "workload"),
     "serving": ("protocol", "load"),
