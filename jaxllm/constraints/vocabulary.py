@@ -1,5 +1,6 @@
 """What a grammar has to know of a model's tokens: the bytes that each stands for, and which stand for none."""
 
+import functools
 import itertools
 import json
 import re
@@ -16,6 +17,10 @@ SLICES = [
 ]
 """Kinds of tokens that are looked at as one where a grammar allows all of a kind. The lengths, finer than llguidance's
 own, save a third of the time where strings are bounded."""
+
+
+MAX_TOKENIZED = 4096
+"""Texts whose tokens are kept."""
 
 
 class Vocabulary(Protocol):
@@ -58,6 +63,7 @@ class TokenTable:
         self.special_token_ids = sorted(special_token_ids)
         self.eos_token_id = eos_token_id
         self._encode = encode
+        self._tokenized = functools.lru_cache(MAX_TOKENIZED)(self._tokenize)
 
     @classmethod
     def read(cls, vocabulary: Vocabulary, size: int, eos_token_ids: Collection[int]) -> "TokenTable":
@@ -77,6 +83,9 @@ class TokenTable:
 
     def __call__(self, text: str) -> list[int]:
         """The tokens that the model's tokenizer has for a text in the midst of another."""
+        return list(self._tokenized(text))  # of what is asked for, the keys of a schema say, much is asked for again
+
+    def _tokenize(self, text: str) -> list[int]:
         if self._encode is not None:
             # Some tokenizers put a space before all that they are given: behind a line break it is the text alone.
             before = self._encode("\n")

@@ -15,8 +15,9 @@ from jaxllm.core import Constraint, FinishReason, Request, Row
 from jaxllm.engine.stop import accept
 from jaxllm.errors import ConstraintError
 
-LEAST_JUMP = 2
-"""Tokens that have to follow, from which on they are computed as a chunk, and not drawn one by one."""
+LEAST_JUMP = 4
+"""Tokens that have to follow, from which on they are computed as a chunk, and not drawn one by one: a chunk takes two
+steps, as the draw in flight is lost."""
 
 
 class Advance(NamedTuple):

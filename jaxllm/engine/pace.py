@@ -5,8 +5,11 @@ from collections.abc import Callable, Sequence
 SHARE = 0.28
 """Of the time, for prompts that few wait for: who decodes keeps the rest."""
 
-FEW = 0.25
+FEW = 1 / 16
 """Prompts for each decoding request up to which it is those that decode whose time counts."""
+
+SOME = 4
+"""Intervals that a step may take where more prompts wait."""
 
 PATIENCE = 4.0
 """Seconds that few prompts take at most at that share; where there is more to compute, it is done at every step."""
@@ -15,7 +18,9 @@ PATIENCE = 4.0
 class Pace:
     """Bounds the prompt tokens of a step, so that a stream gets its tokens about as often as it should.
 
-    Only where few prompts come among many streams: where many wait, the sooner they decode the better for all.
+    Where few prompts come among many streams, a step with a chunk takes no longer than the interval, and long prompts
+    no more than their share of the time. Where many wait, the sooner they decode the better for all: steps may take
+    SOME intervals.
     """
 
     def __init__(
@@ -26,7 +31,7 @@ class Pace:
         self._interval = interval
         self._step_seconds = step_seconds
         self._extends = sorted(extends)
-        self._bounded = False  # whether the next step is
+        self._shared = False  # whether the next step's prompts have but their share
         self._owed = 0.0  # seconds of decoding that are due before prompts take more than their share
 
     def room(self, most: int, num_decoding: int, num_prompts: int, todo: Callable[[], int], hurry: bool) -> int:
@@ -35,21 +40,22 @@ class Pace:
         todo: tells the tokens of the num_prompts prompts that are still to be computed. hurry: some of them are the
         rest of an answer.
         """
-        size = self._size(num_decoding) if num_prompts <= FEW * num_decoding else None
-        self._bounded = size is not None
-        if size is None:
+        few = num_prompts <= FEW * num_decoding
+        size = self._size(num_decoding, self._interval if few else SOME * self._interval)
+        room = most if size is None else min(most, size - num_decoding)
+        left = todo() if few and size is not None and not hurry else 0
+        self._shared = left > most  # shorter ones are soon done
+        if not self._shared:
             self._owed = 0.0
-            return most
-        room = min(most, size - num_decoding)
-        if self._owed > 0.0 and not hurry:
+        elif self._owed > 0.0 and size is not None:
             seconds = self._seconds(size) - self._step_seconds(num_decoding)
-            if todo() / room * seconds / SHARE <= PATIENCE:
+            if left / room * seconds / SHARE <= PATIENCE:
                 return 0
         return room
 
     def spend(self, num_tokens: int, num_decoding: int) -> None:
         """A step with prompts is planned, of so many tokens in all."""
-        if self._bounded:
+        if self._shared:
             extra = self._seconds(num_tokens) - self._step_seconds(num_decoding)
             self._owed += max(0.0, extra) * (1.0 / SHARE - 1.0)
 
@@ -57,12 +63,12 @@ class Pace:
         """A program that decodes is planned."""
         self._owed = max(0.0, self._owed - steps * self._step_seconds(num_decoding))
 
-    def _size(self, num_decoding: int) -> int | None:
-        """The largest program that takes no longer than a stream should wait, or the least that has room for a chunk;
-        None if any will do."""
-        if num_decoding == 0 or not self._extends or self._extends[-1][1] <= self._interval:
+    def _size(self, num_decoding: int, longest: float) -> int | None:
+        """The largest program that takes no longer than that, or the least that has room for a chunk; None if any will
+        do."""
+        if num_decoding == 0 or not self._extends or self._extends[-1][1] <= longest:
             return None
-        fitting = [size for size, seconds in self._extends if size > num_decoding and seconds <= self._interval]
+        fitting = [size for size, seconds in self._extends if size > num_decoding and seconds <= longest]
         roomy = [size for size, _ in self._extends if size >= num_decoding * 5 // 4]
         return max(fitting, default=roomy[0] if roomy else None)
 

@@ -93,6 +93,7 @@ class Runner:
         # until it has drawn so many tokens.
         self._params = np.zeros((self._geometry.sink + 1, NUM_PARAMS), np.int32)
         self._variant = [0] * (self._geometry.sink + 1)
+        self._admitted: list[Request | None] = [None] * (self._geometry.sink + 1)  # those without processors
         self._processed_until = [0.0] * (self._geometry.sink + 1)
         # Masks of steps without any, by the number of rows; they stay on the device.
         self._everything = {
@@ -227,8 +228,11 @@ class Runner:
 
     def _admit(self, request: Request, slot: int) -> None:
         """Takes a request's parameters for its slot and, if it uses logits processors, prepares what they know."""
+        if self._admitted[slot] is request:  # who has jumped ahead comes again
+            return
         params, processors = request.params, self._geometry.processors
         reading = processors.read(request)
+        self._admitted[slot] = None if reading.active else request
         self._params[slot] = pack_params(request, reading.active)
         self._variant[slot] = VARIANTS.index("greedy" if params.greedy else "sampled")
         self._processed_until[slot] = math.inf if params.logprobs is not None else reading.until

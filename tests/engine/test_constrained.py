@@ -7,11 +7,17 @@ import pytest
 from echo_runner import VOCABULARY, EchoRunner, answer, echo_engine
 from languages import Language, choices
 
+import jaxllm.engine.constrained
 from jaxllm.core import Delta, FinishReason, Request, Row, SamplingParams
 from jaxllm.engine import Engine
 from jaxllm.engine.constrained import Masks, advance
 
 WORDS = ((10, 11, 12, 13, 14, 15), (10, 11, 12, 20, 21), (500, 600))
+
+
+@pytest.fixture(autouse=True)
+def _jumps_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxllm.engine.constrained, "LEAST_JUMP", 2)
 
 
 def ask(engine: Engine, name: str, language: Language | None, max_tokens: int = 40, **params) -> Request:
@@ -91,6 +97,13 @@ def test_the_last_token_of_a_text_ends_it_even_where_no_more_may_come() -> None:
     engine = echo_engine()
     ask(engine, "r", choices(WORDS[0]), max_tokens=len(WORDS[0]))
     assert run(engine)["r"][-1].finish is FinishReason.STOP
+
+
+def test_a_few_forced_tokens_are_drawn_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxllm.engine.constrained, "LEAST_JUMP", 6)
+    engine = echo_engine()
+    ask(engine, "r", choices(WORDS[0]))  # five follow the first
+    assert [len(delta.token_ids) for delta in run(engine)["r"]] == [1] * 6
 
 
 def test_a_stop_id_among_forced_tokens_ends_the_request() -> None:

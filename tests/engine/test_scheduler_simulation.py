@@ -7,6 +7,7 @@ believes: block tables, prefix index, snapshots, counts of holders.
 import os
 import struct
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from languages import Language, choices
 from simulated_device import VOCABULARY, Device, Truth, chain, root
 
+import jaxllm.engine.constrained
 from jaxllm.config import CacheGroup, SchedulerConfig
 from jaxllm.core import FinishReason, Request, SamplingParams, StepOutput, StepPlan
 from jaxllm.engine.constrained import Masks
@@ -345,6 +347,13 @@ class Simulation:
         assert all(group.pool.free == group.pool.num_pages for group in self._groups())
         assert sorted(self.scheduler._slots) == list(range(self.schedule.config.max_num_seqs))
         assert self.scheduler.plan(0) is None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _jumps_are_short() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxllm.engine.constrained, "LEAST_JUMP", 2)
+        yield
 
 
 @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
