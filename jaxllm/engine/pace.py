@@ -47,7 +47,7 @@ class Pace:
         self._shared = left > most  # shorter ones are soon done
         if not self._shared:
             self._owed = 0.0
-        elif self._owed > 0.0 and size is not None:
+        elif self._owed > 0.0 and size is not None and room:
             seconds = self._seconds(size) - self._step_seconds(num_decoding)
             if left / room * seconds / SHARE <= PATIENCE:
                 return 0
@@ -64,13 +64,14 @@ class Pace:
         self._owed = max(0.0, self._owed - steps * self._step_seconds(num_decoding))
 
     def _size(self, num_decoding: int, longest: float) -> int | None:
-        """The largest program that takes no longer than that, or the least that has room for a chunk; None if any will
-        do."""
+        """The largest program that takes no longer than that, but the least at least that has room for a chunk; None if
+        any will do."""
         if num_decoding == 0 or not self._extends or self._extends[-1][1] <= longest:
             return None
-        fitting = [size for size, seconds in self._extends if size > num_decoding and seconds <= longest]
-        roomy = [size for size, _ in self._extends if size >= num_decoding * 5 // 4]
-        return max(fitting, default=roomy[0] if roomy else None)
+        least = max(num_decoding + 1, num_decoding * 5 / 4)
+        roomy = [(size, seconds) for size, seconds in self._extends if size >= least]
+        fitting = [size for size, seconds in roomy if seconds <= longest]
+        return max(fitting, default=roomy[0][0] if roomy else None)
 
     def _seconds(self, num_tokens: int) -> float:
         return next((seconds for size, seconds in self._extends if size >= num_tokens), self._extends[-1][1])

@@ -43,8 +43,15 @@ def test_where_many_wait_steps_may_take_longer():
 
 
 def test_a_chunk_finds_room_whatever_the_interval():
-    assert room(pace(), 256, 1) == 512 - 256
+    assert room(pace(), 250, 1) == 512 - 250  # six tokens of 256 would be none
     assert room(pace(0.001), 16, 1) == 32 - 16
+
+
+def test_decodes_may_fill_a_step():
+    mine = pace(0.001)
+    for _ in range(2):
+        assert mine.room(0, 64, 1, lambda: 30000, hurry=False) == 0
+        mine.spend(128, 64)
 
 
 def test_prompts_take_their_share_of_the_time():
