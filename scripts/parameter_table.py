@@ -27,7 +27,7 @@ from jaxllm.sampling_params import SamplingParams
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.http.chats import ChatRequest
 from jaxllm.server.http.messages.reading import MessagesRequest
-from jaxllm.server.http.pooling_requests import (
+from jaxllm.server.http.pooling.reading import (
     ClassifyRequest,
     EmbeddingRequest,
     PoolingRequest,

@@ -336,7 +336,7 @@ async def test_embeddings_over_openais_asynchronous_client(embedder: tuple[Serve
 
 
 def test_every_field_of_openais_embeddings_is_known(openapi: OpenApi) -> None:
-    from jaxllm.server.http.pooling_requests import EmbeddingRequest
+    from jaxllm.server.http.pooling.reading import EmbeddingRequest
 
     assert openapi.properties("CreateEmbeddingRequest") <= set(EmbeddingRequest.model_fields)
 

@@ -23,7 +23,7 @@ from jaxllm.server.http.gate import Gate
 from jaxllm.server.http.generation import Generation
 from jaxllm.server.http.link import EngineLink
 from jaxllm.server.http.messages.routes import messages_router
-from jaxllm.server.http.pooling import pooling_router
+from jaxllm.server.http.pooling.routes import pooling_router
 from jaxllm.server.http.requests import CompletionRequest
 from jaxllm.server.http.responses.routes import Responses
 from jaxllm.server.http.responses.store import Store

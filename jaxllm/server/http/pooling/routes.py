@@ -14,10 +14,10 @@ from starlette.types import Receive, Scope, Send
 
 from jaxllm.errors import RequestError
 from jaxllm.server.grpc.labels import metadata_of
-from jaxllm.server.http import pooling_answers as answers
 from jaxllm.server.http.errors import ApiError
 from jaxllm.server.http.link import EngineLink, Metadata
-from jaxllm.server.http.pooling_requests import (
+from jaxllm.server.http.pooling import answers
+from jaxllm.server.http.pooling.reading import (
     ClassifyRequest,
     EmbeddingRequest,
     PoolingRequest,

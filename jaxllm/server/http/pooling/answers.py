@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
-from jaxllm.server.http.pooling_requests import (
+from jaxllm.server.http.pooling.reading import (
     ClassifyRequest,
     EmbeddingRequest,
     Encoding,
