@@ -10,6 +10,7 @@ import pytest
 from paged import Program, Sequences, draw_greedily
 
 from jaxllm import weights
+from jaxllm.layers.residual import summed
 from jaxllm.layers.step import DenseStep
 from jaxllm.models import registry
 
@@ -48,7 +49,8 @@ def test_every_activation_of_the_sorter(material, sorter):
     assert_same(block.mlp_norm(x + mixed), "ln2")
     assert_same(block.mlp(block.mlp_norm(x + mixed)), "mlp")
     for index, layer in enumerate(sorter.layers):
-        x, _ = layer(x, None, step, None)
+        stream, _ = layer(x, None, step, None)
+        x = summed(stream)
         assert_same(x, f"block{index}")
     assert_same(sorter.norm(x), "ln_f")
     assert_same(sorter.logits(sorter.norm(x)), "lm_head")
