@@ -141,13 +141,16 @@ def _backends(operation: str, large: bool) -> tuple[str, ...]:
 def _compile_all(call: Call, prepared: Future[Prepared]) -> tuple[Prepared, Programs]:
     """The call's program for every implementation, or why there is none."""
     ready = prepared.result()
+    # XLA would time the matmuls of every reference, one program at a time, to no end here.
+    untuned: dict[str, bool | int | str] = {"xla_gpu_autotune_level": 0} if jax.default_backend() == "gpu" else {}
     public = getattr(importlib.import_module(f"pallas_kernels.{call.operation}"), call.operation)
     shapes = [None if x is None else jax.ShapeDtypeStruct(*x) for x in ready.shapes]
     programs: Programs = {}
     for backend in _backends(call.operation, call.case.large):
         try:
             with choose.using(backend):
-                programs[backend] = jax.jit(functools.partial(public, **ready.options)).lower(*shapes).compile()
+                lowered = jax.jit(functools.partial(public, **ready.options)).lower(*shapes)
+                programs[backend] = lowered.compile(compiler_options=untuned or None)
         except Exception as error:  # one case must not end the run
             programs[backend] = error
     return ready, programs
