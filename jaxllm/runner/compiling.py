@@ -1,7 +1,8 @@
-"""From functions to executables: lowering in one thread, compiling in many, and what was kept from an earlier start.
+"""From functions to executables: lowering in few threads, compiling in many, and what was kept from an earlier start.
 
-Lowering is Python and holds its lock, so more threads would only delay the first compile; XLA's compiler lets go of
-it. The jobs come with the longest compile first, which starts while the others are still lowered.
+Half of lowering is Python, which holds its lock, and half is waiting for the assembler of the kernels' code; XLA's
+compiler lets go of the lock. The jobs come with the longest compile first, which starts while the others are still
+lowered.
 """
 
 import hashlib
@@ -10,8 +11,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -90,8 +92,12 @@ class Compiler:
 
     Attributes:
         loaded, compiled: programs by where they came from.
-        lower_seconds: of the one thread that lowers. compile_seconds: of all threads that compile, summed up.
+        lower_seconds, compile_seconds: of all threads, summed up.
     """
+
+    COMPILING = min(16, os.cpu_count() or 1)
+    LOWERING = 3
+    """Threads that may do so at a time."""
 
     def __init__(self, kept: Kept | None = None):
         self.kept = kept
@@ -99,6 +105,7 @@ class Compiler:
         self.lower_seconds = self.compile_seconds = 0.0
         self._stop = threading.Event()
         self._lock = threading.Lock()
+        self._lowering = threading.Semaphore(self.LOWERING)
         self._save_failed = False
 
     def build[K](
@@ -109,8 +116,21 @@ class Compiler:
     ) -> dict[K, Built]:
         """Every job's program. check: told of each as soon as it is there; what it raises ends the rest."""
         built: dict[K, Built] = {}
+        missing = 0
+        failed = threading.Event()
 
-        def done(job: Job[K], result: Built) -> None:
+        def make(job: Job[K]) -> None:
+            nonlocal missing
+            result = self._load(job)
+            if result is None:
+                with self._lock:
+                    if self.kept is not None and not missing:
+                        stack.enter_context(_without_compilation_cache())
+                    missing += 1
+                lowered = self._lower(job)
+                if failed.is_set():
+                    raise StoppedError
+                result = self._compile(job, lowered)
             if check is not None:
                 check(result.cost)
             with self._lock:
@@ -119,28 +139,16 @@ class Compiler:
                     progress(len(built), len(jobs), "compiling")
 
         with ExitStack() as stack:
-            pool = stack.enter_context(ThreadPoolExecutor(min(16, os.cpu_count() or 1), "compile"))
-            futures: list[Future[None]] = []
+            pool = stack.enter_context(ThreadPoolExecutor(self.COMPILING, "compile"))
             try:
-                for job, found in zip(jobs, pool.map(self._load, jobs), strict=True):
-                    if found is not None:
-                        done(job, found)
-                        continue
-                    if self.kept is not None and not futures:
-                        stack.enter_context(_without_compilation_cache())
-                    started = time.perf_counter()
-                    lowered = job.lower()
-                    self.lower_seconds += time.perf_counter() - started
-                    futures.append(
-                        pool.submit(lambda job, lowered: done(job, self._compile(job, lowered)), job, lowered)
-                    )
-                    self._check(futures)
-                for future in futures:
+                futures = [pool.submit(copy_context().run, make, job) for job in jobs]
+                for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                     future.result()
             except BaseException:
+                failed.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        if futures and self.kept is not None:
+        if missing and self.kept is not None:
             self.kept.trim()
         return built
 
@@ -161,22 +169,25 @@ class Compiler:
 
     def describe(self) -> str:
         """For the log."""
-        made = f"lowering {self.lower_seconds:.1f} s in one thread, compiling {self.compile_seconds:.1f} s over all"
+        made = f"lowering {self.lower_seconds:.1f} s, compiling {self.compile_seconds:.1f} s over all threads"
         return f"{self.loaded} programs loaded, {self.compiled} compiled{f' ({made})' if self.compiled else ''}"
-
-    def _check(self, futures: Sequence[Future[None]]) -> None:
-        """Raises what went wrong in another thread, before more is lowered."""
-        if self._stop.is_set():
-            raise StoppedError
-        for future in futures:
-            if future.done():
-                future.result()
 
     def _load[K](self, job: Job[K]) -> Built | None:
         found = self.kept.load(job) if self.kept is not None and not self._stop.is_set() else None
         with self._lock:
             self.loaded += found is not None
         return found
+
+    def _lower[K](self, job: Job[K]) -> jax.stages.Lowered:
+        with self._lowering:
+            if self._stop.is_set():
+                raise StoppedError
+            started = time.perf_counter()
+            lowered = job.lower()
+            seconds = time.perf_counter() - started
+        with self._lock:
+            self.lower_seconds += seconds
+        return lowered
 
     def _compile[K](self, job: Job[K], lowered: jax.stages.Lowered) -> Built:
         if self._stop.is_set():
