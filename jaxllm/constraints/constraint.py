@@ -24,6 +24,10 @@ class Matching(Protocol):
     def end(self, mask: np.ndarray) -> None:
         """Raises ConstraintError as `fill` does."""
 
+    @property
+    def overdrawn(self) -> bool:
+        """It has taken longer than it may in the long run, as far as that was told of it."""
+
 
 def fill_together(
     executor: LLExecutor, masks: np.ndarray, wanted: Sequence[tuple[int, Matching]]
@@ -32,7 +36,8 @@ def fill_together(
     to row takes as long as filling. Returns the rows that cannot go on, with the reasons."""
     begun = [(i, constraint, constraint.begin(masks[i])) for i, constraint in wanted]
     matchers = [(matcher, i) for i, _, matcher in begun if matcher is not None]
-    executor.unsafe_compute_mask_ptr(matchers, masks.ctypes.data, masks.shape[1] * masks.itemsize, masks.shape[0])
+    if matchers:  # none where all of them think, for one
+        executor.unsafe_compute_mask_ptr(matchers, masks.ctypes.data, masks.shape[1] * masks.itemsize, masks.shape[0])
     failed: list[tuple[int, Exception]] = []
     for i, constraint, matcher in begun:
         if matcher is not None:
@@ -98,6 +103,10 @@ class Grammar:
 
     def forced(self) -> list[int]:
         return self._matcher.compute_ff_tokens()
+
+    @property
+    def overdrawn(self) -> bool:
+        return self._overdrawn > 0
 
     def fork(self) -> "Grammar":
         return Grammar(self._matcher.deep_copy(), self._eos, self._ends, self._stops)

@@ -113,6 +113,10 @@ class AfterThinking:
     def forced(self) -> list[int]:
         return [] if self._undecided or self._thinking or self._gap else self._grammar.forced()
 
+    @property
+    def overdrawn(self) -> bool:
+        return self._grammar.overdrawn
+
     def fork(self) -> "AfterThinking":
         copy = AfterThinking(self._grammar.fork(), self._marks)
         copy._undecided, copy._thinking, copy._gap = self._undecided, self._thinking, self._gap

@@ -70,12 +70,16 @@ class Masks:
     THREADS = max(1, min(16, os.cpu_count() or 1))
     SHARE = 2
     """Rows that are worth handing to another thread."""
+    TRUST = 32
+    """Steps that nobody looks into after one that took long through no constraint's fault."""
 
     def __init__(self, max_rows: int, vocab_size: int):
         self._shape = (max_rows, -(-vocab_size // 32))
         self._used = 0  # rows that may forbid something
-        # Whether rows are filled one by one, each with its time told: after a step that took long, to charge who did.
+        # Whether rows are filled one by one, each with its time told, to charge who takes long: after a step that did,
+        # for as long as somebody is overdrawn. That takes longer than together, which says nothing about anyone.
         self._apart = False
+        self._trusted = 0  # steps to come
 
     @cached_property
     def _masks(self) -> np.ndarray:
@@ -112,13 +116,24 @@ class Masks:
                 together.append((i, constraint))
         failed = fill_together(self._executor, masks, together) if together else []
         failed += self._each(masks, [(i, wanted[i]) for i in wanted.keys() - dict(together).keys()])
-        self._apart = time.perf_counter() - began > ALLOWANCE
+        self._look_into(list(wanted.values()), time.perf_counter() - began)
         empty = set(wanted) - {i for i, _ in failed} - set(np.flatnonzero(masks[: self._used].any(axis=1)).tolist())
         nothing = ConstraintError("structured_outputs: the grammar allows no token of this model here; change it")
         failed += [(i, nothing) for i in empty]
         for i, _ in failed:
             masks[i] = -1
         return masks, [(wanted[i], _text(error)) for i, error in failed]
+
+    def _look_into(self, requests: list[Request], seconds: float) -> None:
+        """Decides how the next step is filled, after one of `requests` that took so long."""
+        if self._apart:
+            constraints = [request.constraint for request in requests]
+            self._apart = any(isinstance(it, Matching) and it.overdrawn for it in constraints)
+            self._trusted = 0 if self._apart else self.TRUST
+        elif self._trusted:
+            self._trusted -= 1
+        else:
+            self._apart = seconds > ALLOWANCE
 
     def _each(self, masks: np.ndarray, wanted: list[tuple[int, Request]]) -> list[tuple[int, Exception]]:
         helpers = min(self.THREADS, -(-len(wanted) // self.SHARE)) - 1

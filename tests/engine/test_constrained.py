@@ -8,6 +8,7 @@ from echo_runner import VOCABULARY, EchoRunner, answer, echo_engine
 from languages import Language, choices
 
 import jaxllm.engine.constrained
+from jaxllm.constraints.constraint import ALLOWANCE
 from jaxllm.core import Delta, FinishReason, Request, Row, SamplingParams
 from jaxllm.engine import Engine
 from jaxllm.engine.constrained import Masks, advance
@@ -209,6 +210,39 @@ def test_rows_are_filled_by_several_threads_as_by_one(monkeypatch: pytest.Monkey
             bits = np.unpackbits(filled[i].view(np.uint8), bitorder="little")[:VOCABULARY]
             expected = np.ones(VOCABULARY) if i >= size or free[i] else np.isin(np.arange(VOCABULARY), wanted[i])
             np.testing.assert_array_equal(bits, expected)
+
+
+class Slow(Language):
+    """Takes longer than a step's masks should, and tells whether that is its own fault; how: what was asked of it."""
+
+    def __init__(self, overdrawn: bool):
+        super().__init__([{5: 0}])
+        self.overdrawn = overdrawn
+        self.how: list[str] = []
+
+    def fill(self, mask: np.ndarray) -> None:
+        self.how.append("apart")
+        super().fill(mask)
+
+    def begin(self, mask: np.ndarray) -> None:
+        self.how.append("together")
+        super().fill(mask)
+        time.sleep(2 * ALLOWANCE)
+
+    def end(self, mask: np.ndarray) -> None: ...
+
+
+@pytest.mark.parametrize("overdrawn", [False, True])
+def test_rows_are_filled_apart_for_as_long_as_somebody_is_to_blame(
+    monkeypatch: pytest.MonkeyPatch, overdrawn: bool
+) -> None:
+    monkeypatch.setattr(Masks, "TRUST", 3)
+    masks, slow = Masks(4, VOCABULARY), Slow(overdrawn)
+    request = Request("r", [1], SamplingParams(), (), 9, seed=0, constraint=slow)
+    for _ in range(7):
+        masks.fill([row(request)])
+    honest = ["together", "apart", *["together"] * 4, "apart"]
+    assert slow.how == (["together", *["apart"] * 6] if overdrawn else honest)
 
 
 def row(request: Request) -> Row:
