@@ -25,22 +25,6 @@ last two, and the least draw program that serves its rows.
 """
 
 
-class Undrawn(NamedTuple):
-    """What a forward program leaves.
-
-    logits: [R, V] float32. rows: [R, 3] int32, the slot, the position of the token to draw, whether one is drawn.
-    scores: packed log probabilities of the prompt's tokens; empty unless scored.
-    """
-
-    logits: jax.Array
-    rows: jax.Array
-    scores: jax.Array
-
-    @classmethod
-    def of(cls, logits: jax.Array, slot: jax.Array, at: jax.Array, draws: jax.Array, scores: jax.Array) -> "Undrawn":
-        return cls(logits, jnp.stack([slot, at, draws.astype(jnp.int32)], axis=1), scores)
-
-
 class Drawn(NamedTuple):
     """tokens: [B] int32. logprobs: None unless the variant reports them. states: the processors', after the tokens."""
 
@@ -93,11 +77,11 @@ class Drawing:
         return token_logprobs(logits, tokens, self._num_logprobs, self._mode.endswith("logprobs"))
 
     def program(self, variant: Variant) -> Callable[..., tuple[State, jax.Array]]:
-        """The function of (state, logits, rows, masks) that draws what a forward program left, in the slots that it
-        names; see Undrawn. masks: [R, W] int32."""
+        """The function of (state, masks) that draws what a forward program of R rows left, in the slots that it names;
+        see Undrawn. masks: [R, W] int32."""
 
-        def draw(state: State, logits: jax.Array, undrawn: jax.Array, masks: jax.Array) -> tuple[State, jax.Array]:
-            slot, at, draws = undrawn[:, 0], undrawn[:, 1], undrawn[:, 2] != 0
+        def draw(state: State, masks: jax.Array) -> tuple[State, jax.Array]:
+            logits, slot, at, draws = state.undrawn.read(len(masks))
             rows = state.rows[slot]
             drawn = self.draw(variant, logits, rows, self.gather(variant, state, slot, rows), at, masks)
             state = state._replace(rows=state.rows.at[slot].set(settle(rows, drawn.tokens, at, draws)))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxllm.core import Logprobs, PageCopy, Request, Row, RowOutput
@@ -13,6 +14,15 @@ from jaxllm.runner.tables import BlockTables
 
 COPIES = 16
 """Copies of the largest copy program."""
+
+
+def turned[A: (np.ndarray, jax.Array)](packed: A) -> A:
+    """Every bit the other way round: as a packed array travels, and what a program makes of it first.
+
+    Kernels would read slices of a parameter where it lies, which is elsewhere in every call, and all of a command
+    buffer that names it would be recorded anew each time. This way they read a temporary of the program's own.
+    """
+    return ~packed
 
 
 class RowFlag(enum.IntFlag):

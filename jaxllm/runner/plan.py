@@ -136,7 +136,7 @@ def compile_table(prepared: Prepared, progress: Progress | None = None) -> Prepa
     The hungriest come first, so that what is compiled for nothing is little.
     """
     while True:
-        limit, beside = prepared.plan.program_limit, prepared.table.undrawn_bytes
+        limit, beside = prepared.plan.program_limit, prepared.table.mask_bytes
 
         def check(cost: ProgramCost, limit: int | None = limit, beside: int = beside) -> None:
             if limit is not None and cost.temp_bytes + beside > limit:
@@ -292,7 +292,7 @@ def with_costs(plan: MemoryPlan, table: ProgramTable) -> MemoryPlan:
     if not costs:
         return plan
     hungriest = max(cost.temp_bytes for cost in costs)
-    return dataclasses.replace(plan, programs=costs, program_bytes=hungriest + table.undrawn_bytes)
+    return dataclasses.replace(plan, programs=costs, program_bytes=hungriest + table.mask_bytes)
 
 
 def kept_programs(directory: Path | None, config: EngineConfig, model_class: type) -> executables.Store | None:
@@ -332,7 +332,7 @@ def _program_bytes(table: ProgramTable) -> int:
     sizes = [tables.max_pages + 1] * len(tables.groups)  # any pool does: what a program takes beside it is the same
     jobs = [table.job(key, sizes) for key in demanding]
     hungriest = max(estimate.program_bytes(job.function, job.arguments, job.donated) for job in jobs)
-    return hungriest + table.undrawn_bytes
+    return hungriest + table.mask_bytes
 
 
 def available(budget: int) -> int:

@@ -19,15 +19,13 @@ from jaxllm.config import LogprobsMode
 from jaxllm.core import CacheSpec, LayerSpecs, all_specs, group_of, pages_of
 from jaxllm.layers.cache import Cache, CrossCache, LayerCache, PagedCache, StateCache
 from jaxllm.layers.step import DenseStep, EncodeStep, Step
-from jaxllm.runner.drawing import Drawing, Undrawn, Variant, ends, pack, settle
-from jaxllm.runner.packing import DecodeLayout, EncodeLayout, ExtendLayout, RowFlag, SeedLayout
+from jaxllm.runner.drawing import Drawing, Variant, ends, pack, settle
+from jaxllm.runner.packing import DecodeLayout, EncodeLayout, ExtendLayout, RowFlag, SeedLayout, turned
 from jaxllm.runner.state import FIRST_PARAM, Column, State, new_state
 from jaxllm.runner.tables import BlockTables
 from jaxllm.sampling import Processors, TokenLogprobs
 
 Leaves = tuple[jax.Array, ...]
-Out = jax.Array | Undrawn
-"""What a program yields beside cache and state: one packed array; of a forward program, what is to be drawn from."""
 SCORE_BLOCK = 256
 """Prompt tokens whose logits exist at once while they are scored."""
 
@@ -76,7 +74,7 @@ class Geometry:
         return min(tokens, self.max_num_seqs)
 
     def state(self) -> State:
-        return new_state(self.max_num_seqs, self.tables.width, self.processors)
+        return new_state(self.max_num_seqs, self.tables.width, self.vocab_size, self.processors)
 
     def cache(self, num_pages: Sequence[int], dtype: Any) -> Leaves:
         """Empty pools, those of each layer in turn, of num_pages pages by cache group."""
@@ -159,10 +157,10 @@ class Programs:
         # Programs that differ in their ends only (variant, number of steps) share one trace of the layers.
         self._forward = jax.jit(self._run_model)
 
-    def build(self, key: ProgramKey) -> Callable[[Leaves, Leaves, State, jax.Array], tuple[Leaves, State, Out]]:
+    def build(self, key: ProgramKey) -> Callable[[Leaves, Leaves, State, jax.Array], tuple[Leaves, State, jax.Array]]:
         """The function of (weights, cache, state, packed) that `key` names, to be compiled with cache and state
         donated. A draw program is `drawing.program` instead."""
-        functions: dict[str, Callable[..., tuple[Leaves, State, Out]]] = {
+        functions: dict[str, Callable[..., tuple[Leaves, State, jax.Array]]] = {
             "extend": self._extend,
             "decode": self._decode,
             "encode": self._encode,
@@ -171,8 +169,8 @@ class Programs:
         }
         function = functions[key.kind]
 
-        def program(weights: Leaves, cache: Leaves, state: State, packed: jax.Array) -> tuple[Leaves, State, Out]:
-            return function(key, weights, cache, state, packed)
+        def program(weights: Leaves, cache: Leaves, state: State, packed: jax.Array) -> tuple[Leaves, State, jax.Array]:
+            return function(key, weights, cache, state, turned(packed))
 
         program.__name__ = program.__qualname__ = f"{key.kind}_{key.size}x{key.steps}_{key.variant}"
         return program
@@ -225,7 +223,7 @@ class Programs:
 
     def _extend(
         self, key: ProgramKey, weights: Leaves, cache: Leaves, state: State, packed: jax.Array
-    ) -> tuple[Leaves, State, Out]:
+    ) -> tuple[Leaves, State, jax.Array]:
         """Computes the given tokens of every row, ragged, and draws a token for the rows that ask for one."""
         geometry, layout, model = self.geometry, self.extend_layout(key), self.model.merge(weights)
         head, params, sent, ids, targets = layout.split(packed)
@@ -259,16 +257,16 @@ class Programs:
         at = start + count
         state = state._replace(tables=state.tables.at[slot].set(tables))
         if key.forward:
-            scores = self._score(model, hidden, targets) if key.variant == "scored" else ()
-            state = state._replace(rows=state.rows.at[slot].set(new))
-            return cache, state, Undrawn.of(logits, slot, at, draws, pack(scores))
+            undrawn = state.undrawn.write(logits, slot, at, draws)
+            state = state._replace(rows=state.rows.at[slot].set(new), undrawn=undrawn)
+            return cache, state, pack(self._score(model, hidden, targets) if key.variant == "scored" else ())
         drawn = self.drawing.draw(key.variant, logits, new, self.drawing.gather(key.variant, state, slot, new), at)
         state = state._replace(rows=state.rows.at[slot].set(settle(new, drawn.tokens, at, draws)))
         return cache, state, pack([drawn.tokens, draws])
 
     def _decode(
         self, key: ProgramKey, weights: Leaves, cache: Leaves, state: State, packed: jax.Array
-    ) -> tuple[Leaves, State, Out]:
+    ) -> tuple[Leaves, State, jax.Array]:
         """Draws key.steps tokens for every row that has not met its end, each fed to the next step."""
         geometry, size = self.geometry, key.size
         slot, columns, pages = self.decode_layout(key).split(packed)
@@ -294,8 +292,8 @@ class Programs:
         # The page is looked up at a place within the table even where the row is at its very end.
         if key.forward:
             logits, cache = forward(cache, rows[:, Column.LAST_TOKEN], jnp.where(done, jnp.int32(0), position), ~done)
-            nothing = jnp.zeros(0, jnp.int32)
-            return cache, state._replace(tables=tables), Undrawn.of(logits, slot, position + 1, ~done, nothing)
+            undrawn = state.undrawn.write(logits, slot, position + 1, ~done)
+            return cache, state._replace(tables=tables, undrawn=undrawn), pack(())
 
         processing = self.drawing.gather(key.variant, state, slot, rows)
 

@@ -18,11 +18,11 @@ from jaxllm.layers.step import EncodeStep
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.encoder_decoder import EncoderDecoderConfig
 from jaxllm.runner.compiling import Progress
-from jaxllm.runner.drawing import VARIANTS, Undrawn
+from jaxllm.runner.drawing import VARIANTS
 from jaxllm.runner.guard import CompileGuard
 from jaxllm.runner.packing import COPIES, pack_copies, read_decode, read_extend, read_scores
 from jaxllm.runner.plan import MemoryPlan, Prepared, compile_table, prepare, with_costs
-from jaxllm.runner.programs import Leaves, Out, ProgramKey
+from jaxllm.runner.programs import Leaves, ProgramKey
 from jaxllm.runner.resolve import generation_defaults, given
 from jaxllm.runner.start import Stages, build_and_load
 from jaxllm.runner.state import NUM_PARAMS, pack_params
@@ -35,8 +35,8 @@ _FULL = VARIANTS.index("full")
 class Handle:
     """A submitted step whose output is on its way.
 
-    key, draw: of the step's program, and of the draw program behind it if it is a forward program. undrawn: what waits
-    to be drawn from.
+    key, draw: of the step's program, and of the draw program behind it if it is a forward program. undrawn: the
+    draw is not enqueued yet.
     """
 
     plan: StepPlan
@@ -45,7 +45,7 @@ class Handle:
     submitted: float
     out: jax.Array | None = None
     scores: jax.Array | None = None
-    undrawn: Undrawn | None = None
+    undrawn: bool = False
 
 
 class Runner:
@@ -152,15 +152,14 @@ class Runner:
                 packed = self.table.programs.decode_layout(key).pack(plan.rows, self._geometry.sink)
             out = self._run(key, packed)
             handle = Handle(plan, key, draw, started)
-            if isinstance(out, Undrawn):
-                handle.undrawn = out
-                if key.variant == "scored":
-                    handle.scores = out.scores
-                    out.scores.copy_to_host_async()
-            else:
+            if not key.forward:
                 handle.out = out
                 out.copy_to_host_async()
-        if handle.undrawn is not None and not plan.constrained:
+            elif key.variant == "scored":
+                handle.scores = out
+                out.copy_to_host_async()
+            handle.undrawn = key.forward
+        if handle.undrawn and not plan.constrained:
             self.draw(handle)
         return handle
 
@@ -170,14 +169,14 @@ class Runner:
         masks: [rows of the plan at least, ceil(V / 32)] int32, see Constraint.fill; None forbids nothing. They must
         not change before the step is collected.
         """
-        undrawn, key = handle.undrawn, handle.draw
-        assert undrawn is not None, "nothing waits to be drawn"
+        key = handle.draw
+        assert handle.undrawn, "nothing waits to be drawn"
         assert key is not None
         with self._guard:
             allowed = self._everything[key.size] if masks is None else _rows_of(masks, key.size)
-            self._state, handle.out = self.table.draw(key, self._state, undrawn, allowed)
+            self._state, handle.out = self.table.draw(key, self._state, allowed)
             handle.out.copy_to_host_async()
-        handle.undrawn = None
+        handle.undrawn = False
 
     def collect(self, handle: Handle) -> StepOutput:
         """Waits for a step and reads what it yielded."""
@@ -212,7 +211,7 @@ class Runner:
         logits = self._prompt_logits(self._weights, _padded(token_ids), sources)
         return np.asarray(logits)[: len(token_ids)]
 
-    def _run(self, key: ProgramKey, packed: np.ndarray) -> Out:
+    def _run(self, key: ProgramKey, packed: np.ndarray) -> jax.Array:
         self._cache, self._state, out = self.table.run(key, self._weights, self._cache, self._state, packed)
         return out
 

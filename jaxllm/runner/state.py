@@ -43,26 +43,55 @@ WIDTH = Column.STOP_IDS + MAX_STOP_TOKENS
 NUM_PARAMS = WIDTH - FIRST_PARAM
 
 
+class Undrawn(NamedTuple):
+    """What a forward program of up to S rows leaves for the draw program behind it.
+
+    It lies in the state, at one address: command buffers hold the addresses that they were recorded with, and are
+    recorded anew where a program's output, and so whatever is placed beside it, lies elsewhere than the last time.
+
+    logits: [S, V] float32. rows: [S, 3] int32, the slot, the position of the token to draw, whether one is drawn.
+    """
+
+    logits: jax.Array
+    rows: jax.Array
+
+    def write(self, logits: jax.Array, slot: jax.Array, at: jax.Array, draws: jax.Array) -> "Undrawn":
+        """With logits [R, V] of the rows' slots [R], from which tokens at positions [R] are to be drawn."""
+        rows = jnp.stack([slot, at, draws.astype(jnp.int32)], axis=1)
+        return Undrawn(self.logits.at[: len(logits)].set(logits), self.rows.at[: len(rows)].set(rows))
+
+    def read(self, num_rows: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """The arguments of `write` for so many rows."""
+        slot, at, draws = self.rows[:num_rows].T
+        return self.logits[:num_rows], slot, at, draws != 0
+
+
 class State(NamedTuple):
     """Generation state of S slots and the sink.
 
     rows: [S + 1, WIDTH] int32, see Column.
     tables: [S + 1, width] int32 block tables, see BlockTables.
     processors: what the logits processors know, kept for the requests that use them only.
+    undrawn: between a forward program and its draw program.
     """
 
     rows: jax.Array
     tables: jax.Array
     processors: ProcessorState
+    undrawn: Undrawn
 
 
-def new_state(max_num_seqs: int, width: int, processors: Processors) -> State:
+def new_state(max_num_seqs: int, width: int, vocab_size: int, processors: Processors) -> State:
     """Empty state for max_num_seqs slots, each with `width` places in block tables."""
     slots = max_num_seqs + 1
     return State(
         rows=jnp.zeros((slots, WIDTH), jnp.int32),
         tables=jnp.zeros((slots, width), jnp.int32),
         processors=processors.new_state(slots),
+        undrawn=Undrawn(
+            logits=jnp.zeros((max_num_seqs, vocab_size), jnp.float32),
+            rows=jnp.zeros((max_num_seqs, 3), jnp.int32).at[:, 0].set(max_num_seqs),
+        ),
     )
 
 

@@ -17,9 +17,9 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from jaxllm.errors import CompileWhileServingError
 from jaxllm.runner.compiling import Compiler, Job, ProgramCost, Progress
-from jaxllm.runner.drawing import VARIANTS, Undrawn, Variant
-from jaxllm.runner.packing import COPIES
-from jaxllm.runner.programs import SCORE_BLOCK, Leaves, Out, ProgramKey, Programs
+from jaxllm.runner.drawing import VARIANTS, Variant
+from jaxllm.runner.packing import COPIES, turned
+from jaxllm.runner.programs import SCORE_BLOCK, Leaves, ProgramKey, Programs
 from jaxllm.runner.state import State
 
 
@@ -33,9 +33,9 @@ def token_buckets(max_tokens: int, *, gpu: bool) -> list[int]:
 
 
 def row_buckets(max_rows: int, *, gpu: bool) -> list[int]:
-    """Sizes of decode programs: two per doubling from 8 on, on a GPU, as a step's time is that of reading the weights;
-    few on a CPU."""
-    fine = [1, 2, 4, *((2 + i % 2) << (i // 2 + 2) for i in range(60))]
+    """Sizes of decode programs on a GPU: up to 8 rows a step takes as long as reading the weights does, and no longer
+    with a row that is not there; two per doubling from 16 on. Few on a CPU."""
+    fine = [2, 8, *((2 + i % 2) << (i // 2 + 3) for i in range(60))]
     return [size for size in (fine if gpu else [1]) if size < max_rows] + [max_rows]
 
 
@@ -50,8 +50,7 @@ def closed_table(
     extends: dict[Variant, list[int]]
     decodes: dict[Variant, list[int]]
     if gpu:
-        # Thinned out from the largest down, so that the largest size of every variant exists. Up to a few dozen rows a
-        # step takes as long as reading the weights does, whatever they are.
+        # Thinned out from the largest down, so that the largest size of every variant exists.
         # Tokens that grammars force come a few at a time beside decodes: those steps should have a size near theirs.
         full = [size for size in tokens if size in (64, 256) or size in tokens[::-3]]
         extends = {"greedy": tokens, "sampled": tokens[::-2], "full": full, "scored": tokens[::-4]}
@@ -167,13 +166,12 @@ class ProgramTable:
         geometry = self.programs.geometry
         state, packed = jax.eval_shape(geometry.state), jax.ShapeDtypeStruct((), jnp.int32)
         if key.kind == "draw":
-            inputs = jax.eval_shape(lambda: self._nothing_to_draw(key.size))
+            masks = jax.ShapeDtypeStruct((key.size, mask_width(geometry.vocab_size)), jnp.int32)
             out = jax.tree.structure((state, packed))
-            return Job(key, self.programs.drawing.program(key.variant), (state, *inputs), out, donated=(0,))
+            return Job(key, self.programs.drawing.program(key.variant), (state, masks), out, donated=(0,))
         cache = jax.eval_shape(lambda: geometry.cache(num_pages, self._dtype))
         packed = jax.ShapeDtypeStruct((self.programs.packed_size(key),), jnp.int32)
-        leaf: Any = packed
-        out = jax.tree.structure((cache, state, Undrawn(leaf, leaf, leaf) if key.forward else leaf))
+        out = jax.tree.structure((cache, state, packed))
         arguments = (self._weights, cache, state, packed)
         return Job(key, self.programs.build(key), arguments, out, donated=(1, 2), options=_options(key))
 
@@ -202,14 +200,15 @@ class ProgramTable:
         """
         timed = self._timed()
         for done, key in enumerate(self.keys):
-            inputs = self._nothing_to_draw(key.size) if key.kind == "draw" else (self._harmless(key),)
+            draw = key.kind == "draw"
+            inputs = everything(key.size, self.programs.geometry.vocab_size) if draw else self._harmless(key)
             runs = {"decode": 2, "draw": 2}.get(key.kind, 1) + (key in timed)
             for _ in range(runs):
                 started = time.perf_counter()
-                if key.kind == "draw":
-                    state, out = self.compiled[key](state, *inputs)
+                if draw:
+                    state, out = self.compiled[key](state, inputs)
                 else:
-                    cache, state, out = self.compiled[key](weights, cache, state, *inputs)
+                    cache, state, out = self.compiled[key](weights, cache, state, inputs)
                 if key in timed:
                     jax.block_until_ready(out)
                     self.seconds[key] = time.perf_counter() - started
@@ -238,26 +237,23 @@ class ProgramTable:
 
     def run(
         self, key: ProgramKey, weights: Leaves, cache: Leaves, state: State, packed: np.ndarray
-    ) -> tuple[Leaves, State, Out]:
+    ) -> tuple[Leaves, State, jax.Array]:
         """Enqueues a program other than a draw; cache and state are consumed."""
         self.programs_run += 1
-        result: tuple[Leaves, State, Out] = self.compiled[key](weights, cache, state, packed)
+        result: tuple[Leaves, State, jax.Array] = self.compiled[key](weights, cache, state, turned(packed))
         return result
 
-    def draw(
-        self, key: ProgramKey, state: State, undrawn: Undrawn, masks: jax.Array | np.ndarray
-    ) -> tuple[State, jax.Array]:
+    def draw(self, key: ProgramKey, state: State, masks: jax.Array | np.ndarray) -> tuple[State, jax.Array]:
         """Enqueues a draw of what a forward program left; the state is consumed. masks: [R, W] int32."""
         self.programs_run += 1
-        result: tuple[State, jax.Array] = self.compiled[key](state, undrawn.logits, undrawn.rows, masks)
+        result: tuple[State, jax.Array] = self.compiled[key](state, masks)
         return result
 
     @property
-    def undrawn_bytes(self) -> int:
-        """Of the logits that wait for their draw beside whatever else runs, and of masks."""
-        vocab = self.programs.geometry.vocab_size
+    def mask_bytes(self) -> int:
+        """Of the masks on the device, those of two steps, beside whatever runs."""
         rows = max((key.size for key in self.keys if key.kind == "draw"), default=0)
-        return rows * (4 * vocab + 2 * 4 * mask_width(vocab))
+        return rows * 2 * 4 * mask_width(self.programs.geometry.vocab_size)
 
     def step_seconds(self, num_rows: int) -> float:
         """Measured seconds of one step of the decode program that serves num_rows, or between its neighbours'."""
@@ -291,13 +287,7 @@ class ProgramTable:
             slot[:], columns[:] = geometry.sink, geometry.tables.width
         elif key.kind == "seed":
             packed[:2] = geometry.sink, 1
-        return packed
-
-    def _nothing_to_draw(self, rows: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """What a draw program of so many rows takes beside the state, none of which draws."""
-        geometry = self.programs.geometry
-        undrawn = jnp.zeros((rows, 3), jnp.int32).at[:, 0].set(geometry.sink)
-        return jnp.zeros((rows, geometry.vocab_size), jnp.float32), undrawn, everything(rows, geometry.vocab_size)
+        return turned(packed)
 
     def _largest(self, kind: str) -> str:
         return str(max(key for key in self.keys if key.kind == kind))

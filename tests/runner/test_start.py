@@ -291,7 +291,7 @@ def test_a_program_that_takes_more_than_reckoned_makes_the_cache_smaller(
     monkeypatch.setattr(estimate, "program_bytes", lambda *_: 0)
     config = small.replace(num_gpu_blocks_override=None, compilation_cache_dir="", enable_prefix_caching=True)
     prepared = prepare(config)
-    assert prepared.plan.program_bytes == prepared.table.undrawn_bytes
+    assert prepared.plan.program_bytes == prepared.table.mask_bytes
     with caplog.at_level(logging.WARNING):
         built = compile_table(prepared)
     whole = with_costs(built.plan, built.table)
