@@ -38,16 +38,23 @@ class Keys:
         return bool(self._digests)
 
     def admit(self, authorization: str | None, x_api_key: str | None) -> bool:
-        """Whether one of the two headers carries a key. Takes as long for a wrong key as for a right one."""
+        """Whether one of the two headers carries a key."""
+        return self.identify(authorization, x_api_key) is not None
+
+    def identify(self, authorization: str | None, x_api_key: str | None) -> bytes | None:
+        """Who calls: the digest of the key that one of the two headers carries, or None where neither does.
+
+        Without keys all callers are one. Takes as long for a wrong key as for a right one.
+        """
         if not self._digests:
-            return True
+            return b""
         scheme, _, token = (authorization or "").partition(" ")
         sent = [_digest(token.strip())] if scheme.lower() == "bearer" else []
         if x_api_key is not None:
             sent.append(_digest(x_api_key))
         # Every one is compared with every one, so that the time tells nothing of which was right.
-        matches = [hmac.compare_digest(known, digest) for known in self._digests for digest in sent]
-        return any(matches)
+        matches = [digest for known in self._digests for digest in sent if hmac.compare_digest(known, digest)]
+        return matches[0] if matches else None
 
 
 def _digest(key: str) -> bytes:

@@ -1,5 +1,7 @@
 """What every HTTP request passes first: it gets a name, may have to show a key, and may not be too large.
 
+Whose key it is stands in the request's `state.caller` from there on, as Keys.identify tells it.
+
 The name is the client's `X-Request-Id`, else the answer's own id, or one made here; every answer bears it. Keys come
 as `Authorization: Bearer` or `x-api-key`.
 """
@@ -48,14 +50,16 @@ class Gate:
                 answer["x-request-id"] = given or answer.get("x-request-id") or uuid.uuid4().hex
             await send(message)
 
-        if refusal := self._refusal(scope["path"], headers):
+        caller = self._keys.identify(headers.get("authorization"), headers.get("x-api-key"))
+        scope.setdefault("state", {})["caller"] = caller
+        if refusal := self._refusal(scope["path"], headers, known=caller is not None):
             await error_response(refusal, scope["path"])(scope, receive, named_send)
         else:
             await self._app(scope, counted_receive, named_send)
 
-    def _refusal(self, path: str, headers: Headers) -> ApiError | None:
-        """Why nothing of the request is read, or None."""
-        if path not in OPEN and not self._keys.admit(headers.get("authorization"), headers.get("x-api-key")):
+    def _refusal(self, path: str, headers: Headers, known: bool) -> ApiError | None:
+        """Why nothing of the request is read, or None. known: it shows a key."""
+        if path not in OPEN and not known:
             return ApiError(401, REFUSAL, code="invalid_api_key")
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self._max_request_bytes:

@@ -160,8 +160,11 @@ def test_keys_admit_their_own_alone(keys, data):
     for key in keys:
         assert admitted.admit(f"Bearer {key}", None)
         assert admitted.admit(None, key)
+        assert admitted.identify(f"Bearer {key}", other) == Keys([key]).identify(None, key)
+    assert len({admitted.identify(None, key) for key in keys}) == len(set(keys))
     assert not admitted.admit(f"Bearer {other}", other)
     assert not admitted.admit(None, None)
+    assert admitted.identify(f"Bearer {other}", None) is None
     assert Keys().admit(None, None)
 
 

@@ -204,7 +204,7 @@ def test_what_is_not_kept(client):
 
 def test_a_refused_request_leaves_nothing(front_class, monkeypatch):
     kept = []
-    monkeypatch.setattr(Store, "put", lambda store, answer, run=None: kept.append(answer))
+    monkeypatch.setattr(Store, "put", lambda store, answer, caller, run=None: kept.append(answer))
     with contextlib.closing(front_class()) as front:
         for stream in (False, True):
             assert front.post(RESPONSES, input="fail 3", stream=stream).status_code == 400
@@ -265,19 +265,19 @@ def test_the_store_keeps_to_its_bytes():
     kept: list[ResponseAnswer] = []
     for _ in range(200):
         answer = answer_of(random.randint(0, 3_000))
-        store.put(answer)
+        store.put(answer, b"")
         kept.append(answer)
         while sum(each.size for each in kept) > bound:
             with pytest.raises(ApiError, match="it was forgotten"):
-                store.get(kept.pop(0).id)
-        assert [store.get(each.id).answer for each in kept] == kept
+                store.get(kept.pop(0).id, b"")
+        assert [store.get(each.id, b"").answer for each in kept] == kept
         if random.random() < 0.2:
-            store.delete(kept.pop(random.randrange(len(kept))).id)
+            store.delete(kept.pop(random.randrange(len(kept))).id, b"")
     assert len(store) == len(kept)
     big = answer_of(bound)
-    store.put(big)
+    store.put(big, b"")
     with pytest.raises(ApiError, match="it was forgotten"):
-        store.get(big.id)
+        store.get(big.id, b"")
     assert len(store) == 0
 
 

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -26,13 +26,23 @@ MAX_LISTED = 100
 """Input items of one page."""
 
 
+async def _caller(http: Request) -> bytes:
+    """Whose key the request shows, as the gate found it."""
+    caller: bytes = http.state.caller
+    return caller
+
+
+Caller = Annotated[bytes, Depends(_caller)]
+
+
 class KeptGeneration(Generation):
     """Makes a response that ends with its connection and is kept from its first chunk on."""
 
-    def __init__(self, store: Store, answer: ResponseAnswer, *arguments: Any):
+    def __init__(self, store: Store, answer: ResponseAnswer, caller: bytes, *arguments: Any):
         super().__init__(*arguments)
         self._store = store
         self._response = answer
+        self._caller = caller
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -42,7 +52,7 @@ class KeptGeneration(Generation):
             self._store.settle(self._response)
 
     async def _start(self, send: Send, *headers: tuple[bytes, bytes]) -> None:
-        self._store.put(self._response)
+        self._store.put(self._response, self._caller)
         await super()._start(send, *headers)
 
 
@@ -63,9 +73,9 @@ class Responses:
         add("/{response_id}/cancel", self.cancel, methods=["POST"])
         add("/{response_id}/input_items", self.input_items, methods=["GET"])
 
-    async def create(self, body: ResponsesRequest, http: Request) -> Response:
+    async def create(self, body: ResponsesRequest, http: Request, caller: Caller) -> Response:
         model = await self._link.connect()
-        body, history = self._resolved(body), self._history(body)
+        body, history = self._resolved(body, caller), self._history(body, caller)
         chat = await fitting(self._link, body, history) if body.truncation == "auto" else body.to_chat(history)
         answer = ResponseAnswer(body, model.name, history)
         requests = chat.generate_requests(answer.id)
@@ -73,18 +83,18 @@ class Responses:
             for request in requests:
                 label(request, http.headers)
             run = BackgroundRun(self._link, self._store, answer, requests)
-            self._store.put(answer, run)
+            self._store.put(answer, caller, run)
             self._running.add(run)
             run.start().add_done_callback(lambda _: self._running.discard(run))
             return _followed(run) if body.stream else _json(answer.view())
         if body.stored:
-            return KeptGeneration(self._store, answer, self._link, self._traffic, answer, requests)
+            return KeptGeneration(self._store, answer, caller, self._link, self._traffic, answer, requests)
         return Generation(self._link, self._traffic, answer, requests)
 
     async def retrieve(
-        self, response_id: str, stream: bool = False, starting_after: Annotated[int, Query(ge=-1)] = -1
+        self, response_id: str, caller: Caller, stream: bool = False, starting_after: Annotated[int, Query(ge=-1)] = -1
     ) -> Response:
-        kept = self._store.get(response_id)
+        kept = self._store.get(response_id, caller)
         if not stream:
             return _json(kept.answer.view())
         if kept.run is None or not kept.answer.streaming:
@@ -97,12 +107,12 @@ class Responses:
             )
         return _followed(kept.run, starting_after)
 
-    async def delete(self, response_id: str) -> Response:
-        await self._end(self._store.delete(response_id))
+    async def delete(self, response_id: str, caller: Caller) -> Response:
+        await self._end(self._store.delete(response_id, caller))
         return _json({"id": response_id, "object": "response", "deleted": True})
 
-    async def cancel(self, response_id: str) -> Response:
-        kept = self._store.get(response_id)
+    async def cancel(self, response_id: str, caller: Caller) -> Response:
+        kept = self._store.get(response_id, caller)
         if kept.run is None:
             raise ApiError(
                 400,
@@ -116,11 +126,12 @@ class Responses:
     async def input_items(
         self,
         response_id: str,
+        caller: Caller,
         limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 20,
         order: Literal["asc", "desc"] = "desc",
         after: str | None = None,
     ) -> Response:
-        items = list(self._store.get(response_id).answer.input)
+        items = list(self._store.get(response_id, caller).answer.input)
         if order == "desc":
             items.reverse()
         if after is not None:
@@ -136,31 +147,33 @@ class Responses:
             "first_id": page[0]["id"] if page else "", "last_id": page[-1]["id"] if page else "",
         })  # fmt: skip
 
-    async def input_tokens(self, body: InputTokensRequest) -> Response:
-        counted = await self._link.tokenize(tokenize_request(self._resolved(body).to_chat(self._history(body))))
+    async def input_tokens(self, body: InputTokensRequest, caller: Caller) -> Response:
+        chat = self._resolved(body, caller).to_chat(self._history(body, caller))
+        counted = await self._link.tokenize(tokenize_request(chat))
         return _json({"object": "response.input_tokens", "input_tokens": len(counted.token_ids)})
 
     async def close(self) -> None:
         """End what runs in the background."""
         await asyncio.gather(*(run.cancel() for run in self._running))
 
-    def _resolved[C: Conversation](self, request: C) -> C:
+    def _resolved[C: Conversation](self, request: C, caller: bytes) -> C:
         """The request with the items that its input refers to."""
         return request.model_copy(
             update={
                 "input": [
-                    self._store.item(item["id"]) if item["type"] == "item_reference" else item for item in request.input
+                    self._store.item(item["id"], caller) if item["type"] == "item_reference" else item
+                    for item in request.input
                 ]
             }
         )
 
-    def _history(self, request: Conversation) -> list[Item]:
+    def _history(self, request: Conversation, caller: bytes) -> list[Item]:
         """The items of the response that this one goes on from, and those before."""
         if request.previous_response_id is None:
             return []
         name, code = "previous_response_id", "previous_response_not_found"
         try:
-            previous = self._store.get(request.previous_response_id).answer
+            previous = self._store.get(request.previous_response_id, caller).answer
         except ApiError as error:
             raise ApiError(400, f"{name}: {error.message}", param=name, code=code) from None
         if previous.status not in ("completed", "incomplete"):

@@ -19,15 +19,19 @@ MAX_GONE = 100_000
 
 @dataclass(slots=True)
 class Kept:
-    """A response. run: what makes it, where that is in the background; size: its bytes."""
+    """A response. caller: whose it is; run: what makes it, where that is in the background; size: its bytes."""
 
     answer: ResponseAnswer
+    caller: bytes
     run: "BackgroundRun | None"
     size: int
 
 
 class Store:
-    """Responses by id, oldest first. Those that are still being made stay."""
+    """Responses by id, oldest first. Those that are still being made stay.
+
+    Each belongs to the caller who had it made, as Keys.identify tells them apart; for others it does not exist.
+    """
 
     def __init__(self, max_responses: int, max_bytes: int):
         """max_bytes: of JSON, what inputs, outputs and kept events take. Input that responses share counts for each."""
@@ -35,14 +39,17 @@ class Store:
         self._max_bytes = max_bytes
         self._kept: OrderedDict[str, Kept] = OrderedDict()
         self._bytes = 0
-        self._gone: OrderedDict[str, str] = OrderedDict()
+        self._gone: OrderedDict[str, tuple[bytes, str]] = OrderedDict()  # whose it was, and why it is kept no more
         self._owners: dict[str, str] = {}  # the response of an output item
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def put(self, answer: ResponseAnswer, run: "BackgroundRun | None" = None) -> None:
-        """Keep a response from now on. Raises ApiError (429) when those being made in the background fill the store."""
+    def put(self, answer: ResponseAnswer, caller: bytes, run: "BackgroundRun | None" = None) -> None:
+        """Keep a caller's response from now on.
+
+        Raises ApiError (429) when those being made in the background fill the store.
+        """
         if run is not None:
             running = [kept for kept in self._kept.values() if kept.run is not None and not kept.answer.ended]
             held = sum(kept.size for kept in running) + answer.size
@@ -53,7 +60,7 @@ class Store:
                     "try again later, or without background",
                     code="store_full",
                 )
-        self._kept[answer.id] = Kept(answer, run, answer.size)
+        self._kept[answer.id] = Kept(answer, caller, run, answer.size)
         self._bytes += answer.size
         self._shrink()
 
@@ -71,10 +78,10 @@ class Store:
             self._owners.update((item["id"], answer.id) for item in output)
             self.grow(answer.id, len(to_json(output)))
 
-    def item(self, item_id: str) -> Item:
-        """An item of a kept answer. Raises ApiError (400)."""
-        if owner := self._owners.get(item_id):
-            return next(item for item in self._kept[owner].answer.output if item["id"] == item_id)
+    def item(self, item_id: str, caller: bytes) -> Item:
+        """An item of a kept answer of the caller's. Raises ApiError (400)."""
+        if (owner := self._owners.get(item_id)) and (kept := self._kept[owner]).caller == caller:
+            return next(item for item in kept.answer.output if item["id"] == item_id)
         raise ApiError(
             400,
             f"input: there is no item {item_id!r} in the answers that are kept here; send the item itself",
@@ -82,21 +89,20 @@ class Store:
             code="item_not_found",
         )
 
-    def get(self, response_id: str) -> Kept:
-        """Raises ApiError (404) that says why there is none."""
-        if kept := self._kept.get(response_id):
+    def get(self, response_id: str, caller: bytes) -> Kept:
+        """A response of the caller's. Raises ApiError (404) that says why there is none."""
+        if (kept := self._kept.get(response_id)) and kept.caller == caller:
             return kept
-        why = self._gone.get(
-            response_id,
-            "it was never kept (store=false), or by a server that has ended since: responses are kept in memory",
-        )
+        owner, why = self._gone.get(response_id, (None, ""))
+        if owner != caller:
+            why = "it was never kept (store=false), or by a server that has ended since: responses are kept in memory"
         raise ApiError(
             404, f"there is no response {response_id!r}: {why}", param="response_id", code="response_not_found"
         )
 
-    def delete(self, response_id: str) -> Kept:
+    def delete(self, response_id: str, caller: bytes) -> Kept:
         """Raises ApiError (404) like `get`."""
-        kept = self.get(response_id)
+        kept = self.get(response_id, caller)
         self._drop(response_id, "it was deleted")
         return kept
 
@@ -120,6 +126,6 @@ class Store:
         self._bytes -= kept.size
         for item in kept.answer.output:
             self._owners.pop(item["id"], None)
-        self._gone[response_id] = why
+        self._gone[response_id] = kept.caller, why
         if len(self._gone) > MAX_GONE:
             self._gone.popitem(last=False)
