@@ -1,8 +1,10 @@
-"""From logits to tokens on the device: how a program ends, or one of its own that draws what a forward program left.
+"""From logits to tokens on the device: how a program of several steps ends each, and programs that draw what a forward
+program left.
 
-A mask says which tokens a row may draw next, and often follows from the token drawn last, which the host does not
-know when it submits a step. So the forward program of a step with masks runs while the host collects the step
-before, and fills the masks; the draw program follows with them, and the device has not waited.
+Apart, they are few: each size of a forward program does for every way to draw. And a mask says which tokens a row may
+draw next, which often follows from the token drawn last, which the host does not know when it submits a step. So the
+forward program runs while the host collects the step before, and fills the masks; the draw program follows with them,
+and the device has not waited.
 """
 
 from collections.abc import Callable
@@ -15,13 +17,13 @@ from jaxllm.config import LogprobsMode
 from jaxllm.runner.state import Column, State, row_params
 from jaxllm.sampling import Processors, Rows, TokenLogprobs, confine, greedy, narrow, sample, token_logprobs
 
-Variant = Literal["greedy", "sampled", "full", "scored"]
-VARIANTS: tuple[Variant, ...] = ("greedy", "sampled", "full", "scored")
-"""What a program can do for its rows, each including the one before.
+Variant = Literal["greedy", "sampled", "full", "forward", "scored"]
+VARIANTS: tuple[Variant, ...] = ("greedy", "sampled", "full", "forward", "scored")
+"""What a program can do for its rows, each serving those before.
 
-greedy: argmax. sampled: temperature, top-k, top-p, min-p. full: logits processors and log probabilities. scored
-(extend only): log probabilities of the prompt's tokens. What needs masks takes forward programs, which are those of the
-last two, and the least draw program that serves its rows.
+greedy: argmax. sampled: temperature, top-k, top-p, min-p. full: logits processors and log probabilities. Of programs
+that draw nothing, as the least draw program that serves the rows follows: forward; scored (extend only), which yields
+log probabilities of the prompt's tokens as well.
 """
 
 

@@ -323,10 +323,10 @@ def _program_bytes(table: ProgramTable) -> int:
     what lies beside it."""
     demanding = [
         max(
-            (key for key in table.keys if key.kind == kind),
+            (key for key in table.keys if (key.kind, key.forward) == group),
             key=lambda key: (VARIANTS.index(key.variant), key.size, key.steps),
         )
-        for kind in {key.kind for key in table.keys} - {"seed"}
+        for group in {(key.kind, key.forward) for key in table.keys if key.kind != "seed"}
     ]
     tables = table.programs.geometry.tables
     sizes = [tables.max_pages + 1] * len(tables.groups)  # any pool does: what a program takes beside it is the same

@@ -19,7 +19,7 @@ from jaxllm.config import LogprobsMode
 from jaxllm.core import CacheSpec, LayerSpecs, all_specs, group_of, pages_of
 from jaxllm.layers.cache import Cache, CrossCache, LayerCache, PagedCache, StateCache
 from jaxllm.layers.step import DenseStep, EncodeStep, Step
-from jaxllm.runner.drawing import Drawing, Variant, ends, pack, settle
+from jaxllm.runner.drawing import Drawing, Variant, ends, pack
 from jaxllm.runner.packing import DecodeLayout, EncodeLayout, ExtendLayout, RowFlag, SeedLayout, turned
 from jaxllm.runner.state import FIRST_PARAM, Column, State, new_state
 from jaxllm.runner.tables import BlockTables
@@ -43,13 +43,13 @@ class ProgramKey:
     def forward(self) -> bool:
         """The program ends with logits, and a draw program makes tokens of them, under masks that the host may have
         made meanwhile."""
-        return self.kind in ("extend", "decode") and self.steps == 1 and self.variant in ("full", "scored")
+        return self.variant in ("forward", "scored")
 
     def __str__(self) -> str:
         steps = f" x {self.steps} steps" if self.kind == "decode" else ""
         unit = {"decode": "rows", "draw": "rows", "copy": "pages"}.get(self.kind, "tokens")
-        variant = f", {self.variant}" if self.kind in ("extend", "decode", "draw") else ""
-        return f"{self.kind} of {self.size} {unit}{steps}{variant}{' without its draw' if self.forward else ''}"
+        drawing = self.kind in ("extend", "decode", "draw") and self.variant != "forward"
+        return f"{self.kind} of {self.size} {unit}{steps}{f', {self.variant}' if drawing else ''}"
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ class Programs:
     def _extend(
         self, key: ProgramKey, weights: Leaves, cache: Leaves, state: State, packed: jax.Array
     ) -> tuple[Leaves, State, jax.Array]:
-        """Computes the given tokens of every row, ragged, and draws a token for the rows that ask for one."""
+        """Computes the given tokens of every row, ragged, and leaves logits of the rows that ask for a token."""
         geometry, layout, model = self.geometry, self.extend_layout(key), self.model.merge(weights)
         head, params, sent, ids, targets = layout.split(packed)
         slot, start, count, flags = head[:, 0], head[:, 1], head[:, 2], head[:, 3]
@@ -254,20 +254,18 @@ class Programs:
         logits = model.logits(hidden if step.tail else hidden[step.last])
         draws = ((flags & RowFlag.DRAWS) != 0) & ~done
         new = jnp.concatenate([old[:, : Column.DONE], done.astype(jnp.int32)[:, None], params], axis=1)
-        at = start + count
-        state = state._replace(tables=state.tables.at[slot].set(tables))
-        if key.forward:
-            undrawn = state.undrawn.write(logits, slot, at, draws)
-            state = state._replace(rows=state.rows.at[slot].set(new), undrawn=undrawn)
-            return cache, state, pack(self._score(model, hidden, targets) if key.variant == "scored" else ())
-        drawn = self.drawing.draw(key.variant, logits, new, self.drawing.gather(key.variant, state, slot, new), at)
-        state = state._replace(rows=state.rows.at[slot].set(settle(new, drawn.tokens, at, draws)))
-        return cache, state, pack([drawn.tokens, draws])
+        state = state._replace(
+            rows=state.rows.at[slot].set(new),
+            tables=state.tables.at[slot].set(tables),
+            undrawn=state.undrawn.write(logits, slot, start + count, draws),
+        )
+        return cache, state, pack(self._score(model, hidden, targets) if key.variant == "scored" else ())
 
     def _decode(
         self, key: ProgramKey, weights: Leaves, cache: Leaves, state: State, packed: jax.Array
     ) -> tuple[Leaves, State, jax.Array]:
-        """Draws key.steps tokens for every row that has not met its end, each fed to the next step."""
+        """Draws key.steps tokens for every row that has not met its end, each fed to the next step; a forward program
+        leaves the logits of the first one."""
         geometry, size = self.geometry, key.size
         slot, columns, pages = self.decode_layout(key).split(packed)
         tables = state.tables.at[jnp.tile(slot, len(columns)), columns.ravel()].set(pages.ravel(), mode="drop")
@@ -320,10 +318,7 @@ class Programs:
             cache, processing.states, rows[:, Column.LAST_TOKEN], position, done,
             (jnp.zeros((key.steps, size), jnp.int32), logprobs),
         )  # fmt: skip
-        if key.steps == 1:
-            carry = one(jnp.int32(0), carry)
-        else:
-            carry = jax.lax.fori_loop(jnp.int32(0), jnp.int32(key.steps), one, carry)
+        carry = jax.lax.fori_loop(jnp.int32(0), jnp.int32(key.steps), one, carry)
         cache, states, last, end, done, (tokens, logprobs) = carry
         new = jnp.concatenate([jnp.stack([last, end, done.astype(jnp.int32)], axis=1), rows[:, FIRST_PARAM:]], axis=1)
         state = state._replace(rows=state.rows.at[slot].set(new), tables=tables)

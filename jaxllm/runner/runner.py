@@ -140,7 +140,7 @@ class Runner:
             key = self.table.choose(
                 plan.kind,
                 plan.num_tokens if plan.kind == "extend" else len(plan.rows),
-                VARIANTS[max(needed, _FULL) if plan.constrained else needed],
+                VARIANTS[needed],
                 plan.num_steps,
             )
             num_rows = self.table.programs.num_rows(key)

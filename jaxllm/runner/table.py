@@ -47,23 +47,22 @@ def closed_table(
     sources: the model has an encoder that reads some.
     """
     tokens, rows = token_buckets(max_tokens, gpu=gpu), row_buckets(max_rows, gpu=gpu)
-    extends: dict[Variant, list[int]]
+    # Thinned out from the largest down, so that the largest size of each exists.
+    scored = tokens[::-4] if gpu else tokens[-1:]
+    keys = [ProgramKey("extend", size, "forward") for size in tokens]
+    keys += [ProgramKey("extend", size, "scored") for size in scored]
     decodes: dict[Variant, list[int]]
     if gpu:
-        # Thinned out from the largest down, so that the largest size of every variant exists.
-        # Tokens that grammars force come a few at a time beside decodes: those steps should have a size near theirs.
-        full = [size for size in tokens if size in (64, 256) or size in tokens[::-3]]
-        extends = {"greedy": tokens, "sampled": tokens[::-2], "full": full, "scored": tokens[::-4]}
         decodes = {"greedy": rows, "sampled": rows[::-2], "full": rows[::-3]}
-    else:
-        # Two cores compile a program in a second or more: few programs, each serving much.
-        extends = {"sampled": tokens, "full": tokens[:-1], "scored": tokens[-1:]}
+    else:  # two cores compile a program in a second or more: few programs, each serving much
         decodes = {"greedy": rows, "sampled": rows[:1], "full": rows[-1:]}
-    keys = [ProgramKey("extend", size, variant) for variant, sizes in extends.items() for size in sizes]
-    for variant, sizes in decodes.items():
-        for n in steps:
-            # Fewer steps than could be are for when somebody waits, which is not for long; or for masks.
-            fewer = sorted(sizes)[::-2] if gpu and n < max(steps) and variant != "full" else sizes
+    for n in steps:
+        if n == 1:
+            keys += [ProgramKey("decode", size, "forward") for size in (rows[::-2] if gpu else rows)]
+            continue
+        for variant, sizes in decodes.items():
+            # Fewer steps than could be are for when somebody waits, which is not for long.
+            fewer = sizes[::-2] if gpu and n < max(steps) and variant == "greedy" else sizes
             keys += [ProgramKey("decode", size, variant, n) for size in fewer]
     draws = {min(key.size, max_rows) for key in keys if key.forward}
     # On a CPU a draw that could be sampled is full: they take as long to compile as a step of a small model.
@@ -273,7 +272,7 @@ class ProgramTable:
         steps = max(key.steps for key in self.keys if key.kind == "decode")
         keys = sorted({self.choose("decode", key.size, "greedy", steps) for key in self.keys if key.kind == "decode"})
         places = np.linspace(0, len(keys) - 1, min(TIMED_SIZES, len(keys))).round().astype(int)
-        extends = [key for key in self.keys if (key.kind, key.variant) == ("extend", "greedy")]
+        extends = [key for key in self.keys if (key.kind, key.variant) == ("extend", "forward")]
         return {keys[place] for place in places} | set(extends if jax.default_backend() == "gpu" else ())
 
     def _harmless(self, key: ProgramKey) -> np.ndarray:

@@ -30,8 +30,9 @@ CASES = {
 
 def greedy_table(max_rows: int, max_tokens: int, steps: Sequence[int], **options: bool) -> list[ProgramKey]:
     """As few programs as do what is asked for here."""
-    keys = [ProgramKey("decode", rows, "greedy", n) for rows in (1, max_rows) for n in steps]
-    return [ProgramKey("extend", 16, "greedy"), *keys, ProgramKey("copy", COPIES), ProgramKey("seed", 16)]
+    keys = [ProgramKey("decode", rows, "forward" if n == 1 else "greedy", n) for rows in (1, max_rows) for n in steps]
+    keys += [ProgramKey("draw", rows) for rows in {1, max_rows, min(16, max_rows)}]
+    return [ProgramKey("extend", 16, "forward"), *keys, ProgramKey("copy", COPIES), ProgramKey("seed", 16)]
 
 
 @pytest.fixture(scope="module", params=CASES)

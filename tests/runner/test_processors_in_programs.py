@@ -34,8 +34,7 @@ def operations(compiled: Any) -> Counter:
 @pytest.mark.parametrize(
     "key",
     [
-        ProgramKey("decode", 4, "greedy", 1), ProgramKey("decode", 4, "greedy", 4),
-        ProgramKey("extend", 64, "sampled"),
+        ProgramKey("decode", 4, "forward"), ProgramKey("decode", 4, "greedy", 4), ProgramKey("extend", 64, "forward"),
     ],
     ids=str,
 )  # fmt: skip
@@ -49,14 +48,13 @@ def test_those_who_use_none_pay_for_none(runner: Runner, key: ProgramKey) -> Non
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (runner._weights, runner._cache))
     without = function.lower(*abstract, jax.eval_shape(bare.state), packed).compile()
     assert operations(table.compiled[key]) == operations(without)
-    full = dataclasses.replace(key, variant="full") if key.kind == "decode" else ProgramKey("extend", 512, "scored")
-    assert operations(table.compiled[full]) != operations(without)
+    assert operations(table.compiled[ProgramKey("decode", 4, "full", 4)]) != operations(without)
 
 
 def test_the_number_of_programs_does_not_depend_on_processors(runner: Runner) -> None:
     kinds = Counter((key.kind, key.variant) for key in runner.table.keys)
     assert set(kinds) == {
-        ("extend", "sampled"), ("extend", "full"), ("extend", "scored"), ("decode", "greedy"), ("decode", "sampled"),
+        ("extend", "forward"), ("extend", "scored"), ("decode", "forward"), ("decode", "greedy"), ("decode", "sampled"),
         ("decode", "full"), ("draw", "greedy"), ("draw", "full"), ("copy", "greedy"), ("seed", "greedy"),
     }  # fmt: skip
 

@@ -370,4 +370,4 @@ def test_what_the_runner_tells_the_rooms_above(runner: Runner, driver: Driver) -
         assert 0 < runner.step_seconds(rows) < 1
     before = runner.table.programs_run
     driver.extend((driver.request(prompt_of(20), slot=0), 20))
-    assert runner.table.programs_run == before + 1
+    assert runner.table.programs_run == before + 2, "a forward program, and its draw"
