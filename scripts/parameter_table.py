@@ -15,7 +15,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,8 @@ def table() -> str:
     }
     parts = [
         ("Generation (`SamplingParams`)", _rows(SamplingParams, sampling, GENERATING)),
-        ("Generation, beside them", _others()),
         ("Models that generate nothing (`PoolingParams`)", _rows(PoolingParams, dict.fromkeys(pooling), POOLING)),
+        ("Beside these", _others(pooling)),
     ]
     lines = []
     for title, rows in parts:
@@ -79,19 +79,20 @@ def _rows(params: type, messages: Mapping[str, Any], forms: Mapping[str, type[Ba
         yield f"`{field.name}`", _type(field.type), f"`{default!r}`", docs[field.name], _where(where, field.name, forms)
 
 
-def _others() -> Iterator[tuple[str, ...]]:
-    """What the forms have beside SamplingParams, and say what it is."""
-    known = {field.name for field in dataclasses.fields(SamplingParams)}
-    request = pb.GenerateRequest.DESCRIPTOR.fields_by_name
+def _others(pooling: Collection[str]) -> Iterator[tuple[str, ...]]:
+    """What the forms have beside SamplingParams and PoolingParams, and say what it is."""
+    known = {field.name for params in (SamplingParams, PoolingParams) for field in dataclasses.fields(params)}
+    messages = {*pb.GenerateRequest.DESCRIPTOR.fields_by_name, *pooling}
+    forms = GENERATING | POOLING
     seen: set[str] = set()
-    for form in GENERATING.values():
+    for form in forms.values():
         for name, field in form.model_fields.items():
             if name in known or name in seen or not field.description:
                 continue
             seen.add(name)
-            where = (["offline"] if name in ("priority", "cache_salt") else []) + ["gRPC"] * (name in request)
+            where = (["offline"] if name in ("priority", "cache_salt") else []) + ["gRPC"] * (name in messages)
             default = f"`{field.default!r}`"
-            yield f"`{name}`", _type(field.annotation), default, field.description, _where(where, name, GENERATING)
+            yield f"`{name}`", _type(field.annotation), default, field.description, _where(where, name, forms)
 
 
 def _where(places: list[str], name: str, forms: Mapping[str, type[BaseModel]]) -> str:

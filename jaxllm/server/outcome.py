@@ -43,6 +43,11 @@ class Outcome:
         self.first_scheduled, self.first_token = delta.first_scheduled, delta.first_token
 
     @property
+    def seconds(self) -> float:
+        """From its arrival to its end."""
+        return self.ended - self.arrival
+
+    @property
     def queue_seconds(self) -> float:
         return (self.ended if self.first_scheduled is None else self.first_scheduled) - self.arrival
 
@@ -65,7 +70,7 @@ class Outcome:
             stages += f", prefill {self.prefill_seconds:.3f}, decode {self.decode_seconds:.3f}"
         return (
             f"request {name}: {end}; {self.num_prompt} prompt tokens, {self.num_cached} of them cached, "
-            f"{self.num_output} new, {self.ended - self.arrival:.3f} s ({stages})"
+            f"{self.num_output} new, {self.seconds:.3f} s ({stages})"
         )
 
 

@@ -4,6 +4,7 @@ import base64
 import json
 import random
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,22 @@ def test_concurrent_calls_have_each_their_own(embedder: tuple[Server, Recorded])
 
 
 # --- HTTP ---
+
+
+def test_timings_on_demand(embedder: tuple[Server, Recorded], crosser: tuple[Server, Recorded]) -> None:
+    bodies: dict[str, dict[str, Any]] = {
+        "/v1/embeddings": {"input": ["w1", "w2"]}, "/pooling": {"input": "w1"},
+        "/v1/score": {"text_1": "w1", "text_2": ["w2", "w3"]}, "/v1/rerank": {"query": "w1", "documents": ["w2", "w3"]},
+    }  # fmt: skip
+    asked = [(embedder[0], path, body) for path, body in bodies.items()]
+    asked += [(crosser[0], "/v1/classify", {"input": "w1"}), (crosser[0], "/v1/score", bodies["/v1/score"])]
+    for server, path, body in asked:
+        began = time.monotonic()
+        timings = post(server, path, **body, return_timings=True)["timings"]
+        assert timings.keys() == set(pb.Timings.DESCRIPTOR.fields_by_name)
+        assert 0 < timings["prefill_seconds"] < timings["total_seconds"] < time.monotonic() - began
+        assert timings["queue_seconds"] + timings["prefill_seconds"] == pytest.approx(timings["total_seconds"])
+        assert "timings" not in post(server, path, **body)
 
 
 def test_embeddings_over_openais_client(embedder: tuple[Server, Recorded], openapi: OpenApi) -> None:

@@ -90,17 +90,23 @@ class PoolingCalls:
     async def embed(self, wire: pb.EmbedRequest, caller: Caller) -> pb.EmbedResponse:
         """Raises CallError, RequestError, as do the three below."""
         params = _params(wire, task="embed", dimensions=wire.dimensions if wire.HasField("dimensions") else None)
-        name, requests = await self._compute(wire, wire.inputs, params, caller)
-        return pb.EmbedResponse(request_id=name, embeddings=await _vectors(requests), prompt_tokens=_counts(requests))
+        outcome, requests = await self._compute(wire, wire.inputs, params, caller)
+        return pb.EmbedResponse(
+            request_id=outcome.request_id,
+            embeddings=await _vectors(requests),
+            prompt_tokens=_counts(requests),
+            timings=_timings(outcome),
+        )
 
     async def classify(self, wire: pb.ClassifyRequest, caller: Caller) -> pb.ClassifyResponse:
-        name, requests = await self._compute(wire, wire.inputs, _params(wire, task="classify"), caller)
+        outcome, requests = await self._compute(wire, wire.inputs, _params(wire, task="classify"), caller)
         pooling = self._client.info.pooling
         return pb.ClassifyResponse(
-            request_id=name,
+            request_id=outcome.request_id,
             probs=await _vectors(requests),
             prompt_tokens=_counts(requests),
             labels=pooling.labels if pooling else (),
+            timings=_timings(outcome),
         )
 
     async def score(self, wire: pb.ScoreRequest, caller: Caller) -> pb.ScoreResponse:
@@ -112,12 +118,13 @@ class PoolingCalls:
             return self._inputs.scoring(queries, documents, params, priority=priority, deadline=deadline)
 
         size = len(documents) * _size(queries) // max(1, len(queries)) + _size(documents)
-        name, scoring = await self._run(wire, read, lambda scoring: scoring.requests, size, caller)
+        outcome, scoring = await self._run(wire, read, lambda scoring: scoring.requests, size, caller)
         return pb.ScoreResponse(
-            request_id=name,
+            request_id=outcome.request_id,
             scores=scoring.scores().tolist(),
             prompt_tokens=[len(prompt) for prompt in scoring.prompts],
             total_tokens=sum(_counts(scoring.requests)),
+            timings=_timings(outcome),
         )
 
     async def pool(self, wire: pb.PoolRequest, caller: Caller) -> pb.PoolResponse:
@@ -126,17 +133,18 @@ class PoolingCalls:
         params = _params(
             wire, task=_TASKS[wire.task], dimensions=wire.dimensions if wire.HasField("dimensions") else None
         )
-        name, requests = await self._compute(wire, wire.inputs, params, caller)
+        outcome, requests = await self._compute(wire, wire.inputs, params, caller)
         values = pooled(requests)
 
         def numbers() -> list[pb.PoolResponse.Numbers]:
             return [pb.PoolResponse.Numbers(values=own.ravel().tolist(), columns=own.shape[-1]) for own in values]
 
         return pb.PoolResponse(
-            request_id=name,
+            request_id=outcome.request_id,
             data=await run_sized(sum(own.size for own in values), numbers),
             prompt_tokens=_counts(requests),
             per_token=any(request.per_token for request in requests),
+            timings=_timings(outcome),
         )
 
     def abort(self, request_id: str) -> bool:
@@ -151,7 +159,7 @@ class PoolingCalls:
 
     async def _compute(
         self, wire: Wire, inputs: Sequence[pb.PoolingInput], params: PoolingParams, caller: Caller
-    ) -> tuple[str, list[PoolingRequest]]:
+    ) -> tuple[Outcome, list[PoolingRequest]]:
         contents = _contents("inputs", inputs)
 
         def read(deadline: float | None) -> list[PoolingRequest]:
@@ -166,8 +174,8 @@ class PoolingCalls:
         requests_of: Callable[[T], list[PoolingRequest]],
         size: int,
         caller: Caller,
-    ) -> tuple[str, T]:
-        """The call's id, and what `read` makes of it, computed. size: characters and tokens that it reads."""
+    ) -> tuple[Outcome, T]:
+        """How the call went, and what `read` makes of it, computed. size: characters and tokens that it reads."""
         self._requests.check_serving()
         self._requests.check_model(wire.model)
         name = wire.request_id or f"pool-{uuid.uuid4().hex}"
@@ -193,7 +201,7 @@ class PoolingCalls:
             if call.fault is not None:
                 raise call.fault
             outcome.finish.append(str(FinishReason.STOP))
-            return name, what
+            return outcome, what
         except Exception as error:
             fault = CallError.of(error)
             outcome.error = f"{fault.code.name}, {fault.message}"
@@ -305,6 +313,15 @@ def _content(field: str, number: int, one: pb.PoolingInput) -> Input:
         case "token_ids":
             return list(one.token_ids.ids)
     raise RequestError(f"{field}[{number}] is empty: set text or token_ids", field)
+
+
+def _timings(outcome: Outcome) -> pb.Timings:
+    """Of a call that has ended: from its first step to its last it computes prompts, and nothing is drawn."""
+    return pb.Timings(
+        queue_seconds=outcome.queue_seconds,
+        prefill_seconds=outcome.seconds - outcome.queue_seconds,
+        total_seconds=outcome.seconds,
+    )
 
 
 def _size(contents: Sequence[Input]) -> int:

@@ -178,7 +178,7 @@ class OpenAIAnswer[R: (CompletionRequest, ChatRequest)]:
             "stop_reason": choice.stop_reason,
         }
         if self.request.return_timings and choice.finish:
-            rest["timings"] = _timings(choice)
+            rest["timings"] = timed(choice.timings)
         if self.request.return_token_ids:
             rest["token_ids"] = choice.token_ids
             if choice.prompt_token_ids:
@@ -197,7 +197,7 @@ class OpenAIAnswer[R: (CompletionRequest, ChatRequest)]:
             "stop_reason": choice.stop_reason,
         }
         if self.request.return_timings:
-            answer["timings"] = _timings(choice)
+            answer["timings"] = timed(choice.timings)
         if self.request.return_token_ids:
             answer["token_ids"] = choice.token_ids
         return answer
@@ -351,9 +351,9 @@ def _tool_call(delta: pb.ToolCallDelta) -> dict[str, Any]:
     }
 
 
-def _timings(choice: Choice) -> dict[str, float]:
-    """Seconds that the choice's request waited, computed and drew; a stage that it did not come to is 0."""
-    return {field.name: getattr(choice.timings, field.name) for field in pb.Timings.DESCRIPTOR.fields}
+def timed(timings: pb.Timings) -> dict[str, float]:
+    """The seconds that a request waited, computed and drew; a stage that it did not come to is 0."""
+    return {field.name: getattr(timings, field.name) for field in pb.Timings.DESCRIPTOR.fields}
 
 
 def scored(entry: pb.TokenLogprob) -> dict[str, Any]:

@@ -159,6 +159,7 @@ class PooledList(TypedDict):
     model: str
     data: list[dict[str, Any]]
     usage: Usage
+    timings: NotRequired[Timings]
 
 
 class Ranking(TypedDict):
@@ -166,6 +167,7 @@ class Ranking(TypedDict):
     model: str
     results: list[dict[str, Any]]
     usage: dict[str, Any]
+    timings: NotRequired[Timings]
 
 
 class Response(TypedDict):
@@ -177,6 +179,7 @@ class Response(TypedDict):
     status: Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
     model: str
     output: list[dict[str, Any]]
+    timings: NotRequired[Timings]
 
 
 class DeletedResponse(TypedDict):
@@ -208,6 +211,7 @@ class Message(TypedDict):
     content: list[dict[str, Any]]
     stop_reason: str | None
     usage: dict[str, Any]
+    timings: NotRequired[Timings]
 
 
 ANSWERS: dict[str, Any] = {

@@ -3,7 +3,7 @@
 import difflib
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from jaxllm.errors import RequestError
 
@@ -39,6 +39,14 @@ Unsupported = Annotated[Any, AfterValidator(_refuse)]
 """Refused unless it says nothing (null, false, empty, "none"): ignoring it would answer another question."""
 Ignored = Any
 """Ignored on purpose: labels for the provider's own records and routing, which change no answer."""
+ReturnTimings = Annotated[
+    bool | None,
+    Field(
+        description="answer with the seconds that it waited, computed its prompt and drew: of each choice, or of the "
+        "whole request where answers have no choices."
+    ),
+]
+"""Taken by every endpoint that has the engine compute."""
 Objects = list[dict[str, Any]]
 
 

@@ -16,7 +16,15 @@ from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo, mod
 from jaxllm.core import SamplingParams
 from jaxllm.errors import RequestError
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
-from jaxllm.server.http.forms import MAX_UINT32, Ignored, Strict, Unsupported, check_priority, check_token_ids
+from jaxllm.server.http.forms import (
+    MAX_UINT32,
+    Ignored,
+    ReturnTimings,
+    Strict,
+    Unsupported,
+    check_priority,
+    check_token_ids,
+)
 from jaxllm.server.http.structured import ResponseFormat, Structured
 from jaxllm.structured_outputs import StructuredOutputs
 
@@ -105,6 +113,7 @@ class SamplingFields(Strict):
     logits_processors: dict[str, Any] | None = None
     structured_outputs: Structured | None = None
     stream: bool | None = Field(None, description="answer by server-sent events, as tokens come.")
+    return_timings: ReturnTimings = None
 
 
 class GenerationRequest(SamplingFields):
@@ -113,9 +122,6 @@ class GenerationRequest(SamplingFields):
     max_tokens: int | None = None
     prompt_logprobs: int | None = None
     return_token_ids: bool | None = Field(None, description="answer with the token ids of prompt and output, too.")
-    return_timings: bool | None = Field(
-        None, description="answer with the seconds that each choice waited, computed its prompt and drew."
-    )
     stream_options: StreamOptions | None = Field(
         None,
         description="`include_usage`: a last event with the token counts; `continuous_usage_stats`: in each event.",

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 
 import grpc
@@ -111,6 +112,27 @@ async def test_answers_stand_in_the_order_of_the_inputs(stub, engine: ScriptedPo
     assert [list(vector.values) for vector in answer.embeddings] == prompts
     assert list(answer.prompt_tokens) == [3] * 10
     assert engine.aborted == []
+
+
+async def test_a_call_is_timed_as_a_whole(stub, engine: ScriptedPooler) -> None:
+    """It waits until its first input is computed, and computes until its last has ended."""
+    token_ids = [pb.PoolingInput(token_ids=pb.TokenIds(ids=[n])) for n in range(2)]
+    for method, wire in (
+        (stub.Embed, pb.EmbedRequest(inputs=token_ids)),
+        (stub.Pool, pb.PoolRequest(inputs=token_ids)),
+        (stub.Score, pb.ScoreRequest(queries=token_ids[:1], documents=token_ids[1:])),
+    ):
+        call = method(wire)
+        await engine.submitted(2)
+        await asyncio.sleep(0.05)
+        for request, _ in engine.waiting.values():
+            request.first_scheduled = time.monotonic()
+            await asyncio.sleep(0.03)
+        engine.answer(2)
+        timings = (await call).timings
+        assert 0.05 <= timings.queue_seconds <= timings.total_seconds - 0.06
+        assert timings.prefill_seconds == pytest.approx(timings.total_seconds - timings.queue_seconds)
+        assert (timings.decode_seconds, timings.first_token_seconds) == (0, 0)
 
 
 async def test_a_call_that_begins_with_a_full_queue_is_refused(stub, engine: ScriptedPooler) -> None:

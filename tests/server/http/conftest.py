@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from jaxllm.server.http.__main__ import listen
 from jaxllm.server.http.app import build
 
 WORDS = ["Once", " upon", " a", " tïme", ",", " there", " was", " a", ' "', "cat", '"', " in", " the", " hat", "."]
+
+
+TIMINGS = pb.Timings(queue_seconds=0.25, decode_seconds=0.5)
 
 
 def token(index: int) -> str:
@@ -53,12 +56,19 @@ CALLING = [
 ]  # fmt: skip
 
 
+def sizes(inputs: Sequence[pb.PoolingInput]) -> list[int]:
+    """Words of texts, or how many token ids there are."""
+    return [len(each.text.split()) or len(each.token_ids.ids) for each in inputs]
+
+
 class ScriptedEngine(pb_grpc.InferenceServicer, pb_grpc.ControlServicer, health_pb2_grpc.HealthServicer):
     """Answers a prompt with WORDS, one a chunk, as many as max_tokens says. Prompts that begin otherwise:
 
     "fail CODE [after N]": an Error with that code after N tokens. "end REASON": that finish after one token.
     "slow": a token every 20 ms (so do "fail" and "mute"). "mute": token ids without text. "hang": nothing.
     "stop": ends at the stop string "was". "call": CALLING, as far as max_tokens allows.
+
+    What it pools of an input is its size.
     """
 
     def __init__(self) -> None:
@@ -120,6 +130,7 @@ class ScriptedEngine(pb_grpc.InferenceServicer, pb_grpc.ControlServicer, health_
             if index == min(limit, len(CALLING)) - 1:
                 reason = pb.FINISH_REASON_STOP if index == len(CALLING) - 1 else pb.FINISH_REASON_LENGTH
                 chunk.finish.reason = reason
+                chunk.timings.CopyFrom(TIMINGS)
             yield chunk
             await asyncio.sleep(0.02)
         for index in range(limit if verb != "call" else 0):
@@ -143,12 +154,31 @@ class ScriptedEngine(pb_grpc.InferenceServicer, pb_grpc.ControlServicer, health_
             elif index == limit - 1:
                 chunk.finish.reason = pb.FINISH_REASON_LENGTH
             if chunk.HasField("finish"):
-                chunk.timings.queue_seconds, chunk.timings.decode_seconds = 0.25, 0.5
+                chunk.timings.CopyFrom(TIMINGS)
             yield chunk
             if chunk.HasField("finish"):
                 return
             if verb in ("slow", "fail", "mute"):
                 await asyncio.sleep(0.02)
+
+    async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:  # noqa: N802
+        counts = sizes(request.inputs)
+        vectors = [pb.Vector(values=[count]) for count in counts]
+        return pb.EmbedResponse(embeddings=vectors, prompt_tokens=counts, timings=TIMINGS)
+
+    async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:  # noqa: N802
+        counts = sizes(request.inputs)
+        vectors = [pb.Vector(values=[count, 0]) for count in counts]
+        return pb.ClassifyResponse(probs=vectors, prompt_tokens=counts, timings=TIMINGS)
+
+    async def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:  # noqa: N802
+        counts = sizes(request.documents)
+        return pb.ScoreResponse(scores=counts, prompt_tokens=counts, timings=TIMINGS)
+
+    async def Pool(self, request: pb.PoolRequest, context: Any) -> pb.PoolResponse:  # noqa: N802
+        counts = sizes(request.inputs)
+        data = [pb.PoolResponse.Numbers(values=[count], columns=1) for count in counts]
+        return pb.PoolResponse(data=data, prompt_tokens=counts, timings=TIMINGS)
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:  # noqa: N802
         text = request.text or " ".join(message.content for message in request.chat.messages)

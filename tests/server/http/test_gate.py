@@ -130,22 +130,6 @@ def test_no_page_may_call_by_default(shared_front):
     assert not any(name.startswith("access-control") for name in answer.headers)
 
 
-def test_timings_on_demand(shared_front):
-    timings = {
-        "queue_seconds": 0.25, "prefill_seconds": 0, "decode_seconds": 0.5, "first_token_seconds": 0, "total_seconds": 0
-    }  # fmt: skip
-    body = {"prompt": ["x", "y"], "max_tokens": 2}
-    assert [c["timings"] for c in shared_front.post(COMPLETIONS, **body, return_timings=True).json()["choices"]] == [
-        timings, timings
-    ]  # fmt: skip
-    assert "timings" not in shared_front.post(COMPLETIONS, **body).json()["choices"][0]
-    choices = [event["choices"][0] for event in shared_front.events(COMPLETIONS, **body, return_timings=True)]
-    assert [c["timings"] for c in choices if c["finish_reason"]] == [timings, timings]
-    assert not any("timings" in choice for choice in choices if not choice["finish_reason"])
-    chat = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2, "return_timings": True}
-    assert shared_front.post("/v1/chat/completions", **chat).json()["choices"][0]["timings"] == timings
-
-
 def test_every_name_of_the_model_is_listed(shared_front):
     assert [card["id"] for card in shared_front.get("/v1/models").json()["data"]] == ["scripted", "other-name"]
     assert shared_front.get("/v1/models/other-name").json()["root"] == "/models/scripted"

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
+from jaxllm.server.http.answers import timed
 from jaxllm.server.http.errors import ApiError
 from jaxllm.server.http.messages.reading import MessagesRequest
 from jaxllm.server.http.sections import Section, SectionedAnswer
@@ -23,20 +24,21 @@ class MessageAnswer(SectionedAnswer):
         self.streaming = bool(request.stream)
         self.idle_events = _event("ping", {})
         self._max_tokens = request.max_tokens
+        self._timed = bool(request.return_timings)
         self._shows_thinking = not (request.thinking and request.thinking.display == "omitted")
         self._head: dict[str, Any] = {"id": self.id, "type": "message", "role": "assistant", "model": model}
         self._events: list[bytes] = []
 
     def body(self) -> bytes:
         content = [self._block(section) for section in self.sections]
-        return to_json({**self._head, "content": content, **self._end(), "usage": self._usage()})
+        return to_json({**self._head, "content": content, **self._end(), "usage": self._usage(), **self._timings()})
 
     def events(self) -> bytes:
         events, self._events = self._events, []
         return b"".join(events)
 
     def last_events(self) -> bytes:
-        return _event("message_stop", {})
+        return _event("message_stop", self._timings())
 
     def error_events(self, error: ApiError) -> bytes:
         return b"event: error\ndata: " + error.anthropic_body() + b"\n\n"
@@ -104,6 +106,9 @@ class MessageAnswer(SectionedAnswer):
             "output_tokens": counts.completion,
             "output_tokens_details": {"thinking_tokens": counts.reasoning},
         }
+
+    def _timings(self) -> dict[str, Any]:
+        return {"timings": timed(self.choice.timings)} if self._timed else {}
 
     def _emit(self, kind: str, **fields: Any) -> None:
         if self.streaming:

@@ -6,12 +6,12 @@ judged by the same `PoolingParams` the offline API has.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, PlainValidator, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from jaxllm.core import PoolingParams, PoolingTask
 from jaxllm.errors import RequestError
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
-from jaxllm.server.http.forms import Ignored, Strict, Unsupported, check_priority
+from jaxllm.server.http.forms import Ignored, ReturnTimings, Strict, Unsupported, check_priority
 from jaxllm.server.http.requests import Prompts
 
 Encoding = Literal["float", "base64"]
@@ -48,7 +48,8 @@ class PoolingFields(Strict):
     model: str | None = None
     use_activation: bool | None = None
     truncate_prompt_tokens: int | None = None
-    priority: int | None = None
+    priority: int | None = Field(None, description="lower runs earlier under `--scheduling-policy priority`.")
+    return_timings: ReturnTimings = None
 
     user: Ignored = None
 

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from jaxllm.errors import RequestError
 from jaxllm.server.grpc.labels import metadata_of
+from jaxllm.server.http.answers import timed
 from jaxllm.server.http.errors import ApiError
 from jaxllm.server.http.link import EngineLink, Metadata
 from jaxllm.server.http.pooling import answers
@@ -83,7 +84,9 @@ def pooling_router(link: EngineLink, traffic: Traffic) -> APIRouter:
             raise RequestError(str(error)) from None
 
         async def work(metadata: Metadata) -> dict[str, Any]:
-            return head | write(body, await call(request, metadata))
+            answer = await call(request, metadata)
+            timings = {"timings": timed(answer.timings)} if body.return_timings else {}
+            return head | write(body, answer) | timings
 
         return Pooled(work, request_id, traffic)
 

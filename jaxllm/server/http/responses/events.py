@@ -9,7 +9,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
-from jaxllm.server.http.answers import scored
+from jaxllm.server.http.answers import scored, timed
 from jaxllm.server.http.errors import ApiError
 from jaxllm.server.http.responses.items import Item, make_id, wrap
 from jaxllm.server.http.responses.reading import ENCRYPTED, ResponsesRequest
@@ -42,6 +42,7 @@ class ResponseAnswer(SectionedAnswer):
         self._echo = _echo(request) | {"model": model}
         self.size = len(json.dumps([self._echo, self.input], ensure_ascii=False).encode())
         self._wraps = ENCRYPTED in (request.include or ())
+        self._timed = bool(request.return_timings)
         self._created = int(time.time())
         self._completed: int | None = None
         self._error: dict[str, str] | None = None
@@ -60,10 +61,11 @@ class ResponseAnswer(SectionedAnswer):
         """The Response as it is now."""
         reason = {"reason": "max_output_tokens"} if self.status == "incomplete" else None
         usage = {"usage": self._usage()} if self._begun and self.ended else {}
+        timings = {"timings": timed(self.choice.timings)} if self._timed and self.choice.finish else {}
         return {
             "id": self.id, "object": "response", "created_at": self._created, "status": self.status,
             "completed_at": self._completed, "error": self._error, "incomplete_details": reason,
-            "output": self.output, **usage, **self._echo,
+            "output": self.output, **usage, **timings, **self._echo,
         }  # fmt: skip
 
     @property
