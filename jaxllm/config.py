@@ -226,7 +226,10 @@ class ServerConfig:
     allowed_headers: tuple[str, ...] = flag(("*",), "Headers that such pages may send.")
     allow_credentials: bool = flag(False, "Let such pages send cookies and other credentials.")
     max_request_bytes: int = flag(32 << 20, "Bytes of one request's body or message at most (413).")
-    max_prompts: int = flag(1024, "Prompts of one request to /v1/completions at most (400).")
+    max_prompts: int = flag(
+        2048,
+        "Prompts, inputs, queries or documents of one request at most (400): to /v1/completions, and all that pools.",
+    )
     max_samples: int = flag(128, "Samples or beams of one prompt at most (400).")
     max_stop_strings: int = flag(64, "Stop strings of one request at most (400).")
     max_stored_responses: int = flag(

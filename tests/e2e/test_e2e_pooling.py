@@ -20,6 +20,8 @@ from processes import SMALL, Server, serving, until
 
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 
+MANY = 20_000  # inputs: a call that takes seconds
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -31,7 +33,7 @@ def embedder(folders: Path) -> Iterator[tuple[Server, Recorded]]:
     """It takes requests by priority."""
     recorded = checkpoint("qwen3-embedding", folders / "embedder")
     arguments = ("--model", recorded.folder, "--http-port", "0", "--scheduling-policy", "priority", *SMALL)
-    arguments += ("--enable-log-requests",)
+    arguments += ("--enable-log-requests", "--max-prompts", str(MANY))
     with serving(*arguments) as server:
         yield server, recorded
 
@@ -178,6 +180,7 @@ def test_faults_name_their_field(embedder: tuple[Server, Recorded]) -> None:
     server, _ = embedder
     cases = [
         (pb.EmbedRequest(), "inputs has 0 entries"),
+        (pb.EmbedRequest(inputs=texts("w1") * (MANY + 1)), f"at most {MANY} here (--max-prompts)"),
         (pb.EmbedRequest(inputs=[pb.PoolingInput()]), r"inputs[0] is empty"),
         (pb.EmbedRequest(inputs=texts("w1", [97])), "input 1: prompt holds 97"),
         (pb.EmbedRequest(inputs=texts("w1"), dimensions=37), "dimensions=37"),
@@ -190,9 +193,6 @@ def test_faults_name_their_field(embedder: tuple[Server, Recorded]) -> None:
         assert (code, sentence in message) == (grpc.StatusCode.INVALID_ARGUMENT, True), message
     request = pb.EmbedRequest(inputs=texts("w1"), model="another")
     assert status(lambda: server.inference.Embed(request, timeout=60))[0] is grpc.StatusCode.NOT_FOUND
-
-
-MANY = 20_000  # inputs: a call that takes seconds
 
 
 def many(**options: Any) -> pb.EmbedRequest:

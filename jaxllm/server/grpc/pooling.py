@@ -24,10 +24,10 @@ from jaxllm.server.grpc.conversions import CallError
 from jaxllm.server.grpc.labels import Caller
 from jaxllm.server.grpc.session import Requests, run_sized
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
+from jaxllm.server.limits import check_inputs
 from jaxllm.server.outcome import Outcome
 from jaxllm.server.pooling import Input, PoolingInputs, Scoring, pooled
 
-MAX_INPUTS = 1 << 16  # of one call: what they cost before they are computed is bounded
 IN_FLIGHT = 1024  # inputs of one call that the engine has at once: two steps of the largest kind; others get between
 RETRY_SECONDS = 0.01  # where the queue is full of others' inputs
 
@@ -111,6 +111,7 @@ class PoolingCalls:
 
     async def score(self, wire: pb.ScoreRequest, caller: Caller) -> pb.ScoreResponse:
         params = _params(wire)
+        check_inputs(self._requests.config, queries=len(wire.queries), documents=len(wire.documents))
         queries, documents = _contents("queries", wire.queries), _contents("documents", wire.documents)
 
         def read(deadline: float | None) -> Scoring:
@@ -160,6 +161,7 @@ class PoolingCalls:
     async def _compute(
         self, wire: Wire, inputs: Sequence[pb.PoolingInput], params: PoolingParams, caller: Caller
     ) -> tuple[Outcome, list[PoolingRequest]]:
+        check_inputs(self._requests.config, inputs=len(inputs))
         contents = _contents("inputs", inputs)
 
         def read(deadline: float | None) -> list[PoolingRequest]:
@@ -299,10 +301,8 @@ def _deadline(options: pb.PoolingOptions, seconds: float | None) -> float | None
 
 
 def _contents(field: str, inputs: Sequence[pb.PoolingInput]) -> list[Input]:
-    if not 0 < len(inputs) <= MAX_INPUTS:
-        raise RequestError(
-            f"{field} has {len(inputs)} entries: a call takes from 1 to {MAX_INPUTS}; make several of it", field
-        )
+    if not inputs:
+        raise RequestError(f"{field} has 0 entries: give at least one", field)
     return [_content(field, number, one) for number, one in enumerate(inputs)]
 
 

@@ -93,6 +93,7 @@ class Requests:
 
     Attributes:
         client: the engine.
+        config: the limits of a request.
         refusal: why no request is taken any more, or None.
     """
 
@@ -106,11 +107,11 @@ class Requests:
     ):
         """On the event loop that serves the calls. tokenizer: None serves token ids alone.
 
-        chats: how answers to chats are read; as plain text where it is None. config: the limits of a request.
+        chats: how answers to chats are read; as plain text where it is None. config: its defaults where it is None.
         on_outcome: told of each request that has ended, or been refused once it was entered.
         """
         self.client = client
-        self._config = config or ServerConfig()
+        self.config = config or ServerConfig()
         self._on_outcome = on_outcome
         self._tokenizer = tokenizer
         self._chats = chats or ChatOptions(AnswerFormat(), True)
@@ -261,7 +262,7 @@ class Requests:
 
     def _check_limits(self, params: SamplingParams) -> None:
         """RequestError for more than one request may ask for."""
-        samples, stop = self._config.max_samples, self._config.max_stop_strings
+        samples, stop = self.config.max_samples, self.config.max_stop_strings
         if params.num_samples > samples:
             name = "n" if params.best_of is None else "best_of"
             raise RequestError(f"{name}={params.num_samples}: at most {samples} here (--max-samples)", name)

@@ -29,6 +29,7 @@ from jaxllm.server.http.responses.routes import Responses
 from jaxllm.server.http.responses.store import Store
 from jaxllm.server.http.tokenizing import DetokenizeRequest, TokenizeRequest
 from jaxllm.server.http.traffic import Traffic, TrafficMiddleware
+from jaxllm.server.limits import check_inputs
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +72,12 @@ def build(target: str, config: ServerConfig | None = None) -> FastAPI:
     app.add_middleware(TrafficMiddleware, traffic=traffic)
     app.include_router(responses.router)
     app.include_router(messages_router(link, traffic))
-    app.include_router(pooling_router(link, traffic))
+    app.include_router(pooling_router(link, traffic, config))
     _add_error_handlers(app)
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest) -> Response:
-        _check_prompts(len(body.prompt), config)
+        check_inputs(config, prompt=len(body.prompt))
         answer = CompletionAnswer(body, (await link.connect()).name)
         return Generation(link, traffic, answer, answer.requests)
 
@@ -156,15 +157,6 @@ def build(target: str, config: ServerConfig | None = None) -> FastAPI:
 
     add_document(app, keyed=bool(keys))
     return app
-
-
-def _check_prompts(count: int, config: ServerConfig) -> None:
-    """RequestError for more prompts than one request may hold."""
-    if count > config.max_prompts:
-        raise RequestError(
-            f"prompt holds {count} prompts: at most {config.max_prompts} here (--max-prompts); send several requests",
-            "prompt",
-        )
 
 
 def _methods(app: FastAPI, http: Request) -> list[str]:

@@ -9,12 +9,16 @@ import grpc
 import numpy as np
 import pytest
 
+from jaxllm.config import ServerConfig
 from jaxllm.core import Delta, FinishReason, Load, ModelInfo, Pooling, PoolingParams, PoolingRequest
 from jaxllm.errors import QueueFullError
 from jaxllm.server.grpc import service
 from jaxllm.server.grpc.session import Requests
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.grpc.stubs import jaxllm_pb2_grpc as pb_grpc
+
+MAX_PROMPTS = 20
+LIMITS = ServerConfig(max_prompts=MAX_PROMPTS)
 
 
 class ScriptedPooler:
@@ -81,7 +85,7 @@ async def stub(engine: ScriptedPooler) -> "AsyncIterator[pb_grpc.InferenceAsyncS
     server = service.make_server(backend, service.Health())
     port = service.listen(server, "127.0.0.1", 0)
     await server.start()
-    backend.engine = service.Engine(Requests(engine, None), "cpu", metrics=lambda: "")  # type: ignore[arg-type]
+    backend.engine = service.Engine(Requests(engine, None, config=LIMITS), "cpu", metrics=lambda: "")  # type: ignore[arg-type]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield pb_grpc.InferenceStub(channel)
     assert backend.engine.running == 0
@@ -112,6 +116,30 @@ async def test_answers_stand_in_the_order_of_the_inputs(stub, engine: ScriptedPo
     assert [list(vector.values) for vector in answer.embeddings] == prompts
     assert list(answer.prompt_tokens) == [3] * 10
     assert engine.aborted == []
+
+
+@pytest.mark.parametrize("field", ["inputs", "queries", "documents"])
+async def test_too_many_inputs(stub, engine: ScriptedPooler, field: str) -> None:
+    def calls(count: int) -> "list[grpc.aio.UnaryUnaryCall]":
+        one = pb.PoolingInput(token_ids=pb.TokenIds(ids=[1]))
+        if field == "inputs":
+            return [stub.Embed(pb.EmbedRequest(inputs=[one] * count)), stub.Pool(pb.PoolRequest(inputs=[one] * count)),
+                    stub.Classify(pb.ClassifyRequest(inputs=[one] * count))]  # fmt: skip
+        return [stub.Score(pb.ScoreRequest(**{"queries": [one], "documents": [one], field: [one] * count}))]
+
+    for call in calls(MAX_PROMPTS + 1):
+        code, message = await failure(call)
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert message.startswith(f"{field} has {MAX_PROMPTS + 1} entries: at most {MAX_PROMPTS} here (--max-prompts)")
+        assert ("jaxllm-param", field) in [tuple(pair) for pair in await call.trailing_metadata()]
+    assert engine.waiting == {}
+
+
+async def test_as_many_inputs_as_a_call_takes(stub, engine: ScriptedPooler) -> None:
+    call = stub.Embed(request(*[[1]] * MAX_PROMPTS))
+    await engine.submitted(MAX_PROMPTS)
+    engine.answer(MAX_PROMPTS)
+    assert len((await call).embeddings) == MAX_PROMPTS
 
 
 async def test_a_call_is_timed_as_a_whole(stub, engine: ScriptedPooler) -> None:

@@ -76,12 +76,29 @@ def test_a_body_too_large(guarded):
     assert guarded.client.post(COMPLETIONS, json={"prompt": "x"}, headers=keyed()).status_code == 200
 
 
-def test_too_many_prompts(guarded):
-    answer = guarded.client.post(COMPLETIONS, json={"prompt": ["x"] * 4, "max_tokens": 1}, headers=keyed())
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
-    assert "at most 3 here (--max-prompts)" in answer.json()["error"]["message"]
-    answer = guarded.client.post(COMPLETIONS, json={"prompt": ["x"] * 3, "max_tokens": 1}, headers=keyed())
-    assert answer.status_code == 200
+@pytest.mark.parametrize(("path", "field", "rest"), [
+    (COMPLETIONS, "prompt", {"max_tokens": 1}),
+    ("/v1/embeddings", "input", {}),
+    *((path, "input", {}) for path in ("/v1/classify", "/classify", "/pooling")),
+    *((path, "text_2", {"text_1": "q"}) for path in ("/v1/score", "/score")),
+    ("/v1/score", "text_1", {"text_2": ["d"] * 3}),
+    ("/v1/score", "queries", {"documents": "d"}),
+    ("/v1/score", "documents", {"queries": ["q"] * 3}),
+    *((path, "documents", {"query": "q", "top_n": 1}) for path in ("/v1/rerank", "/v2/rerank", "/rerank")),
+])  # fmt: skip
+def test_too_many_inputs(guarded, path, field, rest):
+    def post(inputs):
+        return guarded.client.post(path, json={field: inputs, **rest}, headers=keyed())
+
+    forms = (["x"] * 4,) if field not in ("input", "prompt") else (["x"] * 4, [[1]] * 4)
+    for inputs in forms:
+        answer = post(inputs)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"], error["code"]) == (400, field, "invalid_value")
+        told = f"{field} has 4 entries: at most 3 here (--max-prompts); send several requests"
+        assert error["message"] == told
+        assert post(inputs[:3]).status_code == 200
+    assert field not in ("input", "prompt") or post([1] * 4).status_code == 200, "one prompt of four tokens"
 
 
 def test_a_requests_name_goes_in_and_out(guarded):

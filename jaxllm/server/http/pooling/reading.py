@@ -6,6 +6,7 @@ judged by the same `PoolingParams` the offline API has.
 
 from typing import Annotated, Any, Literal, Self
 
+from google.protobuf.message import Message
 from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from jaxllm.core import PoolingParams, PoolingTask
@@ -42,6 +43,10 @@ Documents = Annotated[
 ]
 
 
+_SEVERAL = ("input", "text_1", "text_2", "queries", "documents")
+"""The fields that take several inputs, of all of these endpoints."""
+
+
 class PoolingFields(Strict):
     """The fields that all of these endpoints share, named as vLLM names them."""
 
@@ -63,6 +68,16 @@ class PoolingFields(Strict):
             truncate_prompt_tokens=self.truncate_prompt_tokens,
         )
         return self
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many inputs stand in each field that takes several."""
+        given = {name: getattr(self, name, None) for name in _SEVERAL}
+        return {name: len(inputs) for name, inputs in given.items() if inputs is not None}
+
+    def to_proto(self, request_id: str) -> Message:
+        """The engine's call."""
+        raise NotImplementedError
 
     def options(self) -> pb.PoolingOptions:
         return pb.PoolingOptions(

@@ -12,6 +12,7 @@ from pydantic_core import to_json
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
+from jaxllm.config import ServerConfig
 from jaxllm.errors import RequestError
 from jaxllm.server.grpc.labels import metadata_of
 from jaxllm.server.http.answers import timed
@@ -21,11 +22,13 @@ from jaxllm.server.http.pooling import answers
 from jaxllm.server.http.pooling.reading import (
     ClassifyRequest,
     EmbeddingRequest,
+    PoolingFields,
     PoolingRequest,
     RerankRequest,
     ScoreRequest,
 )
 from jaxllm.server.http.traffic import Traffic
+from jaxllm.server.limits import check_inputs
 
 Write = Callable[[Any, Any], dict[str, Any]]
 """From a request and the engine's answer to what stands in the HTTP answer beside its head."""
@@ -66,13 +69,14 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-def pooling_router(link: EngineLink, traffic: Traffic) -> APIRouter:
+def pooling_router(link: EngineLink, traffic: Traffic, config: ServerConfig) -> APIRouter:
     router = APIRouter()
 
     async def respond(
-        prefix: str, body: Any, call: Callable[[Any, Metadata], Awaitable[Any]], write: Write
+        prefix: str, body: PoolingFields, call: Callable[[Any, Metadata], Awaitable[Any]], write: Write
     ) -> Response:
-        """prefix: of the answer's id. body: what the client asks, with `to_proto`."""
+        """prefix: of the answer's id."""
+        check_inputs(config, **body.counts)
         model = await link.connect()
         request_id = f"{prefix}-{uuid.uuid4().hex}"
         head = {"id": request_id, "object": "list", "created": int(time.time()), "model": model.name}

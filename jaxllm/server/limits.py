@@ -1,0 +1,14 @@
+"""How much one request may ask for, over gRPC and HTTP alike."""
+
+from jaxllm.config import ServerConfig
+from jaxllm.errors import RequestError
+
+
+def check_inputs(config: ServerConfig, **counts: int) -> None:
+    """RequestError for more than one request may hold. counts: how many each of its fields holds."""
+    most = config.max_prompts
+    for field, count in counts.items():
+        if count > most:
+            raise RequestError(
+                f"{field} has {count} entries: at most {most} here (--max-prompts); send several requests", field
+            )
