@@ -82,6 +82,11 @@ def _check(schema: Any, place: str) -> None:
         )
 
 
+def constraining(schema: Mapping[str, Any]) -> set[str]:
+    """The schema's keywords that constrain something, or that are not known."""
+    return {keyword for keyword in schema if keyword not in ANNOTATIONS and not _is_extension(keyword)}
+
+
 def _is_extension(keyword: str) -> bool:
     return keyword.startswith("x-") and keyword != "x-guidance"
 

@@ -34,7 +34,7 @@ class Cat(BaseModel, extra="forbid"):
 
 SCHEMA = Cat.model_json_schema()
 FOOD = {
-    "type": "object", "properties": {"n": {"type": "integer", "maximum": 99}}, "required": ["n"],
+    "type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["n"],
     "additionalProperties": False,
 }  # fmt: skip
 TOOL = {"type": "function", "function": {"name": "feed", "parameters": FOOD}}
@@ -49,9 +49,14 @@ def llm(stories: Path) -> Iterator[LLM]:
 
 
 @pytest.fixture(scope="module")
-def server(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    template = tmp_path_factory.mktemp("chat") / "template.jinja"
-    template.write_text(TEMPLATE)
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("chat") / "template.jinja"
+    path.write_text(TEMPLATE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(stories: Path, template: Path) -> Iterator[Server]:
     options = ("--http-port", "0", "--served-model-name", "stories", "--chat-template", template, *SMALL)
     with serving("--model", stories, *options) as server:
         yield server
@@ -189,6 +194,26 @@ def test_completions(client: openai.OpenAI, fields: dict[str, Any], pattern: str
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "feed"}}])
 @pytest.mark.parametrize("stream", [False, True])
 def test_calls_that_have_to_be_made(client: openai.OpenAI, choice: Any, stream: bool) -> None:
+    check_call(client, choice, stream)
+
+
+def test_calls_that_have_to_be_made_in_python(stories: Path, template: Path) -> None:
+    options = ("--http-port", "0", "--served-model-name", "stories", "--chat-template", template, *SMALL)
+    with (
+        serving("--model", stories, "--tool-call-parser", "pythonic", *options) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as client,
+    ):
+        check_call(client, "required", stream=False)
+        check_call(client, {"type": "function", "function": {"name": "feed"}}, stream=True)
+        unique = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+        tool = {"type": "function", "function": {"name": "feed", "parameters": unique}}
+        with pytest.raises(openai.BadRequestError, match="'uniqueItems' at #/properties/a cannot be kept to"):
+            client.chat.completions.create(
+                model="stories", messages=[USER], tools=[tool], tool_choice="required", max_tokens=9
+            )  # type: ignore[call-overload]
+
+
+def check_call(client: openai.OpenAI, choice: Any, stream: bool) -> None:
     asked: dict[str, Any] = {
         "model": "stories", "messages": [USER], "tools": [TOOL], "tool_choice": choice, "parallel_tool_calls": False,
         "max_tokens": 200, "seed": 7,

@@ -127,6 +127,12 @@ def test_python_literals(value: object) -> None:
     assert json.loads(written) == value
 
 
+def test_long_numbers_are_read() -> None:
+    third = "0." + "3" * 5000
+    assert json.loads(python_to_json(third) or "") == float(third)
+    assert python_to_json("-" + "7" * 4000) == "-" + "7" * 4000
+
+
 @pytest.mark.parametrize(
     "text", ["", "x", "[1", "{1}", "{'a' 1}", "[" * 100 + "]" * 100, "1e999", "'\\x4", "1 2", "nan"]
 )

@@ -31,7 +31,7 @@ def constrain(
     asked: what its content has to fit. may_call, must_call: tools that it may call in place of a content, or that it
     has to. several: more than one call. prompt, continued: as an AnswerReader's.
 
-    Raises RequestError where that cannot be: no grammar is known of a parser's calls, or two things are asked for.
+    Raises RequestError where that cannot be: a grammar cannot make sure of the calls, or two things are asked for.
     """
     if must_call and asked is not None:
         raise RequestError(
@@ -42,16 +42,7 @@ def constrain(
         return None
     harmony = HARMONY_TOOLS in (form.tools, form.reasoning) or form.reasoning == HARMONY_REASONING
     if must_call:
-        calls = _calls(form, must_call, several)
-        if calls is None:
-            known = sorted(name for name, each in tools.PARSERS.items() if each.written([], False) is not None)
-            raise RequestError(
-                "tool_choice 'required', or a named function: no grammar is known of calls as the parser "
-                f"{form.tools!r} reads them; send 'auto', or serve a model whose calls one of these reads: "
-                f"{', '.join(known)}",
-                "tool_choice",
-            )
-        whole = _as_tag(calls)
+        whole = _as_tag(_calls(form, must_call, several))
     else:
         assert asked is not None
         whole = asked
@@ -106,8 +97,8 @@ def _as_tag(form: Format) -> StructuredOutputs:
     return StructuredOutputs(structural_tag={"format": form})
 
 
-def _calls(form: AnswerFormat, offered: Sequence[Mapping[str, Any]], several: bool) -> Format | None:
-    """How the model writes calls of these; None where no grammar is known of it."""
+def _calls(form: AnswerFormat, offered: Sequence[Mapping[str, Any]], several: bool) -> Format:
+    """How the model writes calls of these."""
     name = form.tools or GENERIC_TOOLS
     parser = Harmony if name == HARMONY_TOOLS else tools.PARSERS[name]
     return parser.written([tool["function"] for tool in offered], several)

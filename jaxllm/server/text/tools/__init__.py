@@ -2,7 +2,8 @@
 
 parser  ToolParser, what all of them share: content around calls, calls in JSON
 typed   arguments between tags, by the tool's schema; literals: Python's literals as JSON
-written how calls are written, for the grammar of an answer that has to call; schemas: what those of arguments say
+written how calls are written, for the grammar of an answer that has to call; schemas: what those of arguments say;
+        literal_grammar: the arguments of calls in Python
 The rest is one file per format.
 """
 

@@ -9,7 +9,7 @@ from jaxllm.server.text.reading import BrokenError, Course, Reader
 MAX_DEPTH = 64
 
 _WORD_RUN = re.compile(r"[\w.+\-]+")
-_NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)([eE][+-]?\d+)?")
 _WORDS = {"True": "true", "False": "false", "None": "null", "true": "true", "false": "false", "null": "null"}
 _ESCAPES = {
     "n": "\\n",
@@ -124,7 +124,7 @@ class LiteralReader(Reader):
             word += self.take_run(_WORD_RUN)
         if word in _WORDS:
             return _WORDS[word]
-        if not (word.isascii() and len(word) <= 512 and _NUMBER.fullmatch(word)):
+        if not (word.isascii() and _NUMBER.fullmatch(word)):
             raise BrokenError(word)
         try:
             whole = word.lstrip("+-").replace("_", "").isdigit()

@@ -60,13 +60,13 @@ class ToolParser(Reader):
             self.out.content.append(self._space)
 
     @classmethod
-    def written(cls, functions: Sequence[Function], several: bool) -> Format | None:
-        """How calls of these functions are written, as a structural tag's format; None where no grammar is known of it.
+    def written(cls, functions: Sequence[Function], several: bool) -> Format:
+        """How calls of these functions are written, as a structural tag's format.
 
         several: more than one call. What it says is what `section` reads. Raises RequestError for arguments that the
         format cannot be made to hold.
         """
-        return None
+        raise NotImplementedError
 
     def section(self, opener: str) -> Course[None]:
         """One or more calls, behind their opener. BrokenError where the text is no such thing."""
@@ -264,6 +264,11 @@ class ToolParser(Reader):
             else:
                 raise BrokenError("the end")
         sink(self.take())
+
+
+def is_word(name: str) -> bool:
+    """Whether `ToolParser.name` reads all of this."""
+    return is_name(name) and _NAME_RUN.fullmatch(name) is not None
 
 
 def is_object(text: str) -> bool:

@@ -8,12 +8,21 @@ import json
 from collections.abc import Sequence
 
 from jaxllm.server.text.reading import BrokenError, Course
+from jaxllm.server.text.tools.literal_grammar import arguments_grammar
 from jaxllm.server.text.tools.literals import LiteralReader
 from jaxllm.server.text.tools.parser import ToolParser
+from jaxllm.server.text.tools.written import Format, Function, sequence, tagged, text
 
 
 class Pythonic(LiteralReader, ToolParser):
     openers: Sequence[str] = ("[",)
+
+    @classmethod
+    def written(cls, functions: Sequence[Function], several: bool) -> Format:
+        contents: list[Format] = [{"type": "grammar", "grammar": arguments_grammar(each)} for each in functions]
+        return tagged(
+            functions, several, lambda name: f"{name}(", contents, ")", before="[", between=", ", after="]"
+        )  # fmt: skip
 
     def section(self, opener: str) -> Course[None]:
         """The list, behind its bracket. Any list begins so: only one of calls of the tools is meant."""
@@ -55,6 +64,10 @@ class Llama4Pythonic(Pythonic):
     special_tokens: Sequence[str] = ("<|python_start|>", "<|python_end|>")
     openers: Sequence[str] = ("<|python_start|>", "[")
     closers: Sequence[str] = ("<|python_end|>",)
+
+    @classmethod
+    def written(cls, functions: Sequence[Function], several: bool) -> Format:
+        return sequence(text(cls.openers[0]), super().written(functions, several), text(cls.closers[0]))
 
     def section(self, opener: str) -> Course[None]:
         if opener != "[":

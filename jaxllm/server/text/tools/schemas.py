@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-_SCHEMA_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
+_SCHEMA_TYPES = {
+    str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null", list: "array", dict: "object",
+}  # fmt: skip
 
 
 def schema_types(root: Mapping[str, Any], schema: Any) -> set[str]:
@@ -26,7 +28,7 @@ def schema_types(root: Mapping[str, Any], schema: Any) -> set[str]:
         for union in ("anyOf", "oneOf", "allOf"):
             waiting.extend(schema[union] if isinstance(schema.get(union), list) else ())
         if isinstance(reference := schema.get("$ref"), str) and reference.startswith("#/"):
-            waiting.append(_referred(root, reference))
+            waiting.append(referred(root, reference))
     return types
 
 
@@ -42,12 +44,24 @@ def resolved(root: Mapping[str, Any], schema: Any) -> Mapping[str, Any]:
         reference = schema.get("$ref") if isinstance(schema, Mapping) else None
         if not (isinstance(reference, str) and reference.startswith("#/")):
             break
-        schema = _referred(root, reference)
+        schema = referred(root, reference)
     return schema if isinstance(schema, Mapping) else {}
 
 
-def _referred(root: Mapping[str, Any], reference: str) -> Any:
+def referred(root: Mapping[str, Any], reference: Any) -> Any:
+    """What "#", or "#/...", refers to; None where it refers to nothing there."""
+    if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
+        return None
     target: Any = root
-    for step in reference[2:].split("/"):
-        target = target.get(step) if isinstance(target, Mapping) else None
+    for step in reference.split("/")[1:]:
+        name = step.replace("~1", "/").replace("~0", "~")
+        target = target.get(name) if isinstance(target, Mapping) else None
     return target
+
+
+def has_type(value: Any, name: str) -> bool:
+    """Whether a JSON value is of a type of JSON schemas."""
+    if isinstance(value, float) and name == "integer":
+        return value.is_integer()
+    own = _SCHEMA_TYPES.get(type(value))
+    return own == name or (own == "integer" and name == "number")

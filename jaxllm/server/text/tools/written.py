@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jaxllm.constraints.json_schema import constraining
 from jaxllm.errors import RequestError
 from jaxllm.server.text.tools.schemas import property_of, resolved, schema_types
 
@@ -59,7 +60,7 @@ def calls(
         {"type": "json_schema", "json_schema": arguments_schema(function)} for function in functions
     ]
     contents = [sequence(*then, schema) for schema in schemas]
-    return _around(functions, several, begin, contents, end, before, between, after)
+    return tagged(functions, several, begin, contents, end, before=before, between=between, after=after)
 
 
 def json_calls(
@@ -102,19 +103,21 @@ def typed_calls(
     contents = [
         sequence(*_typed_arguments(function, argument, argument_end, excluded)) for function in functions
     ]  # fmt: skip
-    return _around(functions, several, begin, contents, end, before, between, after)
+    return tagged(functions, several, begin, contents, end, before=before, between=between, after=after)
 
 
-def _around(
+def tagged(
     functions: Sequence[Function],
     several: bool,
     begin: Callable[[str], str],
     contents: Sequence[Format],
     end: str,
-    before: str,
-    between: str,
-    after: str,
+    *,
+    before: str = "",
+    between: str = "",
+    after: str = "",
 ) -> Format:
+    """Calls whose arguments are `contents`, one for each function; all else as for `calls`."""
     tags = [
         {"type": "tag", "begin": begin(function["name"]), "content": content, "end": end}
         for function, content in zip(functions, contents, strict=True)
@@ -126,13 +129,29 @@ def _around(
     return sequence(text(before), written, text(after)) if before or after else written
 
 
-def _typed_arguments(function: Function, argument: Callable[[str, bool], str], end: str, excluded: str) -> list[Format]:
+def named_arguments(function: Function) -> tuple[Mapping[str, Any], Mapping[str, Any], set[str]]:
+    """The schema of a function's arguments; those that it names, with their schemas; and which of them it requires.
+
+    Raises RequestError where a schema asks for more than that.
+    """
     root = arguments_schema(function)
-    if root["type"] != "object" or set(root) & {"anyOf", "oneOf", "allOf", "$ref", "patternProperties"}:
-        raise _cannot(function, "the schema of its arguments has to be an object with properties")
-    properties, required = root.get("properties") or {}, root.get("required") or ()
-    if missing := set(required) - set(properties):
-        raise _cannot(function, f"{min(missing)!r} is required and not among its properties")
+    properties, required = root.get("properties") or {}, root.get("required") or []
+    asked = constraining(root) - {"type", "properties", "required", "additionalProperties"}
+    if root["type"] != "object" or not isinstance(properties, Mapping) or not isinstance(required, list):
+        raise cannot(function, "the schema of its arguments has to be an object with properties")
+    if asked:
+        raise cannot(
+            function,
+            f"the schema of its arguments has to be an object with properties, and {min(asked)!r} cannot be kept to",
+        )
+    names = set(map(str, required))
+    if missing := names - set(properties):
+        raise cannot(function, f"{min(missing)!r} is required and not among its properties")
+    return root, properties, names
+
+
+def _typed_arguments(function: Function, argument: Callable[[str, bool], str], end: str, excluded: str) -> list[Format]:
+    root, properties, required = named_arguments(function)
     definitions = {name: root[name] for name in ("$defs", "definitions") if name in root}
     formats = []
     for name in properties:
@@ -141,7 +160,7 @@ def _typed_arguments(function: Function, argument: Callable[[str, bool], str], e
         if types and types <= {"string", "null"}:
             content = _string(function, name, own, types, excluded)
         elif "string" in types or not types:
-            raise _cannot(function, f"{name!r} may be a string or something else: give it one type")
+            raise cannot(function, f"{name!r} may be a string or something else: give it one type")
         else:
             content = {"type": "json_schema", "json_schema": {**own, **definitions}}
         tag = {"type": "tag", "begin": argument(name, types == {"string"}), "content": content, "end": end}
@@ -156,9 +175,10 @@ def _string(function: Function, name: str, schema: Mapping[str, Any], types: set
         return either([text(value if isinstance(value, str) else "null") for value in values])
     if set(schema) - _PLAIN - {"anyOf"} or any(set(each) - _PLAIN for each in schema.get("anyOf", ())):
         unknown = min((set(schema) - _PLAIN - {"anyOf"}) or {"anyOf"})
-        raise _cannot(function, f"{unknown!r} of the string {name!r} cannot be kept to in this model's form of calls")
+        raise cannot(function, f"{unknown!r} of the string {name!r} cannot be kept to in this model's form of calls")
     return {"type": "any_text", "excludes": [excluded]}
 
 
-def _cannot(function: Function, why: str) -> RequestError:
+def cannot(function: Function, why: str) -> RequestError:
+    """What is raised where a grammar cannot make sure of a function's calls."""
     return RequestError(f"tool_choice: a call of {function['name']!r} cannot be made sure of: {why}", "tools")
