@@ -116,21 +116,30 @@ class Compiler:
     ) -> dict[K, Built]:
         """Every job's program. check: told of each as soon as it is there; what it raises ends the rest."""
         built: dict[K, Built] = {}
-        missing = 0
-        failed = threading.Event()
+        missing, left = 0, len(jobs)
+        failed, all_lowered = threading.Event(), threading.Event()
 
         def make(job: Job[K]) -> None:
-            nonlocal missing
+            nonlocal missing, left
             result = self._load(job)
+            lowered = None
             if result is None:
                 with self._lock:
                     if self.kept is not None and not missing:
                         stack.enter_context(_without_compilation_cache())
                     missing += 1
                 lowered = self._lower(job)
+            with self._lock:
+                left -= 1
+                if not left:
+                    all_lowered.set()
+            if result is None:
+                assert lowered is not None
                 if failed.is_set():
                     raise StoppedError
                 result = self._compile(job, lowered)
+                if self.kept is not None:
+                    saver.submit(self._save, job, result)
             if check is not None:
                 check(result.cost)
             with self._lock:
@@ -139,6 +148,8 @@ class Compiler:
                     progress(len(built), len(jobs), "compiling")
 
         with ExitStack() as stack:
+            # JAX serialises a program under the interpreter's lock, which lowering needs.
+            saver = stack.enter_context(ThreadPoolExecutor(1, "save", all_lowered.wait))
             pool = stack.enter_context(ThreadPoolExecutor(self.COMPILING, "compile"))
             try:
                 futures = [pool.submit(copy_context().run, make, job) for job in jobs]
@@ -146,6 +157,7 @@ class Compiler:
                     future.result()
             except BaseException:
                 failed.set()
+                all_lowered.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         if missing and self.kept is not None:
@@ -195,8 +207,6 @@ class Compiler:
         started = time.perf_counter()
         run = lowered.compile(compiler_options=dict(job.options) or None)
         built = Built(run, _cost(job.name, run))
-        if self.kept is not None:
-            self._save(job, built)
         with self._lock:
             self.compiled += 1
             self.compile_seconds += time.perf_counter() - started
