@@ -371,3 +371,17 @@ def test_what_the_runner_tells_the_rooms_above(runner: Runner, driver: Driver) -
     before = runner.table.programs_run
     driver.extend((driver.request(prompt_of(20), slot=0), 20))
     assert runner.table.programs_run == before + 2, "a forward program, and its draw"
+
+
+def test_what_programs_work_on_stays_where_it_is(runner: Runner, driver: Driver) -> None:
+    """Pools and state keep their addresses from step to step: a GPU's command buffers hold them."""
+
+    def addresses() -> list[int]:
+        return [x.unsafe_buffer_pointer() for x in jax.tree.leaves((runner._cache, runner._state)) if x.size]
+
+    first, second = driver.request(prompt_of(20), slot=0), driver.request(prompt_of(30), slot=1, temperature=0.8)
+    before = addresses()
+    driver.extend((first, 20), (second, 30))
+    driver.decode(first, second)
+    driver.decode(first, second, steps=4)
+    assert addresses() == before
