@@ -90,12 +90,13 @@ def profile(
 
 
 def family(llm: "LLM", model: str, chosen: Family, seed: int) -> dict[str, Any]:
-    """One row: what a kind of block reaches, and the share of what memory, or arithmetic, would allow."""
+    """One row: what a kind of block reaches, the share of what memory, or arithmetic, would allow, and which
+    implementations served its operations."""
     load, vocab_size = chosen.load, llm.engine.info.vocab_size
     prompts = random_lengths(
         load.num_requests, load.num_prompt, max(1, load.num_output), vocab_size=vocab_size, seed=seed
     )
-    row: dict[str, Any] = {"model": model, "block": chosen.shape, **asdict(load)}
+    row: dict[str, Any] = {"model": model, "block": chosen.shape, **asdict(load), "backends": _backends()}
     if chosen.kind == "embed":
         from jaxllm.bench import offline
 
@@ -112,6 +113,16 @@ def family(llm: "LLM", model: str, chosen: Family, seed: int) -> dict[str, Any]:
     row |= {"decode_tokens_per_s": load.num_requests / step, "step_ms": step * 1000, "floor_ms": floor * 1000}
     host = {"host_ms_per_step": times.host / times.steps * 1000}
     return row | host | {"share_of_floor": floor / step}
+
+
+def _backends() -> dict[str, list[str]]:
+    """By operation those that programs of this process call."""
+    from pallas_kernels import choose
+
+    found: dict[str, set[str]] = {}
+    for choice in choose.choices():
+        found.setdefault(choice.operation, set()).add(choice.backend)
+    return {operation: sorted(backends) for operation, backends in sorted(found.items())}
 
 
 def drive(

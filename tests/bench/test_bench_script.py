@@ -42,6 +42,7 @@ def test_pieces_fill_one_document(tmp_path: Path) -> None:
         assert row["seconds"] > 0 < row["host_ms_per_step"]
         assert row["device_ms_per_step"] > 0
     (family,) = document["families"]
+    assert family["backends"]["paged_attention"] == ["reference"], "on a CPU"
     assert family["share_of_floor"] > 0
     assert family["decode_tokens_per_s"] == pytest.approx(2000 / family["step_ms"])
 
