@@ -31,7 +31,7 @@ class Stages:
     def end(self, compiler: Compiler) -> None:
         """The engine is ready."""
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
-        self.seconds["lowering, all threads"] = compiler.lower_seconds
+        self.seconds["lowering"] = compiler.lower_seconds
         self.seconds["compiling, all threads"] = compiler.compile_seconds
         self.seconds["total"] = time.perf_counter() - self._started
         log.info("ready in %.1f s: %s; %s", self.seconds["total"], parts, compiler.describe())
