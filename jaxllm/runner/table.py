@@ -53,17 +53,15 @@ def closed_table(
     keys += [ProgramKey("extend", size, "scored") for size in scored]
     decodes: dict[Variant, list[int]]
     if gpu:
-        decodes = {"greedy": rows, "sampled": rows[::-2], "full": rows[::-3]}
+        decodes = {"forward": rows, "greedy": rows, "sampled": rows[::-2], "full": rows[::-3]}
     else:  # two cores compile a program in a second or more: few programs, each serving much
-        decodes = {"greedy": rows, "sampled": rows[:1], "full": rows[-1:]}
+        decodes = {"forward": rows, "greedy": rows, "sampled": rows[:1], "full": rows[-1:]}
     for n in steps:
-        if n == 1:
-            keys += [ProgramKey("decode", size, "forward") for size in (rows[::-2] if gpu else rows)]
-            continue
+        # Fewer steps than could be are for when somebody waits, which is not for long, or for masks.
+        thinned = ("forward", "greedy") if gpu and n < max(steps) else ()
         for variant, sizes in decodes.items():
-            # Fewer steps than could be are for when somebody waits, which is not for long.
-            fewer = sizes[::-2] if gpu and n < max(steps) and variant == "greedy" else sizes
-            keys += [ProgramKey("decode", size, variant, n) for size in fewer]
+            if (n == 1) == (variant == "forward"):
+                keys += [ProgramKey("decode", size, variant, n) for size in sizes[:: -2 if variant in thinned else 1]]
     draws = {min(key.size, max_rows) for key in keys if key.forward}
     # On a CPU a draw that could be sampled is full: they take as long to compile as a step of a small model.
     kinds: tuple[Variant, ...] = ("greedy", "sampled", "full") if gpu else ("greedy", "full")

@@ -67,6 +67,14 @@ def test_forward_programs_end_in_few_sizes_of_draws(gpu: bool, sizes: list[int])
     assert sorted({key.size for key in keys if key.kind == "draw"}) == sizes
 
 
+def test_steps_that_are_the_usual_ones_have_every_size() -> None:
+    rows = row_buckets(256, gpu=True)
+    for steps, usual in [((1,), 1), ((1, 4), 4)]:
+        keys = closed_table(256, 8192, steps, gpu=True)
+        variant = "forward" if usual == 1 else "greedy"
+        assert [key.size for key in keys if (key.kind, key.steps, key.variant) == ("decode", usual, variant)] == rows
+
+
 def test_a_step_takes_the_least_program(runner: Runner) -> None:
     choose = runner.table.choose
     assert choose("extend", 5, "greedy") == ProgramKey("extend", 64, "forward")
