@@ -1,8 +1,8 @@
 """From functions to executables: lowering in few threads, compiling in many, and what was kept from an earlier start.
 
-Half of lowering is Python, which holds its lock, and half is waiting for the assembler of the kernels' code; XLA's
-compiler lets go of the lock. The jobs come with the longest compile first, which starts while the others are still
-lowered.
+Lowering is Python, which holds its lock, but for the assembler of the kernels' code; XLA's compiler lets go of the
+lock. So few threads lower, ahead of the many that compile. JAX serialises a program under that lock as well: what is
+kept for the next start is written once all is lowered. The jobs come with the longest compile first.
 """
 
 import hashlib
@@ -10,8 +10,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
@@ -105,7 +105,6 @@ class Compiler:
         self.lower_seconds = self.compile_seconds = 0.0
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._lowering = threading.Semaphore(self.LOWERING)
         self._save_failed = False
 
     def build[K](
@@ -116,48 +115,49 @@ class Compiler:
     ) -> dict[K, Built]:
         """Every job's program. check: told of each as soon as it is there; what it raises ends the rest."""
         built: dict[K, Built] = {}
-        missing, left = 0, len(jobs)
-        failed, all_lowered = threading.Event(), threading.Event()
+        failed = threading.Event()
 
-        def make(job: Job[K]) -> None:
-            nonlocal missing, left
-            result = self._load(job)
-            lowered = None
-            if result is None:
-                with self._lock:
-                    if self.kept is not None and not missing:
-                        stack.enter_context(_without_compilation_cache())
-                    missing += 1
-                lowered = self._lower(job)
-            with self._lock:
-                left -= 1
-                if not left:
-                    all_lowered.set()
-            if result is None:
-                assert lowered is not None
-                if failed.is_set():
-                    raise StoppedError
-                result = self._compile(job, lowered)
-                if self.kept is not None:
-                    saver.submit(self._save, job, result)
+        def finish(job: Job[K], program: Built) -> None:
             if check is not None:
-                check(result.cost)
+                check(program.cost)
             with self._lock:
-                built[job.key] = result
+                built[job.key] = program
                 if progress is not None:
                     progress(len(built), len(jobs), "compiling")
 
+        def load(job: Job[K]) -> None:
+            if (program := self._load(job)) is not None:
+                finish(job, program)
+
+        def compile(job: Job[K], lowering: Future[jax.stages.Lowered]) -> None:
+            lowered = lowering.result()
+            if failed.is_set():
+                raise StoppedError
+            program = self._compile(job, lowered)
+            if self.kept is not None:
+                saver.submit(self._save, job, program)
+            finish(job, program)
+
         with ExitStack() as stack:
-            # JAX serialises a program under the interpreter's lock, which lowering needs.
-            saver = stack.enter_context(ThreadPoolExecutor(1, "save", all_lowered.wait))
+            lowerers = stack.enter_context(ThreadPoolExecutor(self.LOWERING, "lower"))
+            saver = stack.enter_context(ThreadPoolExecutor(1, "save", lowerers.shutdown))  # waits for the last
             pool = stack.enter_context(ThreadPoolExecutor(self.COMPILING, "compile"))
+
+            def all_of(tasks: Iterable[Future[None]]) -> None:
+                for task in wait(tasks, return_when=FIRST_EXCEPTION).done:
+                    task.result()
+
             try:
-                futures = [pool.submit(copy_context().run, make, job) for job in jobs]
-                for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                    future.result()
+                if self.kept is not None:
+                    all_of([pool.submit(copy_context().run, load, job) for job in jobs])
+                missing = [job for job in jobs if job.key not in built]
+                if missing and self.kept is not None:
+                    stack.enter_context(_without_compilation_cache())
+                lowered = {job.key: lowerers.submit(copy_context().run, self._lower, job) for job in missing}
+                all_of([pool.submit(copy_context().run, compile, job, lowered[job.key]) for job in missing])
             except BaseException:
                 failed.set()
-                all_lowered.set()
+                lowerers.shutdown(wait=False, cancel_futures=True)
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         if missing and self.kept is not None:
@@ -191,14 +191,12 @@ class Compiler:
         return found
 
     def _lower[K](self, job: Job[K]) -> jax.stages.Lowered:
-        with self._lowering:
-            if self._stop.is_set():
-                raise StoppedError
-            started = time.perf_counter()
-            lowered = job.lower()
-            seconds = time.perf_counter() - started
+        if self._stop.is_set():
+            raise StoppedError
+        started = time.perf_counter()
+        lowered = job.lower()
         with self._lock:
-            self.lower_seconds += seconds
+            self.lower_seconds += time.perf_counter() - started
         return lowered
 
     def _compile[K](self, job: Job[K], lowered: jax.stages.Lowered) -> Built:

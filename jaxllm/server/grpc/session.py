@@ -39,6 +39,10 @@ if TYPE_CHECKING:  # what it imports at run time is a device's
 
 log = logging.getLogger(__name__)
 
+LOOP_SHARE = 0.5
+"""Of the event loop's time, for chunks: it shares the interpreter's lock with the engine's thread."""
+LONGEST_PAUSE = 0.1
+"""Seconds between two deliveries at most."""
 INLINE_SIZE = 4096  # characters or tokens: what is longer becomes the other in a thread, and holds up nobody's stream
 
 
@@ -120,6 +124,8 @@ class Requests:
         self._running: dict[str, Generation] = {}
         self._deltas: deque[tuple[Generation, Delta]] = deque()
         self._woken = False
+        self._worked = 0.0  # seconds of this thread until the last delivery
+        self._next_delivery = 0.0
         self._count = itertools.count()
         self._starting: set[asyncio.Task[None]] = set()
 
@@ -316,9 +322,20 @@ class Requests:
         self._deltas.append((generation, delta))
         if not self._woken:
             self._woken = True
-            self._loop.call_soon_threadsafe(self._deliver)
+            self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        if self._next_delivery - self._loop.time() > 0.001:  # timers are no finer
+            self._loop.call_at(self._next_delivery, self._deliver)
+        else:
+            self._deliver()
 
     def _deliver(self) -> None:
+        """Make chunks of all that waits. The next time is when the loop will have had twice the time that it worked
+        since the last: under load chunks hold more tokens, and no queue grows."""
+        worked = time.thread_time()  # not by the clock: waiting for the lock is no work
+        pause = min(LONGEST_PAUSE, (worked - self._worked) / LOOP_SHARE)
+        self._worked, self._next_delivery = worked, self._loop.time() + pause
         # Cleared first: a delta that arrives from here on wakes the loop again, so that none is left behind.
         self._woken = False
         alive = self.client.alive
