@@ -73,16 +73,22 @@ def closed_table(
     return [*keys, ProgramKey("seed", tokens[-1])]
 
 
-def _options(key: ProgramKey) -> tuple[tuple[str, bool], ...]:
-    """Of XLA, for a model's program. It tries Triton's matmuls beside cuBLAS's, which doubles a compile; beyond a few
-    rows it does not choose them for the better, as what it times has its weights in the cache."""
-    few = key.kind == "decode" and key.size <= FEW_ROWS
-    return () if few or jax.default_backend() != "gpu" else (("xla_gpu_enable_triton_gemm", False),)
+def _options(key: ProgramKey) -> tuple[tuple[str, bool | int], ...]:
+    """Of XLA, for a model's program: which matmuls it tries and times, which takes most of a compile.
+
+    For few rows Triton's beside cuBLAS's. Beyond those it does not choose Triton's for the better, as what it times has
+    its weights in the cache, and cuBLAS's first guess is as fast as what it finds, but for the most tokens at once.
+    """
+    if jax.default_backend() != "gpu" or (key.kind == "decode" and key.size <= FEW_ROWS):
+        return ()
+    cublas = ("xla_gpu_enable_triton_gemm", False)
+    timed = key.kind == "extend" and key.variant == "forward" and key.size >= MANY_TOKENS
+    return (cublas,) if timed else (cublas, ("xla_gpu_autotune_level", 0))
 
 
 def _urgency(key: ProgramKey) -> tuple[bool, bool, int, int]:
-    """What is compiled sooner: the longer. Before those one of each size whose matmuls XLA times; the others of the
-    size come late, and find what it has measured."""
+    """What is compiled sooner: the longer. Before those one of each size of few rows, whose matmuls are timed, one
+    program at a time; the others of the size come late."""
     times = key.kind == "decode" and key.size <= FEW_ROWS and key.variant == "greedy" and key.steps > 1
     return times, key.kind in ("extend", "decode"), key.size, key.steps
 
@@ -90,6 +96,8 @@ def _urgency(key: ProgramKey) -> tuple[bool, bool, int, int]:
 DIRECTORY_VARIABLE = "JAXLLM_COMPILATION_CACHE_DIR"
 FEW_ROWS = 16
 """Up to which Triton's matmuls read weights faster than cuBLAS's; at 64 rows a step is slower by a twentieth."""
+MANY_TOKENS = 8192
+"""From which on timing cuBLAS's matmuls pays: 4% of an 8B's step; at 128 to 2,048 tokens it lost as much and more."""
 TIMED_SIZES = 6
 """Decode programs whose steps are timed; between them steps are interpolated."""
 

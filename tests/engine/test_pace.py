@@ -39,7 +39,13 @@ def test_where_nothing_is_bounded(num_decoding, num_prompts, interval, extends):
 def test_where_many_wait_steps_may_take_longer():
     assert room(pace(), 32, 2) == 256 - 32
     assert room(pace(), 32, 3) == 2048 - 32  # 46 ms, and 4,096 tokens take 87
-    assert room(pace(), 1, 60) == 2048 - 1
+    assert room(pace(), 1, 60, todo=MOST - 1) == 2048 - 1
+
+
+def test_where_most_wait_and_for_long_steps_may_take_longest():
+    assert room(pace(), 1, 60) == 4096 - 1  # 87 ms, and 8,192 tokens take 169
+    assert room(pace(), 64, 16) == 4096 - 64
+    assert room(pace(), 64, 15) == 2048 - 64
 
 
 def test_a_chunk_finds_room_whatever_the_interval():
