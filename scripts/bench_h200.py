@@ -151,6 +151,7 @@ class Bench:
                 (protocol, name)
                 for protocol in ("http", "grpc")
                 for name in loads
+                if self.smoke or name in self.asked.loads
                 if not self._done("serving", {"protocol": protocol, "load": name})
             ]
             if not todo:
@@ -324,6 +325,10 @@ def main() -> int:
     parser.add_argument(
         "--families", nargs="*", choices=tuple(measure.FAMILIES), metavar="MODEL",
         help="also run a model of every block kind, or those named",
+    )  # fmt: skip
+    parser.add_argument(
+        "--loads", nargs="+", choices=tuple(serving.LOADS), default=list(serving.LOADS), metavar="LOAD",
+        help="serve these alone",
     )  # fmt: skip
     parser.add_argument("--kernels", nargs="+", metavar="OPERATION", help="check these; all by default")
     parser.add_argument("--only", nargs="+", choices=PIECES, help="these pieces alone")

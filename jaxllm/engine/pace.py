@@ -8,13 +8,20 @@ SHARE = 0.28
 FEW = 1 / 16
 """Prompts for each decoding request up to which it is those that decode whose time counts."""
 
-MANY = 1 / 4
-"""Prompts for each decoding request from which on it is those that wait whose time counts, as long as one step cannot
-compute them all."""
+STREAMS = 64
+"""Decoding requests from which on it never is: their step alone takes about the interval."""
 
-INTERVALS = {"few": 1, "some": 4, "many": 7}
-"""That a step may take. Of an 8B's prompts a card computes 40,000 tokens a second in steps of 50 ms, 47,000 in steps of
-90."""
+SOME = 4
+"""Intervals that a step may take where more prompts wait."""
+
+CROWD = 128
+"""Decoding requests from which on a step costs so many so much that its prompts are to fill it."""
+
+FULL = 7
+"""Intervals that such a step may take. An 8B reads 40,000 tokens a second in steps of 50 ms, 47,000 in steps of 90."""
+
+HOLD = 4
+"""Decode steps that prompts wait for others to fill it."""
 
 PATIENCE = 4.0
 """Seconds that few prompts take at most at that share; where there is more to compute, it is done at every step."""
@@ -23,9 +30,9 @@ PATIENCE = 4.0
 class Pace:
     """Bounds the prompt tokens of a step, so that a stream gets its tokens about as often as it should.
 
-    Where few prompts come among many streams, a step with a chunk takes no longer than the interval, and long prompts
-    no more than their share of the time. Where more wait, the sooner they decode the better for all: steps may take
-    some intervals.
+    Where few prompts come among streams, a step with a chunk takes no longer than the interval, and long prompts no
+    more than their share of the time. Where more wait, the sooner they decode the better for all: steps may take SOME
+    intervals. Among a crowd prompts are computed together, in FULL steps.
     """
 
     def __init__(
@@ -38,18 +45,23 @@ class Pace:
         self._extends = sorted(extends)
         self._shared = False  # whether the next step's prompts have but their share
         self._owed = 0.0  # seconds of decoding that are due before prompts take more than their share
+        self._holds = False  # whether prompts wait for others
+        self._held = 0  # decode steps that they have
 
     def room(self, most: int, num_decoding: int, num_prompts: int, todo: Callable[[], int], hurry: bool) -> int:
         """Tokens that prompts may have of the next step, `most` at most.
 
-        todo: tells the tokens of the num_prompts prompts that are still to be computed. hurry: some of them are the
-        rest of an answer.
+        todo: tells the tokens still to be computed of those of the num_prompts prompts that have a place. hurry: some
+        of them are the rest of an answer.
         """
-        few = num_prompts <= FEW * num_decoding
-        many = num_prompts >= MANY * num_decoding and todo() > most
-        intervals = INTERVALS["few" if few else "many" if many else "some"]
+        few = num_decoding < STREAMS and num_prompts <= FEW * num_decoding
+        crowd = num_decoding >= CROWD
+        intervals = 1 if few else FULL if crowd else SOME
         size = self._size(num_decoding, intervals * self._interval)
         room = most if size is None else min(most, size - num_decoding)
+        self._holds = crowd and size is not None and num_prompts > 0 and not hurry and todo() < room
+        if self._holds and self._held < HOLD:
+            return 0
         left = todo() if few and size is not None and not hurry else 0
         self._shared = left > most  # shorter ones are soon done
         if not self._shared:
@@ -62,12 +74,14 @@ class Pace:
 
     def spend(self, num_tokens: int, num_decoding: int) -> None:
         """A step with prompts is planned, of so many tokens in all."""
+        self._held = 0
         if self._shared:
             extra = self._seconds(num_tokens) - self._step_seconds(num_decoding)
             self._owed += max(0.0, extra) * (1.0 / SHARE - 1.0)
 
     def earn(self, num_decoding: int, steps: int) -> None:
         """A program that decodes is planned."""
+        self._held += steps if self._holds else 0
         self._owed = max(0.0, self._owed - steps * self._step_seconds(num_decoding))
 
     def _size(self, num_decoding: int, longest: float) -> int | None:

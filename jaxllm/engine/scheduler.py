@@ -203,8 +203,9 @@ class Scheduler:
         )  # fmt: skip
 
     def _todo(self) -> int:
-        """Tokens of prompts that are still to be computed."""
-        return sum(request.todo for request in (*self.prefilling.values(), *self.waiting))
+        """Tokens still to be computed of the prompts that are admitted, or may be."""
+        admissible = itertools.islice(self.waiting, len(self._slots))
+        return sum(request.todo for request in (*self.prefilling.values(), *admissible))
 
     def _reserve_for_decode(self) -> int:
         """Free pages that the decoding requests need for one step, preempting the last in order until they suffice.

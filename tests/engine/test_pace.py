@@ -6,7 +6,7 @@ import pytest
 
 from jaxllm.config import CacheGroup, SchedulerConfig
 from jaxllm.core import Request, RowOutput, SamplingParams, StepOutput, StepPlan
-from jaxllm.engine.pace import PATIENCE, SHARE, Pace
+from jaxllm.engine.pace import HOLD, PATIENCE, SHARE, Pace
 from jaxllm.engine.scheduler import Scheduler
 
 EXTENDS = [(16 << i, 0.005 + (16 << i) * 2e-5) for i in range(10)]  # 16 to 8,192 tokens, 5 to 169 ms
@@ -39,18 +39,40 @@ def test_where_nothing_is_bounded(num_decoding, num_prompts, interval, extends):
 def test_where_many_wait_steps_may_take_longer():
     assert room(pace(), 32, 2) == 256 - 32
     assert room(pace(), 32, 3) == 2048 - 32  # 46 ms, and 4,096 tokens take 87
-    assert room(pace(), 1, 60, todo=MOST - 1) == 2048 - 1
+    assert room(pace(), 1, 60) == 2048 - 1
 
 
-def test_where_most_wait_and_for_long_steps_may_take_longest():
-    assert room(pace(), 1, 60) == 4096 - 1  # 87 ms, and 8,192 tokens take 169
-    assert room(pace(), 64, 16) == 4096 - 64
-    assert room(pace(), 64, 15) == 2048 - 64
+def test_where_many_decode_no_prompt_is_one_of_few():
+    assert room(pace(), 63, 1) == 256 - 63
+    assert room(pace(), 64, 1) == 2048 - 64
+    assert room(pace(), 128, 1) == 4096 - 128
+
+
+def test_among_a_crowd_prompts_fill_a_step_or_wait_a_little_for_others():
+    mine = pace()
+    assert room(mine, 128, 3, todo=4096 - 128) == 4096 - 128
+    for _ in range(HOLD):
+        assert room(mine, 128, 3, todo=4095 - 128) == 0
+        mine.earn(128, 1)
+    assert room(mine, 128, 3, todo=4095 - 128) == 4096 - 128
+    mine.spend(4095, 128)
+    assert room(mine, 128, 1, todo=100) == 0
+    assert room(mine, 128, 1, todo=100, hurry=True) == 4096 - 128
+
+
+def test_nobody_waits_for_prompts_that_are_not_there():
+    mine = pace()
+    for _ in range(2 * HOLD):
+        room(mine, 128, 0, todo=0)
+        mine.earn(128, 1)
+    assert room(mine, 128, 1, todo=100) == 0  # it has its own time to wait
+    assert room(pace(extends=[]), 128, 1, todo=100) == MOST - 128  # and where nothing is known of steps none
 
 
 def test_a_chunk_finds_room_whatever_the_interval():
-    assert room(pace(), 250, 1) == 512 - 250  # six tokens of 256 would be none
+    assert room(pace(0.001), 50, 1) == 64 - 50
     assert room(pace(0.001), 16, 1) == 32 - 16
+    assert room(pace(0.001), 250, 1) == 512 - 250  # six tokens of 256 would be none
 
 
 def test_decodes_may_fill_a_step():
