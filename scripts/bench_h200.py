@@ -38,6 +38,7 @@ METHODS = {"workloads": "rows"}
 MODELS = tuple(peers.VLLM_SECONDS)
 ENGINE = {"load_format": "dummy", "max_model_len": 33280, "enable_prefix_caching": False}
 SERVED = ("llama-8b",)
+PROTOCOLS = ("http", "grpc")
 SMOKE_ENGINE = {
     "max_model_len": 64, "max_num_seqs": 2, "max_num_batched_tokens": 64, "block_size": 16, "decode_steps": (1,),
     "enable_prefix_caching": False,
@@ -149,7 +150,7 @@ class Bench:
         for model in ["demo"] if self.smoke else SERVED:
             todo = [
                 (protocol, name)
-                for protocol in ("http", "grpc")
+                for protocol in self.asked.protocols
                 for name in loads
                 if self.smoke or name in self.asked.loads
                 if not self._done("serving", {"protocol": protocol, "load": name})
@@ -330,6 +331,7 @@ def main() -> int:
         "--loads", nargs="+", choices=tuple(serving.LOADS), default=list(serving.LOADS), metavar="LOAD",
         help="serve these alone",
     )  # fmt: skip
+    parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=PROTOCOLS, help="serve over these alone")
     parser.add_argument("--kernels", nargs="+", metavar="OPERATION", help="check these; all by default")
     parser.add_argument("--only", nargs="+", choices=PIECES, help="these pieces alone")
     parser.add_argument("--resume", action="store_true", help="leave out what the document already has")
