@@ -39,10 +39,9 @@ if TYPE_CHECKING:  # what it imports at run time is a device's
 
 log = logging.getLogger(__name__)
 
-LOOP_SHARE = 0.5
-"""Of the event loop's time, for chunks: it shares the interpreter's lock with the engine's thread."""
-LONGEST_PAUSE = 0.1
-"""Seconds between two deliveries at most."""
+PAUSE = 2.0
+"""Times as long as making and writing chunks took, until the next are made: the event loop shares the interpreter's
+lock with the engine's thread, and hears of what was written later."""
 INLINE_SIZE = 4096  # characters or tokens: what is longer becomes the other in a thread, and holds up nobody's stream
 
 
@@ -124,7 +123,6 @@ class Requests:
         self._running: dict[str, Generation] = {}
         self._deltas: deque[tuple[Generation, Delta]] = deque()
         self._woken = False
-        self._worked = 0.0  # seconds of this thread until the last delivery
         self._next_delivery = 0.0
         self._count = itertools.count()
         self._starting: set[asyncio.Task[None]] = set()
@@ -331,11 +329,9 @@ class Requests:
             self._deliver()
 
     def _deliver(self) -> None:
-        """Make chunks of all that waits. The next time is when the loop will have had twice the time that it worked
-        since the last: under load chunks hold more tokens, and no queue grows."""
-        worked = time.thread_time()  # not by the clock: waiting for the lock is no work
-        pause = min(LONGEST_PAUSE, (worked - self._worked) / LOOP_SHARE)
-        self._worked, self._next_delivery = worked, self._loop.time() + pause
+        """Make chunks of all that waits. Under load there is a pause behind it, so that chunks hold more tokens, and no
+        queue grows."""
+        begin = time.thread_time()  # not by the clock: waiting for the lock is no work
         # Cleared first: a delta that arrives from here on wakes the loop again, so that none is left behind.
         self._woken = False
         alive = self.client.alive
@@ -356,6 +352,11 @@ class Requests:
                 self._close(generation)
             elif stopped:
                 self.client.abort(generation.engine_id, reason, delta.index)
+        # The loop runs callbacks in order: this one comes after every call woken above has had its turn.
+        self._loop.call_soon(self._pause, begin)
+
+    def _pause(self, begin: float) -> None:
+        self._next_delivery = self._loop.time() + PAUSE * (time.thread_time() - begin)
 
     def _close(self, generation: Generation) -> None:
         if self._running.get(generation.request_id) is generation:
