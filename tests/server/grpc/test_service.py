@@ -130,6 +130,22 @@ async def test_generate_stream_answers_as_tokens_come(served: Served, encode) ->
     assert await call.read() is grpc.aio.EOF
 
 
+async def test_chunks_that_took_long_are_followed_by_a_pause(
+    served: Served, encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "PAUSE", 2000.0)  # a chunk takes some tenths of a millisecond
+    call = served.inference.GenerateStream(request())
+    await served.engine.submitted("a")
+    served.engine.step({"a": encode("x")})
+    assert (await call.read()).text == "x"
+    for letter in "yz":  # without the pause each would be a chunk
+        served.engine.step({"a": encode(letter)})
+        await asyncio.sleep(0.02)
+    served.engine.step({"a": []}, finish=FinishReason.LENGTH)
+    chunk = await call.read()
+    assert (chunk.text, chunk.finish.reason) == ("yz", pb.FINISH_REASON_LENGTH)
+
+
 async def test_prompts_as_ids_and_as_chat(served: Served, engine: ScriptedEngine, encode) -> None:
     chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="hi")])
     chat.template_kwargs.update({"shout": True})
