@@ -172,7 +172,8 @@ def drive(
 
 def step_bytes(llm: "LLM", load: Workload) -> float:
     """Bytes that a decode step reads and writes: the weights, but for the rows of the embedding that it does not look
-    up, and of each request the cache at the middle of its output. All experts count, though random weights may leave some out."""
+    up, and of each request the cache at the middle of its output. All experts count, also those that random weights
+    leave out."""
     plan = _runner(llm).memory_plan
     context = load.num_prompt + load.num_output / 2
     if llm.engine.info.decoder_start is not None:  # of an encoder-decoder the prompt is the source
