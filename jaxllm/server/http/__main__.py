@@ -6,6 +6,7 @@ again whenever it cannot. SIGTERM ends it when the running answers are through (
 
 import argparse
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -96,6 +97,8 @@ def main(arguments: list[str] | None = None) -> int:
     host, port = listener.getsockname()[:2]
     scheme = "https" if settings.ssl_certfile else "http"
     print(f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+    gc.collect()
+    gc.freeze()  # what is there now stays, and no collection is to look it over while streams wait
     server.run(sockets=[listener])
     return 0
 
