@@ -41,58 +41,31 @@ class Qwen3Model(Embedding, Qwen3ForCausalLM): ...
 class Gemma2Model(Embedding, Gemma2ForCausalLM): ...
 
 
-class LlamaForSequenceClassification(SequenceClassification, LlamaForCausalLM):
-    checkpoint_names: ClassVar[dict[str, Source]] = (
-        LlamaForCausalLM.checkpoint_names | SequenceClassification.score_names
-    )
+class LlamaForSequenceClassification(SequenceClassification, LlamaForCausalLM): ...
 
 
-class MistralForSequenceClassification(SequenceClassification, MistralForCausalLM):
-    checkpoint_names: ClassVar[dict[str, Source]] = (
-        MistralForCausalLM.checkpoint_names | SequenceClassification.score_names
-    )
+class MistralForSequenceClassification(SequenceClassification, MistralForCausalLM): ...
 
 
-class Qwen2ForSequenceClassification(SequenceClassification, Qwen2ForCausalLM):
-    checkpoint_names: ClassVar[dict[str, Source]] = (
-        Qwen2ForCausalLM.checkpoint_names | SequenceClassification.score_names
-    )
+class Qwen2ForSequenceClassification(SequenceClassification, Qwen2ForCausalLM): ...
 
 
-class Qwen3ForSequenceClassification(SequenceClassification, Qwen3ForCausalLM):
-    checkpoint_names: ClassVar[dict[str, Source]] = (
-        Qwen3ForCausalLM.checkpoint_names | SequenceClassification.score_names
-    )
+class Qwen3ForSequenceClassification(SequenceClassification, Qwen3ForCausalLM): ...
 
 
-class GemmaForSequenceClassification(SequenceClassification, GemmaForCausalLM):
-    checkpoint_names: ClassVar[dict[str, Source]] = (
-        GemmaForCausalLM.checkpoint_names | SequenceClassification.score_names
-    )
+class GemmaForSequenceClassification(SequenceClassification, GemmaForCausalLM): ...
 
 
-class Gemma2ForSequenceClassification(SequenceClassification, Gemma2ForCausalLM):
-    checkpoint_names: ClassVar[dict[str, Source]] = (
-        Gemma2ForCausalLM.checkpoint_names | SequenceClassification.score_names
-    )
+class Gemma2ForSequenceClassification(SequenceClassification, Gemma2ForCausalLM): ...
 
 
-class Phi3ForSequenceClassification(SequenceClassification, Phi3ForCausalLM):
-    checkpoint_names: ClassVar[dict[str, Source]] = (
-        Phi3ForCausalLM.checkpoint_names | SequenceClassification.score_names
-    )
+class Phi3ForSequenceClassification(SequenceClassification, Phi3ForCausalLM): ...
 
 
-class GPT2ForSequenceClassification(SequenceClassification, GPT2LMHeadModel):
-    checkpoint_names: ClassVar[dict[str, Source]] = (
-        GPT2LMHeadModel.checkpoint_names | SequenceClassification.score_names
-    )
+class GPT2ForSequenceClassification(SequenceClassification, GPT2LMHeadModel): ...
 
 
-class JambaForSequenceClassification(SequenceClassification, JambaForCausalLM):
-    checkpoint_names: ClassVar[dict[str, Source]] = (
-        JambaForCausalLM.checkpoint_names | SequenceClassification.score_names
-    )
+class JambaForSequenceClassification(SequenceClassification, JambaForCausalLM): ...
 
 
 def reward(num_scores: int) -> Pooling:

@@ -1,7 +1,7 @@
 """Models that generate nothing: what they make of a sequence's hidden states, and decoders that are used so."""
 
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -119,7 +119,9 @@ class Embedding(PoolingDecoder):
 class SequenceClassification(PoolingDecoder):
     """Scores of the last token's hidden state, one for each class."""
 
-    score_names: ClassVar[dict[str, Source]] = {"score.kernel": Source.linear("score.weight")}
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.checkpoint_names = {**cls.checkpoint_names, "score.kernel": Source.linear("score.weight")}
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
