@@ -112,7 +112,8 @@ class _Server:
             if await self._unless_told(self._load()) and (front is None or await self._unless_told(front.ready.wait())):
                 await self._health.set(True)
                 where = f"grpc={address}" + (f" http={front.url}" if front else "")
-                print(f"jaxllm: ready {where}", flush=True)
+                # In one piece: the front's log may go to the same place, and print() writes the line's end by itself.
+                print(f"jaxllm: ready {where}\n", end="", flush=True)
                 await self._unless_told(self._death())
                 await self._drain()
         finally:
