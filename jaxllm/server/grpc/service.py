@@ -122,6 +122,7 @@ class InferenceService(pb_grpc.InferenceServicer):
             while chunks := _raise_error(await call.take()):
                 for chunk in chunks:
                     await context.write(chunk)
+                call.written(chunks)
 
     async def Session(  # type: ignore[override]
         self, request_iterator: AsyncIterator[pb.SessionRequest], context: grpc.aio.ServicerContext
@@ -135,6 +136,7 @@ class InferenceService(pb_grpc.InferenceServicer):
                 while chunks := await call.take():
                     for message in _messages(chunks):
                         await context.write(message)
+                    call.written(chunks)
                 await reader
             finally:
                 reader.cancel()
