@@ -8,6 +8,9 @@ SHARE = 0.28
 FEW = 1 / 16
 """Prompts for each decoding request up to which it is those that decode whose time counts."""
 
+ALMOST = 0.8
+"""Of an interval, that a step may take then: what a stream waits for varies by more than its steps."""
+
 STREAMS = 64
 """Decoding requests from which on it never is: their step alone takes about the interval."""
 
@@ -56,7 +59,7 @@ class Pace:
         """
         few = num_decoding < STREAMS and num_prompts <= FEW * num_decoding
         crowd = num_decoding >= CROWD
-        intervals = 1 if few else FULL if crowd else SOME
+        intervals = ALMOST if few else FULL if crowd else SOME
         size = self._size(num_decoding, intervals * self._interval)
         room = most if size is None else min(most, size - num_decoding)
         self._holds = crowd and size is not None and num_prompts > 0 and not hurry and todo() < room

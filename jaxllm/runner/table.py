@@ -200,14 +200,14 @@ class ProgramTable:
         """Runs every program on the sink alone; returns cache and state, which the calls consume.
 
         Once, for a first run loads and allocates. Decode programs twice, for in the second a GPU records its command
-        buffers, which would delay a stream more than its step takes, as an extend step's would not; those that are
-        timed once more.
+        buffers, which would delay a stream more than its step takes, as an extend step's would not. Those that are
+        timed, of either kind, a third time.
         """
         timed = self._timed()
         for done, key in enumerate(self.keys):
             draw = key.kind == "draw"
             inputs = everything(key.size, self.programs.geometry.vocab_size) if draw else self._harmless(key)
-            runs = {"decode": 2, "draw": 2}.get(key.kind, 1) + (key in timed)
+            runs = 3 if key in timed else {"decode": 2, "draw": 2}.get(key.kind, 1)
             for _ in range(runs):
                 started = time.perf_counter()
                 if draw:

@@ -23,13 +23,14 @@ def room(pace: Pace, num_decoding: int, num_prompts: int, todo: int = 32000, hur
 
 def test_a_chunk_beside_streams_takes_no_longer_than_their_interval():
     assert room(pace(), 32, 1) == 256 - 32  # 256 tokens take 10 ms, 512 take 15.2
-    assert room(pace(0.016), 32, 1) == 512 - 32
-    assert room(pace(0.050), 32, 1) == 2048 - 32
+    assert room(pace(0.016), 32, 1) == 256 - 32  # as good as all of it
+    assert room(pace(0.020), 32, 1) == 512 - 32
+    assert room(pace(0.060), 32, 1) == 2048 - 32
 
 
 @pytest.mark.parametrize(
     ("num_decoding", "num_prompts", "interval", "extends"),
-    [(0, 1, 0.015, EXTENDS), (32, 1, 0.2, EXTENDS), (32, 1, 0.015, [])],
+    [(0, 1, 0.015, EXTENDS), (32, 1, 0.25, EXTENDS), (32, 1, 0.015, [])],
     ids=["nobody decodes", "nobody minds", "nothing is known"],
 )
 def test_where_nothing_is_bounded(num_decoding, num_prompts, interval, extends):
