@@ -329,7 +329,6 @@ class EncodeOutput:
     """rows[i] belongs to plan.rows[i]: [D] float32, or [T, D] where numbers per token were asked for."""
 
     rows: list[np.ndarray]
-    device_seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -357,10 +356,9 @@ class RowOutput:
 
 @dataclass(slots=True)
 class StepOutput:
-    """rows[i] belongs to plan.rows[i]. `device_seconds` is submit-to-ready wall time, for metrics."""
+    """rows[i] belongs to plan.rows[i]."""
 
     rows: list[RowOutput]
-    device_seconds: float = 0.0
 
 
 @dataclass(slots=True, eq=False)

@@ -55,7 +55,8 @@ class StepRunner(AnyRunner, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """A step that was committed. num_tokens: drawn in a decode step, computed in the others."""
+    """A step that was committed. num_tokens: drawn in a decode step, computed in the others. seconds: the device's, as
+    StepTimes has it."""
 
     kind: Literal["extend", "decode", "encode"]
     num_rows: int
@@ -311,15 +312,18 @@ class Engine:
         here = time.perf_counter()
         self.times.steps += plan.num_steps if isinstance(plan, StepPlan) else 1
         self.times.waited += here - began
-        self.times.device += here - max(submitted, self._device_free)
+        seconds = here - max(submitted, self._device_free)
+        self.times.device += seconds
         self._device_free = here
+        if plan.kind == "extend":
+            self._scheduler.learn(plan, seconds)
         for delta in self._scheduler.commit(plan, output):
             if delta.finish is not None:
                 del self._requests[delta.request_id]
             self._tell(delta)
         drawn = plan.kind == "decode"
         num_tokens = sum([len(row.tokens) for row in output.rows]) if drawn else plan.num_tokens
-        self.last_step = StepRecord(plan.kind, len(plan.rows), num_tokens, output.device_seconds)
+        self.last_step = StepRecord(plan.kind, len(plan.rows), num_tokens, seconds)
 
     def _draw(self, plan: StepPlan | EncodePlan, handle: Any) -> None:
         """Submits the draws of a step that waits for masks; requests that have none to give end here."""

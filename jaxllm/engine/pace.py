@@ -46,6 +46,7 @@ class Pace:
         self._interval = interval
         self._step_seconds = step_seconds
         self._extends = sorted(extends)
+        self._depth = 0.0  # seconds that a token takes beyond its part of those, so far into a prompt as they are now
         self._shared = False  # whether the next step's prompts have but their share
         self._owed = 0.0  # seconds of decoding that are due before prompts take more than their share
         self._holds = False  # whether prompts wait for others
@@ -60,7 +61,7 @@ class Pace:
         few = num_decoding < STREAMS and num_prompts <= FEW * num_decoding
         crowd = num_decoding >= CROWD
         intervals = ALMOST if few else FULL if crowd else SOME
-        size = self._size(num_decoding, intervals * self._interval)
+        size = self._size(num_decoding, intervals * self._interval, 0.0 if crowd else self._depth)
         room = most if size is None else min(most, size - num_decoding)
         self._holds = crowd and size is not None and num_prompts > 0 and not hurry and todo() < room
         if self._holds and self._held < HOLD:
@@ -82,20 +83,31 @@ class Pace:
             extra = self._seconds(num_tokens) - self._step_seconds(num_decoding)
             self._owed += max(0.0, extra) * (1.0 / SHARE - 1.0)
 
+    def learn(self, num_tokens: int, seconds: float) -> None:
+        """A step with prompts of so many tokens in all has taken so long: more than its program, whose time was
+        measured at the start of a prompt, where there is much before them to attend to."""
+        if self._extends:
+            beyond = max(0.0, seconds - self._program(num_tokens)) / num_tokens
+            self._depth += (beyond - self._depth) / 2  # by halves, as one step may have been held up
+
     def earn(self, num_decoding: int, steps: int) -> None:
         """A program that decodes is planned."""
         self._held += steps if self._holds else 0
         self._owed = max(0.0, self._owed - steps * self._step_seconds(num_decoding))
 
-    def _size(self, num_decoding: int, longest: float) -> int | None:
+    def _size(self, num_decoding: int, longest: float, depth: float) -> int | None:
         """The largest program that takes no longer than that, but the least at least that has room for a chunk; None if
         any will do."""
-        if num_decoding == 0 or not self._extends or self._extends[-1][1] <= longest:
+        times = [(size, seconds + depth * size) for size, seconds in self._extends]
+        if num_decoding == 0 or not times or times[-1][1] <= longest:
             return None
         least = max(num_decoding + 1, num_decoding * 5 / 4)
-        roomy = [(size, seconds) for size, seconds in self._extends if size >= least]
+        roomy = [(size, seconds) for size, seconds in times if size >= least]
         fitting = [size for size, seconds in roomy if seconds <= longest]
         return max(fitting, default=roomy[0][0] if roomy else None)
 
     def _seconds(self, num_tokens: int) -> float:
+        return self._program(num_tokens) + self._depth * num_tokens
+
+    def _program(self, num_tokens: int) -> float:
         return next((seconds for size, seconds in self._extends if size >= num_tokens), self._extends[-1][1])

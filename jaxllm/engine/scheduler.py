@@ -387,6 +387,10 @@ class Scheduler:
 
     # --- what comes back ---
 
+    def learn(self, plan: StepPlan, seconds: float) -> None:
+        """A step with prompts has taken the device so long."""
+        self._pace.learn(plan.num_tokens, seconds)
+
     def commit(self, plan: StepPlan, output: StepOutput) -> list[Delta]:
         """Appends what a step drew, ends the requests that it ends.
 

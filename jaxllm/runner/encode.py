@@ -237,7 +237,6 @@ class EncodeHandle:
     plan: EncodePlan
     key: EncodeKey
     out: jax.Array
-    submitted: float
 
 
 class EncodeRunner:
@@ -298,20 +297,18 @@ class EncodeRunner:
 
     def submit(self, plan: EncodePlan) -> EncodeHandle:
         """Enqueues a plan behind what was submitted before; returns without waiting for the device."""
-        started = time.perf_counter()
         with self._guard:
             key = self.choose(plan.num_tokens, plan.per_token)
             out = self.table.compiled[key](self._weights, self.table.layout(key).pack(plan.rows))
             out.copy_to_host_async()
         self.programs_run += 1
-        return EncodeHandle(plan, key, out, started)
+        return EncodeHandle(plan, key, out)
 
     def collect(self, handle: EncodeHandle) -> EncodeOutput:
         """Waits for a step and reads what it yielded."""
         with self._guard:
             out = np.asarray(handle.out)
-        seconds = time.perf_counter() - handle.submitted
-        return EncodeOutput(self.table.read(handle.key, out, handle.plan.rows), seconds)
+        return EncodeOutput(self.table.read(handle.key, out, handle.plan.rows))
 
     def choose(self, num_tokens: int, per_token: bool) -> EncodeKey:
         """The least program that serves so many tokens."""

@@ -1,7 +1,6 @@
 """The runner: a StepPlan in, a StepOutput out, one packed array each way and nothing waiting for the device."""
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +41,6 @@ class Handle:
     plan: StepPlan
     key: ProgramKey
     draw: ProgramKey | None
-    submitted: float
     out: jax.Array | None = None
     scores: jax.Array | None = None
     undrawn: bool = False
@@ -125,7 +123,6 @@ class Runner:
 
         Of a plan with constrained rows nothing is drawn before `draw`, which must come before the next plan.
         """
-        started = time.perf_counter()
         with self._guard:
             for at in range(0, len(plan.copies), COPIES):
                 copies = plan.copies[at : at + COPIES]
@@ -151,7 +148,7 @@ class Runner:
             else:
                 packed = self.table.programs.decode_layout(key).pack(plan.rows, self._geometry.sink)
             out = self._run(key, packed)
-            handle = Handle(plan, key, draw, started)
+            handle = Handle(plan, key, draw)
             if not key.forward:
                 handle.out = out
                 out.copy_to_host_async()
@@ -183,7 +180,6 @@ class Runner:
         assert handle.out is not None, "a plan with constrained rows is drawn before it is collected"
         with self._guard:
             packed = np.asarray(handle.out)
-        seconds = time.perf_counter() - handle.submitted
         key, rows = handle.key, handle.plan.rows
         size, num_logprobs = self.table.programs.num_rows(key), self._geometry.num_logprobs
         logprobs = num_logprobs if (handle.draw or key).variant == "full" else None
@@ -193,7 +189,7 @@ class Runner:
             outputs = read_extend(packed, rows, size, logprobs)
         if handle.scores is not None:
             read_scores(np.asarray(handle.scores), rows, outputs, key.size, num_logprobs)
-        return StepOutput(outputs, seconds)
+        return StepOutput(outputs)
 
     def step_seconds(self, num_rows: int) -> float:
         """Measured seconds of one decode step of num_rows, with short contexts."""

@@ -93,7 +93,7 @@ class EchoRunner:
                 if token in row.request.stop_ids and row.request.params.min_tokens == 0:
                     break
             rows.append(RowOutput(drawn))
-        echo.output = StepOutput(rows, self._step_time)
+        echo.output = StepOutput(rows)
 
     def collect(self, echo: Echo) -> StepOutput:
         if echo.number == self._fail_at:

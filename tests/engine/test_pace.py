@@ -108,6 +108,48 @@ def test_a_prompt_that_would_take_too_long_is_computed_at_every_step():
         assert room(mine, 32, 1, todo) == free
 
 
+def test_far_into_a_prompt_a_step_computes_less_of_it():
+    mine = pace()
+    assert room(mine, 16, 1) == 256 - 16
+    for _ in range(9):
+        mine.learn(256, 0.0101 + 0.016)  # 1/16 ms a token, so that 64 take 10.3 ms and 128 take 15.6
+    assert room(mine, 16, 1) == 64 - 16
+    assert room(mine, 16, 3) == 512 - 16  # 47 ms
+    for _ in range(9):
+        mine.learn(64, 0.001)  # less than at a prompt's start is no less
+    assert room(mine, 16, 1) == 256 - 16
+
+
+def test_one_step_that_was_held_up_is_soon_forgotten():
+    mine = pace()
+    mine.learn(256, 0.110)
+    assert room(mine, 16, 1) < 240
+    for _ in range(6):
+        mine.learn(64, 0.0063)
+    assert room(mine, 16, 1) == 240
+
+
+def test_a_crowd_does_not_look_how_far_prompts_are():
+    mine = pace()
+    for _ in range(9):
+        mine.learn(4096, 0.120)
+    assert room(mine, 128, 60) == 4096 - 128
+    assert room(mine, 64, 60) == 1024 - 64
+
+
+def test_what_a_prompt_takes_of_the_time_counts_its_depth():
+    mine = pace()
+    for _ in range(9):
+        mine.learn(64, 0.0063 + 64 / 16e3)
+    room(mine, 16, 1, todo=9000)
+    mine.spend(64, 16)
+    waited = 0
+    while not room(mine, 16, 1, todo=9000):
+        mine.earn(16, 1)
+        waited += 1
+    assert waited == 3  # 5.3 ms beyond a decode step, of which the prompt is to have 28%
+
+
 def test_the_rest_of_an_answer_does_not_wait():
     mine = pace()
     room(mine, 32, 1)

@@ -152,7 +152,6 @@ class Driver:
 
     def collect(self, handle: Handle) -> list[RowOutput]:
         output = self.runner.collect(handle)
-        assert output.device_seconds > 0
         for row, result in zip(handle.plan.rows, output.rows, strict=True):
             row.request.output += result.tokens
             row.request.num_inflight -= row.count if handle.plan.kind == "decode" else row.draws
