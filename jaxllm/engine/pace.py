@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
-SHARE = 0.28
+SHARE = 0.22
 """Of the time, for prompts that few wait for: who decodes keeps the rest."""
 
 FEW = 1 / 16
 """Prompts for each decoding request up to which it is those that decode whose time counts."""
 
-ALMOST = 0.8
+ALMOST = 0.75
 """Of an interval, that a step may take then: what a stream waits for varies by more than its steps."""
 
 STREAMS = 64
@@ -26,7 +26,7 @@ FULL = 7
 HOLD = 4
 """Decode steps that prompts wait for others to fill it."""
 
-PATIENCE = 4.0
+PATIENCE = 6.0
 """Seconds that few prompts take at most at that share; where there is more to compute, it is done at every step."""
 
 

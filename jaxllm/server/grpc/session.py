@@ -40,8 +40,10 @@ if TYPE_CHECKING:  # what it imports at run time is a device's
 log = logging.getLogger(__name__)
 
 PAUSE = 2.0
-"""Times as long as making and writing chunks took, until the next are made: the event loop shares the interpreter's
-lock with the engine's thread, and hears of what was written later."""
+"""Times as long as making and writing chunks took beyond SOON, until the next are made: the event loop shares the
+interpreter's lock with the engine's thread, and hears of what was written later."""
+SOON = 0.003
+"""Seconds of a delivery, of some hundred streams, that are no matter beside a step of as many."""
 INLINE_SIZE = 4096  # characters or tokens: what is longer becomes the other in a thread, and holds up nobody's stream
 
 
@@ -356,7 +358,7 @@ class Requests:
         self._loop.call_soon(self._pause, begin)
 
     def _pause(self, begin: float) -> None:
-        self._next_delivery = self._loop.time() + PAUSE * (time.thread_time() - begin)
+        self._next_delivery = self._loop.time() + PAUSE * max(0.0, time.thread_time() - begin - SOON)
 
     def _close(self, generation: Generation) -> None:
         if self._running.get(generation.request_id) is generation:

@@ -134,6 +134,7 @@ async def test_chunks_that_took_long_are_followed_by_a_pause(
     served: Served, encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "PAUSE", 2000.0)  # a chunk takes some tenths of a millisecond
+    monkeypatch.setattr(session, "SOON", 0.0)
     call = served.inference.GenerateStream(request())
     await served.engine.submitted("a")
     served.engine.step({"a": encode("x")})
