@@ -125,6 +125,7 @@ CASES = (
     ThresholdCase("odd-vocabulary-large", 64, 150001, filters=_EVERY, masked=0.1, large=True),
     ThresholdCase("flat-large", 64, 131072, filters=_EVERY, spread=0.01, large=True),
     ThresholdCase("tied-large", 64, 151936, filters=_EVERY, step=0.0625, large=True),
-    ThresholdCase("widest-large", 256, 262144, filters=_EVERY, large=True),
+    ThresholdCase("widest-large", 16, 262144, filters=_EVERY, large=True),
+    ThresholdCase("many-rows-large", 256, 32003, filters=_EVERY, large=True),
     ThresholdCase("none-large", 64, 151936, filters=_FEW[:1], large=True),
 )

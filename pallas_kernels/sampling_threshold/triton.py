@@ -18,7 +18,7 @@ _LANES = 128  # logits next to each other that go to one part
 _CHUNKS = 64  # as many times; a part takes every so-manieth, since frequent tokens lie close together
 _ROOM = 16384  # candidates of a row, over all of its parts
 _AIM = 8192  # how many to collect: parts differ
-_FEW = 1024  # candidates of a row with a small top_k
+_FEW = 4096  # candidates of a row with a small top_k
 _BLOCK = 4096  # of what is searched, at a time
 
 
@@ -29,7 +29,7 @@ def sampling_threshold(logits: jax.Array, top_k: jax.Array, top_p: jax.Array, mi
         raise NotImplementedError(f"{vocabulary} logits are more than float32 can count")
     operands = (logits, top_k, top_p, min_p)
     parts = -(-vocabulary // (_LANES * _CHUNKS))
-    room, few = (-(-whole // (16 * parts)) * 16 for whole in (_ROOM, _FEW))  # of a part; in vectors
+    room, few = (-(-whole // (16 * parts)) * 16 for whole in (_ROOM, _FEW))  # of a part, in whole vectors
     shape = {"VOCABULARY": vocabulary, "PARTS": parts, "LANES": _LANES}
     searched = {"ROOM": room, "FEW": few, "BLOCK": _BLOCK}
     # A row of one part is searched as it is. What is not read is an operand nevertheless.
@@ -241,7 +241,7 @@ def _candidates_kernel(
         rest = tl.arange(0, ROOM_PAD)
         tl.store(candidates_ptr + rest, float("-inf"), mask=(rest >= found_before) & (rest < room))
         held_ptr += row * 3 * PARTS + part
-        tl.store(held_ptr, found_before.to(tl.float32))
+        tl.store(held_ptr, found_before)
         tl.store(held_ptr + PARTS, tl.sum(kept_count, 0))
         tl.store(held_ptr + 2 * PARTS, tl.sum(mass, 0))
 
