@@ -2,8 +2,8 @@
 
 Every implementation of every operation runs over the operation's cases in bfloat16 and float32, on fresh random
 operands, against numpy in float64; device memory is filled with NaN beforehand, so that an element nobody wrote
-shows. --bench times attention, mixtures and states; --sweep times their configurations, and --write enters the best in
-the operations' tuning tables, which check and bench then use.
+shows. --bench times attention, mixtures, states and filters; --sweep times the configurations of the first three, and
+--write enters the best in the operations' tuning tables, which check and bench then use.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import jax
 from kernels.attention import DECODES, EXTENDS, RAGGED
 from kernels.check import check
 from kernels.mixtures import MIXTURES
+from kernels.sampling import FILTERS
 from kernels.states import STATES
 from kernels.sweeps import SWEEPS
 
@@ -25,7 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--only", default="", help="run the cases whose operation-name contains this")
     parser.add_argument("--no-check", action="store_true", help="time without checking")
-    parser.add_argument("--bench", action="store_true", help="time attention, mixtures and states (needs a GPU)")
+    parser.add_argument("--bench", action="store_true", help="time the operations that matter most (needs a GPU)")
     parser.add_argument("--sweep", action="store_true", help="time the kernels' configurations first (needs a GPU)")
     parser.add_argument("--write", action="store_true", help="with --sweep: keep the best in the tuning table")
     arguments = parser.parse_args()
@@ -36,7 +37,7 @@ def main() -> int:
     good = arguments.no_check or check(arguments.only)
     if arguments.bench:
         print()
-        for timing in (*DECODES, *EXTENDS, *RAGGED, *MIXTURES, *STATES):
+        for timing in (*DECODES, *EXTENDS, *RAGGED, *MIXTURES, *STATES, *FILTERS):
             print(timing.report(), flush=True)
     print("\nall cases agree" if good else "\nSOME CASES FAILED")
     return 0 if good else 1

@@ -29,6 +29,7 @@ from pallas_kernels.paged_attention import paged_attention
 from pallas_kernels.qk_norm_rope_kv_write import qk_norm_rope_kv_write
 from pallas_kernels.ragged_attention import ragged_attention
 from pallas_kernels.rms_norm_residual import rms_norm_residual
+from pallas_kernels.sampling_threshold import sampling_threshold
 from pallas_kernels.selective_scan import selective_scan
 from pallas_kernels.softmax_top_k import softmax_top_k
 from pallas_kernels.ssd import ssd
@@ -139,6 +140,9 @@ def _calls() -> list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]
             by_place, states = zeros(tokens, groups, size), zeros(9, 8, dim, size, dtype=jnp.float32)
             operands = (x, dt, single, by_place, by_place, single, states, *rows)
             calls.append((ssd, operands, {"decode": decode}))
+    for vocabulary in (4097, 151936):
+        operands = (zeros(8, vocabulary, dtype=jnp.float32), ints(8), *[zeros(8, dtype=jnp.float32)] * 2)
+        calls.append((sampling_threshold, operands, {}))
     calls.append((kv_write, (pool, pool, new, new, ints(8)), {}))
     calls.append((latent_write, (zeros(5, 64, 576), zeros(8, 576), ints(8)), {}))
     calls.append((rms_norm_residual, (zeros(8, 4096), zeros(8, 4096), zeros(4096), 1e-6), {}))

@@ -1,0 +1,57 @@
+"""What sampling_threshold leaves alone, and rows that a program must get through, whatever comes out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxllm.sampling import keep
+from pallas_kernels import choose
+from pallas_kernels.sampling_threshold import sampling_threshold
+
+BACKENDS = ("reference", "triton")
+
+
+def rows(logits: np.ndarray, *filters: tuple[int, float, float]) -> list[jax.Array]:
+    """Operands."""
+    top_k, top_p, min_p = zip(*filters, strict=True)
+    parameters = [jnp.asarray(top_k, jnp.int32), jnp.asarray(top_p, jnp.float32), jnp.asarray(min_p, jnp.float32)]
+    return [jnp.asarray(logits, jnp.float32), *parameters]
+
+
+@pytest.mark.parametrize("vocabulary", [40, 9000])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_filters(backend: str, vocabulary: int, interpreter: None) -> None:
+    logits = np.full((3, vocabulary), np.nan)
+    with choose.using(backend):
+        found = sampling_threshold(*rows(logits, (0, 1.0, 0.0), (vocabulary, 1.0, 0.0), (vocabulary + 1, 1.0, 0.0)))
+    assert found.tolist() == [-np.inf] * 3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_both_zeros_are_kept_together(backend: str, interpreter: None) -> None:
+    logits = np.asarray([[-0.0, 0.0, -1.0, -np.inf]] * 3)
+    with choose.using(backend):
+        kept = keep(*rows(logits, (1, 1.0, 0.0), (0, 0.4, 0.0), (0, 1.0, 1.0)))
+    assert kept.tolist() == [[True, True, False, False]] * 3
+
+
+@pytest.mark.parametrize("vocabulary", [40, 9000])
+def test_rows_without_logits_end(vocabulary: int, interpreter: None) -> None:
+    logits = np.random.default_rng(0).normal(size=(6, vocabulary))
+    logits[:2], logits[2:4, ::2], logits[4:, 7] = -np.inf, np.nan, np.inf
+    operands = rows(logits, *[(5, 0.9, 0.1), (0, 0.5, 0.0)] * 3)
+    with choose.using("triton"), np.errstate(invalid="ignore"):
+        assert sampling_threshold(*operands).shape == (6,)
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 8.0])
+def test_same_tokens_as_the_reference(spread: float, interpreter: None) -> None:
+    logits = np.random.default_rng(1).normal(size=(5, 10000)) * spread
+    filters = rows(logits, (0, 1.0, 0.0), (20, 0.5, 0.0), (300, 1.0, 0.0), (0, 0.3, 0.0), (0, 1.0, 0.3))
+    kept = []
+    for backend in BACKENDS:
+        with choose.using(backend):
+            kept.append(np.asarray(keep(*filters)))
+    assert abs(kept[0].sum(1) - kept[1].sum(1)).max() <= 1  # a sum may be rounded to the other side of top_p
+    assert kept[0].sum(1)[:3].tolist() == kept[1].sum(1)[:3].tolist()
