@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 _LANES = 128  # logits next to each other that go to one part
-_CHUNKS = 64  # as many times; a part takes every so-manieth, since frequent tokens lie close together
+_CHUNKS = 64  # as many times, from all over the row, since frequent tokens lie close together
 _ROOM = 16384  # candidates of a row, over all of its parts
 _AIM = 8192  # how many to collect: parts differ
 _BLOCK = 4096  # of what is searched, at a time
