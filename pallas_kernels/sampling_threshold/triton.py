@@ -15,11 +15,11 @@ import triton
 import triton.language as tl
 
 _LANES = 128  # logits next to each other that go to one part
-_CHUNKS = 64  # as many times; a part takes every so-manieth, since frequent tokens lie close together
+_CHUNKS = 64  # as many times, from all over the row, since frequent tokens lie close together
 _ROOM = 16384  # candidates of a row, over all of its parts
 _AIM = 8192  # how many to collect: parts differ
-_FEW = 4096  # candidates of a row with a small top_k
 _BLOCK = 4096  # of what is searched, at a time
+_FEW = _BLOCK  # candidates of a row with a small top_k
 
 
 def sampling_threshold(logits: jax.Array, top_k: jax.Array, top_p: jax.Array, min_p: jax.Array) -> jax.Array:
@@ -29,7 +29,7 @@ def sampling_threshold(logits: jax.Array, top_k: jax.Array, top_p: jax.Array, mi
         raise NotImplementedError(f"{vocabulary} logits are more than float32 can count")
     operands = (logits, top_k, top_p, min_p)
     parts = -(-vocabulary // (_LANES * _CHUNKS))
-    room, few = (-(-whole // (16 * parts)) * 16 for whole in (_ROOM, _FEW))  # of a part, in whole vectors
+    room, few = (max(1, whole // (16 * parts)) * 16 for whole in (_ROOM, _FEW))  # of a part, in whole vectors
     shape = {"VOCABULARY": vocabulary, "PARTS": parts, "LANES": _LANES}
     searched = {"ROOM": room, "FEW": few, "BLOCK": _BLOCK}
     # A row of one part is searched as it is. What is not read is an operand nevertheless.
@@ -94,7 +94,7 @@ def _filters(row, top_k_ptr, top_p_ptr, min_p_ptr, VOCABULARY: tl.constexpr):
 
 @triton.jit
 def _room(top_k, FEW: tl.constexpr, ROOM: tl.constexpr):
-    """How many candidates a part of a row may have."""
+    """How many candidates a part of a row may have. A small top_k has hardly more candidates than that."""
     return tl.where(top_k <= 256, FEW, ROOM)
 
 
