@@ -1,11 +1,12 @@
 # mypy: disallow-untyped-defs=False
 """sampling_threshold in Triton: the search goes through a few thousand of a row's likeliest tokens, if they suffice.
 
-Three kernels, which leave rows without filters at once. The first takes the maxima of many small groups of a row's
+Four kernels, which leave rows without filters at once. The first takes the maxima of many small groups of a row's
 logits. How many of the groups have a maximum over some value tells about how many logits are over it: so the second
-sets the value over which there are a few thousand, collects those, and sums up the row. The third searches the
-threshold among them, a program a row; or in the whole row, should they hold neither k tokens nor the share top_p of
-the mass: of nearly even logits, or where one part of a row has more of them than it has room for.
+sets the value over which there are a few thousand. The third collects those and sums up the row. The fourth searches
+the threshold among them; or in the whole row, should they hold neither k tokens nor the share top_p of the mass: of
+nearly even logits, or where one part of a row has more of them than it has room for. The first and the third are many
+programs a row, the others one: a pass of a search waits for all threads of a program.
 """
 
 import jax
@@ -31,9 +32,8 @@ def sampling_threshold(logits: jax.Array, top_k: jax.Array, top_p: jax.Array, mi
     parts = -(-vocabulary // (_LANES * _CHUNKS))
     room, few = (max(1, whole // (16 * parts)) * 16 for whole in (_ROOM, _FEW))  # of a part, in whole vectors
     shape = {"VOCABULARY": vocabulary, "PARTS": parts, "LANES": _LANES}
-    searched = {"ROOM": room, "FEW": few, "BLOCK": _BLOCK}
     # A row of one part is searched as it is. What is not read is an operand nevertheless.
-    maxima = candidates = held = logits
+    maxima = bounds = candidates = held = logits
     if parts > 1:
         maxima = jax_triton.triton_call(
             *operands,
@@ -45,9 +45,21 @@ def sampling_threshold(logits: jax.Array, top_k: jax.Array, top_p: jax.Array, mi
             CHUNKS=_CHUNKS,
             **shape,
         )
-        candidates, held = jax_triton.triton_call(
+        bounds = jax_triton.triton_call(
             *operands,
             maxima,
+            kernel=_bounds_kernel,
+            out_type=jax.ShapeDtypeStruct((rows, 2), jnp.float32),
+            grid=(rows,),
+            name="sampling_bounds",
+            num_warps=8,
+            AIM=_AIM,
+            BLOCK=_BLOCK,
+            **shape,
+        )
+        candidates, held = jax_triton.triton_call(
+            *operands,
+            bounds,
             kernel=_candidates_kernel,
             out_type=(
                 jax.ShapeDtypeStruct((rows, parts, room), jnp.float32),
@@ -58,15 +70,15 @@ def sampling_threshold(logits: jax.Array, top_k: jax.Array, top_p: jax.Array, mi
             num_warps=8,
             CHUNKS=_CHUNKS,
             ROOM_PAD=triton.next_power_of_2(room),
-            TOGETHER=8,
-            STAGES=4,
-            AIM=_AIM,
+            TOGETHER=16,
+            STAGES=3,
+            ROOM=room,
+            FEW=few,
             **shape,
-            **searched,
         )
     threshold: jax.Array = jax_triton.triton_call(
         *operands,
-        maxima,
+        bounds,
         candidates,
         held,
         kernel=_threshold_kernel,
@@ -75,8 +87,10 @@ def sampling_threshold(logits: jax.Array, top_k: jax.Array, top_p: jax.Array, mi
         name="sampling_threshold",
         num_warps=16,
         PARTS_PAD=triton.next_power_of_2(parts),
+        ROOM=room,
+        FEW=few,
+        BLOCK=_BLOCK,
         **shape,
-        **searched,
     )
     return threshold
 
@@ -192,12 +206,43 @@ def _maxima_kernel(
 
 
 @triton.jit
-def _candidates_kernel(
+def _bounds_kernel(
     logits_ptr,
     top_k_ptr,
     top_p_ptr,
     min_p_ptr,
     maxima_ptr,
+    bounds_ptr,
+    VOCABULARY: tl.constexpr,
+    PARTS: tl.constexpr,
+    LANES: tl.constexpr,
+    AIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The value over which a row's candidates are, and its maximum."""
+    row = tl.program_id(0)
+    top_k, _, _, filtered = _filters(row, top_k_ptr, top_p_ptr, min_p_ptr, VOCABULARY)
+    if filtered:
+        GROUPS: tl.constexpr = PARTS * LANES
+        maxima_ptr += row * GROUPS
+        groups, lowest, top = _extent(maxima_ptr, GROUPS, BLOCK)
+        # Of n logits spread evenly over so many groups, a group gets none with a probability of exp(-n / groups).
+        aim = groups * (1.0 - tl.exp(-AIM / tl.maximum(groups, 1.0)))
+        aim = tl.minimum(aim, top_k)  # there are at least as many logits as groups
+        slack = 0.125 * tl.minimum(aim, groups - aim)  # close to all groups, a few more would be many more logits
+        least = _search(maxima_ptr, GROUPS, lowest, top, groups, aim, slack, top, False, BLOCK)
+        least = tl.where(groups < GROUPS // 4, float("-inf"), least)  # where most is masked, all the rest
+        tl.store(bounds_ptr + row * 2, least)
+        tl.store(bounds_ptr + row * 2 + 1, top)
+
+
+@triton.jit
+def _candidates_kernel(
+    logits_ptr,
+    top_k_ptr,
+    top_p_ptr,
+    min_p_ptr,
+    bounds_ptr,
     candidates_ptr,
     held_ptr,
     VOCABULARY: tl.constexpr,
@@ -209,23 +254,14 @@ def _candidates_kernel(
     ROOM_PAD: tl.constexpr,
     TOGETHER: tl.constexpr,
     STAGES: tl.constexpr,
-    AIM: tl.constexpr,
-    BLOCK: tl.constexpr,
 ):
     """One part's candidates, as far as there is room; how many there are; count and mass of what min-p keeps."""
     part, row = tl.program_id(0), tl.program_id(1)
     top_k, _, depth, filtered = _filters(row, top_k_ptr, top_p_ptr, min_p_ptr, VOCABULARY)
     if filtered:
-        GROUPS: tl.constexpr = PARTS * LANES
         TAKEN: tl.constexpr = TOGETHER * LANES
-        maxima_ptr += row * GROUPS
-        groups, lowest, top = _extent(maxima_ptr, GROUPS, BLOCK)
-        # Of n logits spread evenly over so many groups, a group gets none with a probability of exp(-n / groups).
-        aim = groups * (1.0 - tl.exp(-AIM / tl.maximum(groups, 1.0)))
-        aim = tl.minimum(aim, top_k)  # there are at least as many logits as groups
-        least = _search(maxima_ptr, GROUPS, lowest, top, groups, aim, 0.125 * aim, top, False, BLOCK)
-        least = tl.where(groups < GROUPS // 4, float("-inf"), least)  # where most is masked, all the rest
-
+        least = tl.load(bounds_ptr + row * 2)
+        top = tl.load(bounds_ptr + row * 2 + 1)
         room = _room(top_k, FEW, ROOM)
         candidates_ptr += row * (PARTS * ROOM) + part * room
         found_before = 0
@@ -257,7 +293,7 @@ def _threshold_kernel(
     top_k_ptr,
     top_p_ptr,
     min_p_ptr,
-    maxima_ptr,
+    bounds_ptr,
     candidates_ptr,
     held_ptr,
     threshold_ptr,
@@ -281,7 +317,7 @@ def _threshold_kernel(
             count, mass, threshold = _weigh(source, length, top + depth, top, BLOCK)
             found, found_mass = count, mass
         else:
-            _, _, top = _extent(maxima_ptr + row * (PARTS * LANES), PARTS * LANES, BLOCK)
+            top = tl.load(bounds_ptr + row * 2 + 1)
             part = tl.arange(0, PARTS_PAD)
             inside = part < PARTS
             held_ptrs = held_ptr + row * 3 * PARTS + part

@@ -24,7 +24,7 @@ def test_kernels_compile_for_hopper_without_spills(tmp_path: Path) -> None:
     attention = {"paged_decode", "paged_extend", "ragged_attention", "mla_decode", "mla_decode_combine"}
     mixture = {"softmax_top_k", "moe_plan", "moe_gate_up", "moe_down"}
     recurrent = {"causal_conv", "selective_scan", "ssd_decode", "ssd_pass", "ssd_chunk"}
-    sampling = {"sampling_maxima", "sampling_candidates", "sampling_threshold"}
+    sampling = {"sampling_maxima", "sampling_bounds", "sampling_candidates", "sampling_threshold"}
     others = {"qk_norm_rope_kv_write", "kv_write", "latent_write", "rms_norm_residual"}
     assert {entry["kernel"] for entry in found} == attention | mixture | recurrent | sampling | others
     for entry in found:
