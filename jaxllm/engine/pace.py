@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-SHARE = 0.22
+SHARE = 0.2
 """Of the time, for prompts that few wait for: who decodes keeps the rest."""
 
 FEW = 1 / 16
@@ -26,7 +26,7 @@ FULL = 7
 HOLD = 4
 """Decode steps that prompts wait for others to fill it."""
 
-PATIENCE = 6.0
+PATIENCE = 20.0
 """Seconds that few prompts take at most at that share; where there is more to compute, it is done at every step."""
 
 

@@ -147,7 +147,7 @@ def test_what_a_prompt_takes_of_the_time_counts_its_depth():
     while not room(mine, 16, 1, todo=9000):
         mine.earn(16, 1)
         waited += 1
-    assert waited == 4  # 5.3 ms beyond a decode step, of the time of which the prompt is to have 22%
+    assert waited == 5  # 5.3 ms beyond a decode step, of the time of which the prompt is to have a fifth
 
 
 def test_the_rest_of_an_answer_does_not_wait():
