@@ -97,6 +97,11 @@ class EngineConfig:
         "Where compiled programs are kept between starts: JAXLLM_COMPILATION_CACHE_DIR or ~/.cache/jaxllm by default; "
         "'' keeps none. It must be yours alone, as programs are read from it.",
     )
+    compile_workers: int | None = flag(
+        None,
+        "Processes that help to compile what is not kept yet, each of some 0.5 GB of the device while it does; by the "
+        "machine's cores on a GPU (one for every four, four at most), none on a CPU by default.",
+    )
 
     def __post_init__(self) -> None:
         def positive(name: str, optional: bool = False) -> None:
@@ -125,6 +130,8 @@ class EngineConfig:
             positive(name, optional=True)
         for name in ("block_size", "max_queued"):
             positive(name)
+        if self.compile_workers is not None and self.compile_workers < 0:
+            raise ConfigError(f"compile_workers={self.compile_workers}: must not be negative; 0 is none")
         if self.block_size & (self.block_size - 1):
             raise ConfigError(f"block_size={self.block_size}: the kernels need a power of two; try 64")
         if not 0 < self.gpu_memory_utilization <= 1:

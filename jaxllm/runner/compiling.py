@@ -1,8 +1,9 @@
 """From functions to executables: lowering in few threads, compiling in many, and what was kept from an earlier start.
 
 Lowering is Python, which holds its lock, but for the assembler of the kernels' code; XLA's compiler lets go of the
-lock. So few threads lower, ahead of the many that compile. JAX serialises a program under that lock as well: what is
-kept for the next start is written once all is lowered. The jobs come with the longest compile first.
+lock. So few threads lower, ahead of the many that compile, and other processes help where there are cores for them
+(workers.py). JAX serialises a program under that lock as well: what is kept for the next start is written once all is
+lowered. The jobs come with the longest compile first.
 """
 
 import hashlib
@@ -10,9 +11,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -40,7 +41,8 @@ class Job[K]:
     """A program to be built.
 
     arguments: abstract, one tree per parameter of the function. out: the structure of what it returns. donated: the
-    parameters whose buffers it may take. options: of XLA, for this program alone.
+    parameters whose buffers it may take. options: of XLA, for this program alone. timed: XLA chooses by timing on the
+    device, which one process alone should do.
     """
 
     key: K
@@ -49,6 +51,7 @@ class Job[K]:
     out: Any = field(repr=False)
     donated: tuple[int, ...] = ()
     options: tuple[tuple[str, bool | int | str], ...] = ()
+    timed: bool = False
 
     @property
     def name(self) -> str:
@@ -83,6 +86,16 @@ class Kept(Protocol):
     def give_up(self) -> None: ...
 
 
+class Elsewhere(Protocol):
+    """Other processes that build programs and keep them; see workers.Workers."""
+
+    def building[K](self, jobs: Sequence[Job[K]]) -> AbstractContextManager[Iterator[K]]: ...
+
+
+WORTH_SHARING = 16
+"""Programs, for which other processes are started."""
+
+
 class StoppedError(Exception):
     """The programs are not wanted any more."""
 
@@ -95,12 +108,10 @@ class Compiler:
         lower_seconds, compile_seconds: of all threads, summed up.
     """
 
-    COMPILING = min(16, os.cpu_count() or 1)
-    LOWERING = 3
-    """Threads that may do so at a time."""
-
-    def __init__(self, kept: Kept | None = None):
+    def __init__(self, kept: Kept | None = None, *, lowering: int = 3, compiling: int = min(16, os.cpu_count() or 1)):
+        """kept: where programs come from and go to. lowering, compiling: threads that may do so at a time."""
         self.kept = kept
+        self._lowering, self._compiling = lowering, compiling
         self.loaded = self.compiled = 0
         self.lower_seconds = self.compile_seconds = 0.0
         self._stop = threading.Event()
@@ -112,8 +123,12 @@ class Compiler:
         jobs: Sequence[Job[K]],
         progress: Progress | None = None,
         check: Callable[[ProgramCost], None] | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> dict[K, Built]:
-        """Every job's program. check: told of each as soon as it is there; what it raises ends the rest."""
+        """Every job's program. check: told of each as soon as it is there; what it raises ends the rest.
+
+        elsewhere: who is to build what is not kept yet; what is timed is built here, and what does not come from there.
+        """
         built: dict[K, Built] = {}
         failed = threading.Event()
 
@@ -138,23 +153,44 @@ class Compiler:
                 saver.submit(self._save, job, program)
             finish(job, program)
 
+        def follow(kept: Iterator[K], given: Mapping[K, Job[K]]) -> None:
+            for key in kept:
+                if self._stop.is_set():
+                    raise StoppedError
+                load(given[key])
+
         with ExitStack() as stack:
-            lowerers = stack.enter_context(ThreadPoolExecutor(self.LOWERING, "lower"))
-            saver = stack.enter_context(ThreadPoolExecutor(1, "save", lowerers.shutdown))  # waits for the last
-            pool = stack.enter_context(ThreadPoolExecutor(self.COMPILING, "compile"))
+            lowerers = stack.enter_context(ThreadPoolExecutor(self._lowering, "lower"))
+            lowered: dict[K, Future[jax.stages.Lowered]] = {}
+            # Nothing is written before all is lowered.
+            saver = stack.enter_context(ThreadPoolExecutor(1, "save", lambda: wait(lowered.values())))
+            pool = stack.enter_context(ThreadPoolExecutor(self._compiling, "compile"))
 
             def all_of(tasks: Iterable[Future[None]]) -> None:
                 for task in wait(tasks, return_when=FIRST_EXCEPTION).done:
                     task.result()
 
+            def build_here(jobs: Sequence[Job[K]]) -> list[Future[None]]:
+                for job in jobs:
+                    lowered[job.key] = lowerers.submit(copy_context().run, self._lower, job)
+                return [pool.submit(copy_context().run, compile, job, lowered[job.key]) for job in jobs]
+
+            def lacking() -> list[Job[K]]:
+                return [job for job in jobs if job.key not in built]
+
             try:
                 if self.kept is not None:
                     all_of([pool.submit(copy_context().run, load, job) for job in jobs])
-                missing = [job for job in jobs if job.key not in built]
+                missing = lacking()
                 if missing and self.kept is not None:
                     stack.enter_context(_without_compilation_cache())
-                lowered = {job.key: lowerers.submit(copy_context().run, self._lower, job) for job in missing}
-                all_of([pool.submit(copy_context().run, compile, job, lowered[job.key]) for job in missing])
+                    given = {job.key: job for job in missing if not job.timed}
+                    if elsewhere is not None and len(given) >= WORTH_SHARING:
+                        # Left before the pool is, so that what follows the processes ends with them.
+                        kept = stack.enter_context(elsewhere.building(list(given.values())))
+                        following = pool.submit(copy_context().run, follow, kept, given)
+                        all_of([following, *build_here([job for job in missing if job.timed])])
+                all_of(build_here(lacking()))
             except BaseException:
                 failed.set()
                 lowerers.shutdown(wait=False, cancel_futures=True)

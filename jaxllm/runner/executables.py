@@ -44,7 +44,7 @@ class Store:
     def __init__(self, directory: Path, identity: Mapping[str, Any]):
         """identity: everything that decides the programs, beside their own keys and arguments; JSON."""
         self.directory = directory
-        self._identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
+        self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         self._loaded: list[Path] = []
 
     @classmethod
@@ -126,10 +126,10 @@ class Store:
 
     @property
     def _unsuited(self) -> Path:
-        return self.directory / f"{self._identity.hex()}.unsuited"
+        return self.directory / f"{self.identity}.unsuited"
 
     def _path[K](self, job: Job[K]) -> Path:
-        digest = hashlib.sha256(self._identity + job.signature().encode()).hexdigest()
+        digest = hashlib.sha256((self.identity + job.signature()).encode()).hexdigest()
         return self.directory / f"{digest}.executable"
 
 

@@ -23,6 +23,7 @@ from jaxllm.runner.programs import FlatModel, Geometry, Programs
 from jaxllm.runner.resolve import claim_memory, device_budget, given, on_gpu, resolve
 from jaxllm.runner.table import ProgramTable, closed_table, use_compilation_cache
 from jaxllm.runner.tables import BlockTables
+from jaxllm.runner.workers import Order, Workers
 from jaxllm.sampling import make_processors
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class MemoryPlan:
 class Prepared:
     """An engine's programs before its weights: the abstract model, the sizes decided for it, and its table.
 
-    again: all of it once more, for programs that take so many bytes.
+    again: all of it once more, for programs that take so many bytes. workers: processes that may help to compile.
     """
 
     config: EngineConfig
@@ -106,6 +107,7 @@ class Prepared:
     table: ProgramTable
     plan: MemoryPlan
     again: Callable[[int], "Prepared"]
+    workers: Workers | None
 
 
 class TooHungryError(Exception):
@@ -143,7 +145,7 @@ def compile_table(prepared: Prepared, progress: Progress | None = None) -> Prepa
                 raise TooHungryError(cost)
 
         try:
-            prepared.table.compile(prepared.plan.sizes, progress, check)
+            prepared.table.compile(prepared.plan.sizes, progress, check, prepared.workers)
         except TooHungryError as error:
             log.warning(
                 "%s, %s were reckoned and %s are free beside a cache of %s: planning a smaller cache",
@@ -283,7 +285,11 @@ def prepare(
     def again(program_bytes: int) -> Prepared:
         return prepare(config, model_class=model_class, program_bytes=program_bytes, compiler=compiler)
 
-    return Prepared(resolved, architecture, model, flat, table, plan, again)
+    asked = config.replace(kv_cache_memory_bytes=plan.kv_bytes or None)
+    workers, count = None, given(resolved.compile_workers)
+    if isinstance(compiler.kept, executables.Store) and count:
+        workers = Workers(count, Order(asked, model_class, plan.sizes, compiler.kept.identity))
+    return Prepared(resolved, architecture, model, flat, table, plan, again, workers)
 
 
 def with_costs(plan: MemoryPlan, table: ProgramTable) -> MemoryPlan:
@@ -307,7 +313,7 @@ def kept_programs(directory: Path | None, config: EngineConfig, model_class: typ
     indifferent = (
         "model", "tokenizer", "served_model_name", "load_format", "seed", "gpu_memory_utilization", "scheduling_policy",
         "max_queued", "stream_interval_ms", "compilation_cache_dir", "kv_cache_memory_bytes", "num_gpu_blocks_override",
-        "generation_config", "override_generation_config",
+        "generation_config", "override_generation_config", "compile_workers",
     )  # fmt: skip
     engine = {name: value for name, value in dataclasses.asdict(config).items() if name not in indifferent}
     described = weights.read_sentence_transformer(path)

@@ -12,6 +12,7 @@ import jax
 from jaxllm.config import EngineConfig
 from jaxllm.errors import ConfigError, RequestError
 from jaxllm.models.encoder_decoder import EncoderDecoderConfig
+from jaxllm.runner.workers import workers_for
 from jaxllm.sampling_params import SamplingParams
 
 log = logging.getLogger(__name__)
@@ -77,8 +78,15 @@ def resolve(config: EngineConfig, model: _Model) -> EngineConfig:
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         decode_steps=steps,
+        compile_workers=_compile_workers(config, gpu),
         served_model_name=_names(config),
     )
+
+
+def _compile_workers(config: EngineConfig, gpu: bool) -> int:
+    if config.compile_workers is not None:
+        return config.compile_workers
+    return workers_for(os.cpu_count() or 1) if gpu else 0
 
 
 OUTPUT_BYTES = 256 << 20

@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxllm.errors import CompileWhileServingError
-from jaxllm.runner.compiling import Compiler, Job, ProgramCost, Progress
+from jaxllm.runner.compiling import Compiler, Elsewhere, Job, ProgramCost, Progress
 from jaxllm.runner.drawing import VARIANTS, Variant
 from jaxllm.runner.packing import COPIES, turned
 from jaxllm.runner.programs import SCORE_BLOCK, Leaves, ProgramKey, Programs
@@ -82,8 +82,14 @@ def _options(key: ProgramKey) -> tuple[tuple[str, bool | int], ...]:
     if jax.default_backend() != "gpu" or (key.kind == "decode" and key.size <= FEW_ROWS):
         return ()
     cublas = ("xla_gpu_enable_triton_gemm", False)
-    timed = key.kind == "extend" and key.variant == "forward" and key.size >= MANY_TOKENS
-    return (cublas,) if timed else (cublas, ("xla_gpu_autotune_level", 0))
+    return (cublas,) if _timed_matmuls(key) else (cublas, ("xla_gpu_autotune_level", 0))
+
+
+def _timed_matmuls(key: ProgramKey) -> bool:
+    """Whether XLA times what it may multiply by."""
+    if key.kind == "decode":
+        return key.size <= FEW_ROWS
+    return (key.kind, key.variant) == ("extend", "forward") and key.size >= MANY_TOKENS
 
 
 def _urgency(key: ProgramKey) -> tuple[bool, bool, int, int]:
@@ -178,18 +184,20 @@ class ProgramTable:
         packed = jax.ShapeDtypeStruct((self.programs.packed_size(key),), jnp.int32)
         out = jax.tree.structure((cache, state, packed))
         arguments = (self._weights, cache, state, packed)
-        return Job(key, self.programs.build(key), arguments, out, donated=(1, 2), options=_options(key))
+        options, timed = _options(key), _timed_matmuls(key)
+        return Job(key, self.programs.build(key), arguments, out, donated=(1, 2), options=options, timed=timed)
 
     def compile(
         self,
         num_pages: Sequence[int],
         progress: Progress | None = None,
         check: Callable[[ProgramCost], None] | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
-        """Builds the whole table. check: told what each program takes; may raise."""
+        """Builds the whole table. check: told what each program takes; may raise. elsewhere: who may help."""
         started = time.perf_counter()
         order = sorted(self.keys, key=_urgency, reverse=True)
-        built = self.compiler.build([self.job(key, num_pages) for key in order], progress, check)
+        built = self.compiler.build([self.job(key, num_pages) for key in order], progress, check, elsewhere)
         self.compiled |= {key: program.run for key, program in built.items()}
         self.costs |= {key: program.cost for key, program in built.items()}
         self.compile_seconds += time.perf_counter() - started

@@ -1,0 +1,175 @@
+"""Processes that build programs beside this one: lowering is Python, whose lock is one process's.
+
+A worker is told on standard input, a pickle from nobody but its parent, of an engine and of some of its programs' keys.
+It prepares the same engine without weights or cache, builds those programs into the store of executables that both
+share, and names each on standard output once it is there. Whatever a worker does not come to, its parent builds itself:
+where a worker cannot start, or would build other programs (settings that its parent made in Python), nothing is lost
+but its help.
+"""
+
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from queue import SimpleQueue
+from typing import IO, TYPE_CHECKING, Any, Self
+
+from jaxllm.config import EngineConfig
+from jaxllm.runner.compiling import Built, Compiler, Job
+
+if TYPE_CHECKING:  # a worker prepares an engine, of which this is a part
+    from jaxllm.runner.executables import Store
+
+log = logging.getLogger(__name__)
+
+MOST = 4
+CORES = 4
+"""Of the machine, for each worker: two lower and the others compile."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What workers are told.
+
+    config, model_class: as the parent's own engine was asked for, but for the cache, which has its size. sizes: pages
+    of each cache group. identity: of the parent's store; a worker whose store has another would build other programs.
+    keys: a worker's share.
+    """
+
+    config: EngineConfig
+    model_class: Any
+    sizes: tuple[int, ...]
+    identity: str
+    keys: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Up to `count` processes, and what all of them are told."""
+
+    count: int
+    order: Order
+
+    @contextmanager
+    def building[K](self, jobs: Sequence[Job[K]]) -> Iterator[Iterator[K]]:
+        """The keys of jobs as they are built and kept; processes that are left when this ends are stopped."""
+        built: SimpleQueue[int | None] = SimpleQueue()
+        shares = [range(first, len(jobs), self.count) for first in range(min(self.count, len(jobs)))]
+        processes = [_start(replace(self.order, keys=tuple(jobs[i].key for i in share))) for share in shares]
+        threads = [
+            threading.Thread(target=_follow, args=(process.stdout, share, built), name="worker", daemon=True)
+            for process, share in zip(processes, shares, strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+
+        def keys() -> Iterator[K]:
+            running = len(threads)
+            while running:
+                if (i := built.get()) is None:
+                    running -= 1
+                else:
+                    yield jobs[i].key
+
+        try:
+            yield keys()
+        finally:
+            for process in processes:
+                process.kill()  # also one that is done: leaving the device in good order takes it a while
+                process.wait()
+            for thread in threads:
+                thread.join()
+
+
+def workers_for(cores: int) -> int:
+    """How many workers a machine of so many cores has room for."""
+    return min(MOST, cores // CORES)
+
+
+def _start(order: Order) -> subprocess.Popen[bytes]:
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the parent has the device's memory
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from jaxllm.runner.workers import main; main()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
+        start_new_session=True,  # what interrupts the parent is for the parent to tell
+    )  # fmt: skip
+    assert process.stdin is not None
+    try:
+        pickle.dump(order, process.stdin)
+        process.stdin.close()
+    except OSError as error:  # it has ended already, and said why
+        log.warning("a process that was to compile has ended: %s", error)
+    return process
+
+
+def _follow(stdout: IO[bytes], share: Sequence[int], built: SimpleQueue[int | None]) -> None:
+    """Hands on what a worker names, the place of a key in its order, until it ends."""
+    with stdout:
+        for line in stdout:
+            built.put(share[int(line)])
+    built.put(None)
+
+
+class _Announced:
+    """A store that tells of what it has kept."""
+
+    def __init__(self, store: "Store", tell: Callable[[Any], None]):
+        self._store, self._tell = store, tell
+
+    def load[K](self, job: Job[K]) -> Built | None:
+        return self._store.load(job)
+
+    def save[K](self, job: Job[K], built: Built) -> None:
+        self._store.save(job, built)
+        self._tell(job.key)
+
+    def trim(self) -> None:
+        """The parent does."""
+
+    def forget_loaded(self) -> None:
+        self._store.forget_loaded()
+
+    def give_up(self) -> None:
+        self._store.give_up()
+
+
+class _Names:
+    """Standard output, for names of programs alone: whatever else is printed goes to standard error."""
+
+    def __init__(self) -> None:
+        self._file = os.fdopen(os.dup(1), "w", buffering=1)
+        os.dup2(2, 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def tell(self, place: int) -> None:
+        print(place, file=self._file, flush=True)
+
+
+def main() -> None:
+    """One worker's life."""
+    from jaxllm.runner.executables import Store
+    from jaxllm.runner.plan import prepare
+
+    with _Names() as names:
+        order: Order = pickle.load(sys.stdin.buffer)
+        prepared = prepare(order.config, model_class=order.model_class, program_bytes=0)
+        store = prepared.table.compiler.kept
+        if not isinstance(store, Store) or store.identity != order.identity:
+            sys.exit("a process that was to compile ends: it would build other programs than its parent")
+        places = {key: place for place, key in enumerate(order.keys)}
+        compiler = Compiler(_Announced(store, lambda key: names.tell(places[key])), lowering=2, compiling=CORES)
+        compiler.build([prepared.table.job(key, order.sizes) for key in order.keys])

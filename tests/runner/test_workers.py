@@ -1,0 +1,109 @@
+"""Processes that help to compile: what they build serves as the parent's own, and a start survives all they may do."""
+
+import logging
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxllm.config import EngineConfig
+from jaxllm.errors import ConfigError
+from jaxllm.runner import Runner, compiling, workers
+from jaxllm.runner.plan import Prepared, compile_table, prepare
+from jaxllm.runner.workers import workers_for
+
+from .conftest import Driver, prompt_of
+
+
+@pytest.fixture
+def config(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineConfig:
+    """Of an engine of few programs, for which two workers start nevertheless."""
+    monkeypatch.setattr(compiling, "WORTH_SHARING", 2)
+    return EngineConfig(
+        model=str(tiny), load_format="dummy", max_num_seqs=2, max_num_batched_tokens=16, max_model_len=32, block_size=8,
+        kv_cache_memory_bytes=1 << 20, decode_steps=(1,), compile_workers=2, compilation_cache_dir=str(tmp_path),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """The processes that were started."""
+    found: list[subprocess.Popen[bytes]] = []
+    start = workers._start
+
+    def note(order: workers.Order) -> subprocess.Popen[bytes]:
+        found.append(start(order))
+        return found[-1]
+
+    monkeypatch.setattr(workers, "_start", note)
+    return found
+
+
+def _said(runner: Runner) -> list[int]:
+    driver = Driver(runner)
+    request = driver.request(prompt_of(9, 1), 0, max_total=32)
+    driver.extend((request, request.num_known))
+    driver.decode(request)
+    return request.output
+
+
+def test_what_workers_build_serves_as_ones_own(
+    config: EngineConfig, started: list[subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    runner = Runner.load(config)
+    keys, compiler = runner.table.keys, runner.table.compiler
+    timed = [key for key in keys if runner.table.job(key, runner.memory_plan.sizes).timed]
+    assert timed and {key.kind for key in timed} == {"decode"}
+    assert (compiler.loaded, compiler.compiled) == (len(keys) - len(timed), len(timed))
+    assert len(started) == 2
+    own = Runner.load(config.replace(compile_workers=0, compilation_cache_dir=str(tmp_path / "own")))
+    assert (own.table.compiler.loaded, own.table.compiler.compiled) == (0, len(keys))
+    assert len(started) == 2  # and no more
+    assert _said(runner) == _said(own)
+    assert runner.memory_plan == own.memory_plan
+
+
+def _built_alone(prepared: Prepared) -> bool:
+    built = compile_table(prepared)
+    assert set(built.table.compiled) == set(built.table.keys)
+    return built.table.compiler.compiled == built.table.size
+
+
+def test_a_worker_that_would_build_other_programs_builds_none(
+    config: EngineConfig, capfd: pytest.CaptureFixture[str]
+) -> None:
+    prepared = prepare(config)
+    assert prepared.workers is not None
+    prepared.workers = replace(prepared.workers, order=replace(prepared.workers.order, identity="another"))
+    assert _built_alone(prepared)
+    assert "it would build other programs than its parent" in capfd.readouterr().err
+
+
+def test_workers_that_do_not_start_are_not_missed(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(workers.sys, "executable", "/bin/false")
+    with caplog.at_level(logging.WARNING):
+        assert _built_alone(prepare(config))
+
+
+def test_workers_end_with_the_start_that_wanted_them(
+    config: EngineConfig, started: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no compiler today")
+
+    prepared = prepare(config)
+    monkeypatch.setattr(prepared.table.compiler, "_compile", broken)
+    with pytest.raises(RuntimeError, match="no compiler today"):
+        compile_table(prepared)
+    assert [process.returncode is not None for process in started] == [True, True]
+
+
+def test_how_many(config: EngineConfig) -> None:
+    assert [workers_for(cores) for cores in (1, 3, 4, 8, 16, 128)] == [0, 0, 1, 2, 4, 4]
+    assert prepare(config.replace(compile_workers=None)).workers is None  # on a CPU
+    with pytest.raises(ConfigError, match="must not be negative"):
+        config.replace(compile_workers=-1)
