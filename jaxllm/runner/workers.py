@@ -1,10 +1,7 @@
 """Processes that build programs beside this one: lowering is Python, whose lock is one process's.
 
-A worker is told on standard input, a pickle from nobody but its parent, of an engine and of some of its programs' keys.
-It prepares the same engine without weights or cache, builds those programs into the store of executables that both
-share, and names each on standard output once it is there. Whatever a worker does not come to, its parent builds itself:
-where a worker cannot start, or would build other programs (settings that its parent made in Python), nothing is lost
-but its help.
+What a worker does is in worker.py. Whatever it does not come to, its parent builds itself: where a worker cannot start,
+or would build other programs (settings that its parent made in Python), nothing is lost but its help.
 """
 
 import logging
@@ -13,18 +10,15 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, Any
 
 from jaxllm.config import EngineConfig
-from jaxllm.runner.compiling import Built, Compiler, Job
-
-if TYPE_CHECKING:  # a worker prepares an engine, of which this is a part
-    from jaxllm.runner.executables import Store
+from jaxllm.runner.compiling import Job
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +92,7 @@ def _start(order: Order) -> subprocess.Popen[bytes]:
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the parent has the device's memory
     }
     process = subprocess.Popen(
-        [sys.executable, "-c", "from jaxllm.runner.workers import main; main()"],
+        [sys.executable, "-c", "from jaxllm.runner.worker import main; main()"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
         start_new_session=True,  # what interrupts the parent is for the parent to tell
     )  # fmt: skip
@@ -117,59 +111,3 @@ def _follow(stdout: IO[bytes], share: Sequence[int], built: SimpleQueue[int | No
         for line in stdout:
             built.put(share[int(line)])
     built.put(None)
-
-
-class _Announced:
-    """A store that tells of what it has kept."""
-
-    def __init__(self, store: "Store", tell: Callable[[Any], None]):
-        self._store, self._tell = store, tell
-
-    def load[K](self, job: Job[K]) -> Built | None:
-        return self._store.load(job)
-
-    def save[K](self, job: Job[K], built: Built) -> None:
-        self._store.save(job, built)
-        self._tell(job.key)
-
-    def trim(self) -> None:
-        """The parent does."""
-
-    def forget_loaded(self) -> None:
-        self._store.forget_loaded()
-
-    def give_up(self) -> None:
-        self._store.give_up()
-
-
-class _Names:
-    """Standard output, for names of programs alone: whatever else is printed goes to standard error."""
-
-    def __init__(self) -> None:
-        self._file = os.fdopen(os.dup(1), "w", buffering=1)
-        os.dup2(2, 1)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def tell(self, place: int) -> None:
-        print(place, file=self._file, flush=True)
-
-
-def main() -> None:
-    """One worker's life."""
-    from jaxllm.runner.executables import Store
-    from jaxllm.runner.plan import prepare
-
-    with _Names() as names:
-        order: Order = pickle.load(sys.stdin.buffer)
-        prepared = prepare(order.config, model_class=order.model_class, program_bytes=0)
-        store = prepared.table.compiler.kept
-        if not isinstance(store, Store) or store.identity != order.identity:
-            sys.exit("a process that was to compile ends: it would build other programs than its parent")
-        places = {key: place for place, key in enumerate(order.keys)}
-        compiler = Compiler(_Announced(store, lambda key: names.tell(places[key])), lowering=2, compiling=CORES)
-        compiler.build([prepared.table.job(key, order.sizes) for key in order.keys])

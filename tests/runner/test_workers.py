@@ -55,7 +55,8 @@ def test_what_workers_build_serves_as_ones_own(
     runner = Runner.load(config)
     keys, compiler = runner.table.keys, runner.table.compiler
     timed = [key for key in keys if runner.table.job(key, runner.memory_plan.sizes).timed]
-    assert timed and {key.kind for key in timed} == {"decode"}
+    assert timed
+    assert {key.kind for key in timed} == {"decode"}
     assert (compiler.loaded, compiler.compiled) == (len(keys) - len(timed), len(timed))
     assert len(started) == 2
     own = Runner.load(config.replace(compile_workers=0, compilation_cache_dir=str(tmp_path / "own")))
