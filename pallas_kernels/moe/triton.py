@@ -1,11 +1,13 @@
 # mypy: disallow-untyped-defs=False
 """moe in Triton: two grouped matmuls over blocks of assignments to one expert, the activation fused into the first.
 
-The first reads each block's tokens where they lie and leaves activation(gate) * up of each assignment at its own place,
-as the second does with its result; XLA weights and sums them, fused with what follows. One kernel before them lists
-each expert's assignments and cuts the lists into blocks. At decode sizes, where most experts are chosen once or never,
-a block is one assignment: nothing is listed. The columns of a block run next to each other, and blocks of one expert
-after each other, so that a block's rows and an expert's weights come from memory once and then from the L2 cache.
+The first reads each block's tokens where they lie and leaves activation(gate) * up of each assignment at its place in
+its block; the second leaves its results at the assignments' own places, and XLA weights and sums them, fused with what
+follows. A kernel before them lists each expert's assignments in blocks, after one that counts them where they are many.
+At decode sizes, where most experts are chosen once or never, a block is one assignment: nothing is listed. The columns
+of a block run next to each other, and blocks of one expert after each other, so that a block's rows and an expert's
+weights come from memory once and then from the L2 cache. Where the second matmul's programs take tile after tile, the
+loop over tiles and the one over depth are one to the compiler: the next tile's loads begin before one's results leave.
 """
 
 from typing import NamedTuple
@@ -15,10 +17,13 @@ import jax.numpy as jnp
 import jax_triton
 import triton
 import triton.language as tl
+from jax_triton import triton_lib
 
 from pallas_kernels import tuning
 
-_PLANNED = 1024  # assignments that one program of the planning kernel takes
+_TAKEN = 128  # assignments that a program of the listing kernel lists
+_LISTED = 2048  # up to how many assignments each program of the listing kernel counts all of them
+_SECTION = 1024  # how many a program of the counting kernel counts beyond that, or more
 
 
 def moe(
@@ -43,11 +48,13 @@ def moe(
     rows = triton.next_power_of_2(max(1, assignments // num_experts))  # of a block, when the experts are balanced
     defaults = {"rows": min(128, max(16, rows)), "inner": 64, "size": 64, "depth": 64, "warps": 4, "stages": 3}
     if x.dtype.itemsize == 4:
-        defaults |= {"rows": min(64, defaults["rows"]), "depth": 32}
+        defaults |= {"rows": min(64, defaults["rows"]), "inner": 32, "depth": 32}
     elif defaults["rows"] == 128:
         defaults |= {"inner": 128, "size": 128, "warps": 8}
-    # alone: up to how many assignments per expert a block is one assignment, in hundredths.
-    config = tuning.config("moe", "grouped", defaults | {"alone": 50}, rows=rows, bytes=x.dtype.itemsize)
+    # alone: up to how many assignments per expert a block is one assignment, in hundredths. tma: whether down's tiles
+    # come by TMA, which compute capability 9.0 has; programs: how many then take them in turns, 0 for one each.
+    defaults |= {"down_warps": 4, "down_stages": 3, "alone": 50, "tma": 0, "programs": 0}
+    config = tuning.config("moe", "grouped", defaults, rows=rows, bytes=x.dtype.itemsize)
     alone = 100 * assignments <= config["alone"] * num_experts
     if alone:
         ids = expert_ids.reshape(-1)
@@ -56,45 +63,57 @@ def moe(
         plan = _plan(expert_ids, num_experts, config["rows"])
     blocks = plan.expert.shape[0]
     shape = {
-        "num_warps": config["warps"],
-        "num_stages": config["stages"],
         "ROWS": config["rows"],
         "DEPTH": config["depth"],
         "EXPERTS": num_experts,
         "ALONE": alone,
         "PRECISION": "tf32x3" if x.dtype == jnp.float32 else "tf32",  # the first's error is near float32's own
     }
-
     hidden = jax_triton.triton_call(
         x,
         gate_up,
         x if gate_up_bias is None else gate_up_bias,
         *plan,
         kernel=_gate_up_kernel,
-        out_type=jax.ShapeDtypeStruct((assignments, inner), x.dtype),
-        grid=(-(-inner // config["inner"]), blocks),
+        out_type=jax.ShapeDtypeStruct((blocks * config["rows"], inner), x.dtype),
+        grid=(blocks * -(-inner // config["inner"]),),
         name="moe_gate_up",
+        num_warps=config["warps"],
+        num_stages=config["stages"],
         PER_TOKEN=per_token,
         IN=size,
         OUT=inner,
         COLUMNS=config["inner"],
-        GATED=gate_up.shape[2] == 2 * inner,
+        PARTS=gate_up.shape[2] // inner,
         BIAS=gate_up_bias is not None,
         ACTIVATION=activation,
         **shape,
     )
+    operands, tiles = (hidden, down), blocks * -(-size // config["size"])
+    # A tile of weights must end within its expert, and rows begin at multiples of 16 bytes.
+    tma = config["tma"] > 0 and not alone and x.dtype.itemsize == 2 and inner % config["depth"] == size % 8 == 0
+    if tma:
+        boxes = (config["rows"], config["depth"]), (config["depth"], config["size"])
+        matrices = hidden, down.reshape(num_experts * inner, size)
+        operands = tuple(map(_descriptor, matrices, boxes))
+    programs = min(tiles, config["programs"] or tiles) if tma else tiles
     out = jax_triton.triton_call(
-        hidden,
-        down,
+        *operands,
         x if down_bias is None else down_bias,
         *plan,
         kernel=_down_kernel,
         out_type=jax.ShapeDtypeStruct((assignments, size), x.dtype),
-        grid=(-(-size // config["size"]), blocks),
+        grid=(programs,),
         name="moe_down",
+        num_warps=config["down_warps"],
+        num_stages=config["down_stages"],
         IN=inner,
         OUT=size,
         COLUMNS=config["size"],
+        BLOCKS=blocks,
+        PROGRAMS=programs,
+        IN_TURNS=programs < tiles,
+        TMA=tma,
         BIAS=down_bias is not None,
         **shape,
     )
@@ -103,119 +122,150 @@ def moe(
     return jnp.where(valid[:, :, None], weighted, 0.0).sum(axis=1).astype(x.dtype)
 
 
-class Plan(NamedTuple):
-    """Blocks of assignments to one expert, as schedule.Schedule has them.
+def _descriptor(matrix: jax.Array, box: tuple[int, int]) -> jax_triton.TensorDescriptor:
+    """A matrix for TMA to read boxes of; made by the host, since one made in a kernel allocates memory at each launch,
+    which command buffers do not take."""
+    # jax-triton 0.4.1 asks of a descriptor's metadata a key which Triton 3.7 does not give, and then does without it.
+    asked = triton_lib.TensorDescMeta
+    asked.__required_keys__ = asked.__required_keys__ - {"is_im2col"}
+    return jax_triton.TensorDescriptor.from_array(matrix, box)
 
-    order: [X * T] int32, a list of T places for each expert's assignments; expert, start, filled: [B] int32.
+
+class Plan(NamedTuple):
+    """Blocks of at most S assignments to one expert, B of them at the most.
+
+    order: [B * S] int32, the assignments of each block; expert, filled: [B] int32, a block's expert, and how many
+    assignments it holds; used: [1] int32, how many blocks there are; what lies behind them, and behind a block's
+    assignments, may be anything.
     """
 
     order: jax.Array
     expert: jax.Array
-    start: jax.Array
     filled: jax.Array
+    used: jax.Array
 
 
 def _plan(expert_ids: jax.Array, num_experts: int, size: int) -> Plan:
     """expert_ids: [T, K]; size: the most assignments that a block takes."""
-    tokens, assignments = expert_ids.shape[0], expert_ids.size
+    assignments = expert_ids.size
     blocks = (assignments + min(assignments, num_experts) * (size - 1)) // size
-    programs = -(-assignments // _PLANNED)
-    # Of each expert, and last how many programs are through. A single program clears them itself.
-    counts = jax.ShapeDtypeStruct((num_experts + 1,), jnp.int32)
-    lists = tuple(jax.ShapeDtypeStruct((n,), jnp.int32) for n in (num_experts * tokens, blocks, blocks, blocks))
+    power = max(_TAKEN, triton.next_power_of_2(assignments))
+    counted = power > _LISTED
+    section = max(_SECTION, power // 128) if counted else power
+    sections = -(-assignments // section)
+    shape = {"ASSIGNMENTS": assignments, "EXPERTS": num_experts, "SECTION": section, "num_warps": 4}
+    shape |= {"WIDTH": max(32, triton.next_power_of_2(num_experts))}
+    counts = expert_ids  # not read where there are none
+    if counted:
+        counts = jax_triton.triton_call(
+            expert_ids,
+            kernel=_count_kernel,
+            out_type=jax.ShapeDtypeStruct((sections, num_experts), jnp.int32),
+            grid=(sections,),
+            name="moe_count",
+            **shape,
+        )
     plan = jax_triton.triton_call(
         expert_ids,
-        *(() if programs == 1 else (jax.new_ref(jnp.zeros(counts.shape, counts.dtype)),)),
-        kernel=_plan_kernel,
-        out_type=(counts, *lists) if programs == 1 else lists,
-        grid=(programs,),
-        name="moe_plan",
-        num_warps=8,
-        TOKENS=tokens,
-        ASSIGNMENTS=assignments,
-        EXPERTS=num_experts,
-        WIDTH=triton.next_power_of_2(num_experts),
+        counts,
+        kernel=_list_kernel,
+        out_type=tuple(jax.ShapeDtypeStruct((n,), jnp.int32) for n in (blocks * size, blocks, blocks, 1)),
+        grid=(-(-assignments // _TAKEN),),
+        name="moe_list",
+        TAKEN=_TAKEN,
         SIZE=size,
-        BLOCKS=blocks,
-        PROGRAMS=programs,
-        PLANNED=min(_PLANNED, triton.next_power_of_2(assignments)),
-        TOGETHER=max(1, min(triton.next_power_of_2(blocks), 8192 // triton.next_power_of_2(num_experts))),
+        COUNTED=counted,
+        SECTIONS=sections,
+        AT_ONCE=min(triton.next_power_of_2(sections), max(1, 8192 // shape["WIDTH"])),  # as registers allow
+        **shape,
     )
-    return Plan(*plan[-4:])
+    return Plan(*plan)
 
 
 @triton.jit
-def _plan_kernel(
+def _counts(ids, mask, EXPERTS: tl.constexpr, WIDTH: tl.constexpr):
+    """How many of the ids are each expert's, [WIDTH]."""
+    return tl.histogram(ids, WIDTH, mask=mask & (ids >= 0) & (ids < EXPERTS))
+
+
+@triton.jit
+def _count_kernel(
+    ids_ptr, counts_ptr, ASSIGNMENTS: tl.constexpr, EXPERTS: tl.constexpr, WIDTH: tl.constexpr, SECTION: tl.constexpr
+):
+    """How many of one section's assignments are each expert's. counts: [SECTIONS, EXPERTS]."""
+    section = tl.program_id(0)
+    assignment = section * SECTION + tl.arange(0, SECTION)
+    real = assignment < ASSIGNMENTS
+    ids = tl.load(ids_ptr + assignment, mask=real, other=0)
+    expert = tl.arange(0, WIDTH)
+    tl.store(counts_ptr + section * EXPERTS + expert, _counts(ids, real, EXPERTS, WIDTH), mask=expert < EXPERTS)
+
+
+@triton.jit
+def _list_kernel(
     ids_ptr,
     counts_ptr,
     order_ptr,
     expert_ptr,
-    start_ptr,
-    count_ptr,
-    TOKENS: tl.constexpr,
+    filled_ptr,
+    used_ptr,
     ASSIGNMENTS: tl.constexpr,
     EXPERTS: tl.constexpr,
     WIDTH: tl.constexpr,
+    TAKEN: tl.constexpr,
+    SECTION: tl.constexpr,
+    SECTIONS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+    COUNTED: tl.constexpr,
     SIZE: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    PROGRAMS: tl.constexpr,
-    PLANNED: tl.constexpr,
-    TOGETHER: tl.constexpr,
 ):
-    """Lists PLANNED assignments by expert, in any order: no result depends on it. The last program cuts the lists."""
-    experts = tl.arange(0, WIDTH)
-    if PROGRAMS == 1:
-        tl.store(counts_ptr + experts, tl.zeros([WIDTH], tl.int32), mask=experts < EXPERTS)
-        tl.debug_barrier()
-    assignment = tl.program_id(0) * PLANNED + tl.arange(0, PLANNED)
-    expert = tl.load(ids_ptr + assignment, mask=assignment < ASSIGNMENTS, other=-1)
-    chosen = (expert >= 0) & (expert < EXPERTS)
-    place = tl.atomic_add(counts_ptr + expert, tl.full([PLANNED], 1, tl.int32), mask=chosen, sem="relaxed")
-    # No list overflows, even if a token of scores that are no numbers chose an expert twice.
-    tl.store(order_ptr + expert * TOKENS + place, assignment, mask=chosen & (place < TOKENS))
-    tl.debug_barrier()
-    through = PROGRAMS - 1
-    if PROGRAMS > 1:
-        through = tl.atomic_add(counts_ptr + EXPERTS, 1)
-    if through == PROGRAMS - 1:
-        # Past the first-level cache, which knows nothing of other programs' counts.
-        counts = tl.load(counts_ptr + experts, mask=experts < EXPERTS, other=0, cache_modifier=".cg")
-        counts = tl.minimum(counts, TOKENS)
-        blocks = (counts + SIZE - 1) // SIZE
-        ends = tl.cumsum(blocks, 0)
-        for first in range(0, BLOCKS, TOGETHER):
-            block = first + tl.arange(0, TOGETHER)
-            before = ends[None, :] <= block[:, None]
-            own = tl.sum(before.to(tl.int32), 1)
-            start = (block - tl.sum(tl.where(before, blocks[None, :], 0), 1)) * SIZE
-            held = tl.sum(tl.where(experts[None, :] == own[:, None], counts[None, :], 0), 1)
-            own = tl.minimum(own, EXPERTS - 1)
-            inside = block < BLOCKS
-            tl.store(expert_ptr + block, own, mask=inside)
-            tl.store(start_ptr + block, own * TOKENS + start, mask=inside)
-            tl.store(count_ptr + block, tl.minimum(tl.maximum(held - start, 0), SIZE), mask=inside)
+    """Lists TAKEN assignments. Each program counts those before its own for itself, and so waits for no other."""
+    program = tl.program_id(0)
+    begin = program * TAKEN
+    section = begin // SECTION
+    expert = tl.arange(0, WIDTH)
+    assignment = section * SECTION + tl.arange(0, SECTION)
+    ids = tl.load(ids_ptr + assignment, mask=assignment < ASSIGNMENTS, other=-1)
+    before = _counts(ids, assignment < begin, EXPERTS, WIDTH)
+    if COUNTED:
+        counts = tl.zeros([WIDTH], tl.int32)
+        for done in range(0, SECTIONS, AT_ONCE):
+            other = done + tl.arange(0, AT_ONCE)[:, None]
+            known = (other < SECTIONS) & (expert < EXPERTS)[None, :]
+            counted = tl.load(counts_ptr + other * EXPERTS + expert[None, :], mask=known, other=0)
+            counts += tl.sum(counted, 0)
+            before += tl.sum(tl.where(other < section, counted, 0), 0)
+    else:
+        counts = _counts(ids, assignment < ASSIGNMENTS, EXPERTS, WIDTH)
+    blocks = (counts + SIZE - 1) // SIZE
+    first = tl.cumsum(blocks, 0) - blocks
+
+    own = begin + tl.arange(0, TAKEN)
+    ids = tl.load(ids_ptr + own, mask=own < ASSIGNMENTS, other=-1)
+    earlier = tl.arange(0, TAKEN)[:, None] < tl.arange(0, TAKEN)[None, :]
+    rank = tl.sum(((ids[:, None] == ids[None, :]) & earlier).to(tl.int32), 0)
+    real = (ids >= 0) & (ids < EXPERTS)
+    place = tl.gather(first * SIZE + before, tl.where(real, ids, 0), 0) + rank
+    tl.store(order_ptr + place, own, mask=real)
+
+    for turn in range(program, tl.max(blocks, 0), tl.num_programs(0)):
+        tl.store(expert_ptr + first + turn, expert, mask=turn < blocks)
+        tl.store(filled_ptr + first + turn, tl.minimum(counts - turn * SIZE, SIZE), mask=turn < blocks)
+    if program == 0:
+        tl.store(used_ptr, tl.sum(blocks, 0))
 
 
 @triton.jit
-def _block(
-    block, order_ptr, expert_ptr, start_ptr, count_ptr, EXPERTS: tl.constexpr, ROWS: tl.constexpr, ALONE: tl.constexpr
-):
-    """A block's expert, its assignments [ROWS], and how many they are; alone, an assignment is a block."""
-    row = tl.arange(0, ROWS)
-    expert = tl.load(expert_ptr + block)
-    if ALONE:
-        count = ((expert >= 0) & (expert < EXPERTS)).to(tl.int32)
-        assignment = block + row
-    else:
-        count = tl.load(count_ptr + block)
-        assignment = tl.load(order_ptr + tl.load(start_ptr + block) + row, mask=row < count, other=0)
-    return expert.to(tl.int64), assignment.to(tl.int64), count
+def _sigmoid(x):
+    """tl.sigmoid in a third of its instructions, which tensor cores would wait for: rsqrt(y)^2 divides by y."""
+    root = tl.math.rsqrt(1.0 + tl.math.exp2(-1.4426950408889634 * x))
+    return root * root
 
 
 @triton.jit
 def _gated(gate, up, ACTIVATION: tl.constexpr):
     if ACTIVATION == "silu":
-        gate = gate * tl.sigmoid(gate)
+        gate = gate * _sigmoid(gate)
     elif ACTIVATION == "relu":
         gate = tl.maximum(gate, 0.0)
     elif ACTIVATION == "relu2":
@@ -224,13 +274,67 @@ def _gated(gate, up, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "gelu":
         gate = 0.5 * gate * (1.0 + tl.math.erf(gate * 0.7071067811865476))
     elif ACTIVATION == "gelu_tanh":  # 0.5 * (1 + tanh(y)) = sigmoid(2 * y), y = sqrt(2 / pi) * (...)
-        gate = gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
+        gate = gate * _sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
     else:
         tl.static_assert(ACTIVATION == "clamped_swiglu")
         gate = tl.minimum(gate, 7.0)
-        gate = gate * tl.sigmoid(1.702 * gate)
+        gate = gate * _sigmoid(1.702 * gate)
         up = tl.minimum(tl.maximum(up, -7.0), 7.0) + 1.0
     return gate * up
+
+
+@triton.jit
+def _block(block, expert_ptr, filled_ptr, EXPERTS: tl.constexpr, ALONE: tl.constexpr):
+    """A block's expert, and how many assignments it holds; alone, an assignment is a block."""
+    expert = tl.load(expert_ptr + block)
+    count = ((expert >= 0) & (expert < EXPERTS)).to(tl.int32) if ALONE else tl.load(filled_ptr + block)
+    return expert.to(tl.int64), count
+
+
+@triton.jit
+def _assignments(block, count, order_ptr, ROWS: tl.constexpr, ALONE: tl.constexpr):
+    """A block's assignments, [ROWS] int64."""
+    row = tl.arange(0, ROWS)
+    assignment = block + row if ALONE else tl.load(order_ptr + block * ROWS + row, mask=row < count, other=0)
+    return assignment.to(tl.int64)
+
+
+@triton.jit
+def _product(
+    x_ptrs,
+    x_mask,
+    weight_ptrs,
+    weight_mask,
+    count,
+    IN: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    MASKED: tl.constexpr,
+    ALONE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """x @ weight, [ROWS, COLUMNS] float32. x_ptrs, x_mask: [ROWS, 1], where rows begin; weight_ptrs, weight_mask:
+    [1, COLUMNS], where columns do, WIDTH apart; MASKED: DEPTH does not divide IN, or weight_mask is not all."""
+    depth = tl.arange(0, DEPTH)
+    x_ptrs += depth[None, :]
+    weight_ptrs += depth[:, None] * WIDTH
+    out = tl.zeros((ROWS, COLUMNS), tl.float32)
+    end = IN
+    if ALONE:  # nothing is read for an assignment to no expert
+        end = IN * count
+    for done in range(0, end, DEPTH):
+        if MASKED:
+            inside = depth < IN - done
+            x = tl.load(x_ptrs + done, mask=x_mask & inside[None, :], other=0.0)
+            weight = tl.load(weight_ptrs, mask=weight_mask & inside[:, None], other=0.0)
+        else:
+            x = tl.load(x_ptrs + done, mask=x_mask, other=0.0)
+            weight = tl.load(weight_ptrs)
+        out = tl.dot(x, weight, out, input_precision=PRECISION)
+        weight_ptrs += DEPTH * WIDTH
+    return out
 
 
 @triton.jit
@@ -240,8 +344,8 @@ def _gate_up_kernel(
     bias_ptr,
     order_ptr,
     expert_ptr,
-    start_ptr,
-    count_ptr,
+    filled_ptr,
+    used_ptr,
     hidden_ptr,
     PER_TOKEN: tl.constexpr,
     IN: tl.constexpr,
@@ -251,54 +355,64 @@ def _gate_up_kernel(
     DEPTH: tl.constexpr,
     EXPERTS: tl.constexpr,
     ALONE: tl.constexpr,
-    GATED: tl.constexpr,
+    PARTS: tl.constexpr,
     BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """COLUMNS of one block's hidden values. x: [T, IN]; weight: [X, IN, WIDTH], WIDTH being 2 * OUT, or OUT where
-    there is no gate; hidden: [T * PER_TOKEN, OUT]."""
-    WIDTH: tl.constexpr = 2 * OUT if GATED else OUT
-    block = tl.program_id(1)
-    expert, assignment, count = _block(block, order_ptr, expert_ptr, start_ptr, count_ptr, EXPERTS, ROWS, ALONE)
-    if count > 0:
-        row = tl.arange(0, ROWS)
-        token = assignment // PER_TOKEN
-        column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-        depth = tl.arange(0, DEPTH)
-        x_ptrs = x_ptr + token[:, None] * IN + depth[None, :]
-        gate_ptrs = weight_ptr + expert * (IN * WIDTH) + depth[:, None] * WIDTH + column[None, :]
-        gate = tl.zeros((ROWS, COLUMNS), tl.float32)
-        up = tl.zeros((ROWS, COLUMNS), tl.float32)
-        for done in range(0, IN, DEPTH):
-            inside = depth < IN - done
-            mask = inside[:, None] & (column < OUT)[None, :]
-            x = tl.load(x_ptrs + done, mask=(row < count)[:, None] & inside[None, :], other=0.0)
-            gate_weight = tl.load(gate_ptrs, mask=mask, other=0.0)
-            gate = tl.dot(x, gate_weight, gate, input_precision=PRECISION)
-            if GATED:
-                up_weight = tl.load(gate_ptrs + OUT, mask=mask, other=0.0)
-                up = tl.dot(x, up_weight, up, input_precision=PRECISION)
-            gate_ptrs += DEPTH * WIDTH
-        if BIAS:
-            bias_ptrs = bias_ptr + expert * WIDTH + column
-            gate += tl.load(bias_ptrs, mask=column < OUT, other=0.0).to(tl.float32)[None, :]
-            if GATED:
-                up += tl.load(bias_ptrs + OUT, mask=column < OUT, other=0.0).to(tl.float32)[None, :]
-        hidden = _gated(gate, up, ACTIVATION).to(hidden_ptr.dtype.element_ty)
-        mask = (row < count)[:, None] & (column < OUT)[None, :]
-        tl.store(hidden_ptr + assignment[:, None] * OUT + column[None, :], hidden, mask=mask)
+    """COLUMNS of one block's hidden values, block after block. x: [T, IN]; weight: [X, IN, PARTS * OUT], PARTS being 2
+    where there is a gate; hidden: [B * ROWS, OUT]. Gate and up are one matmul, which wgmma does at its widest."""
+    WIDTH: tl.constexpr = PARTS * OUT
+    TILES: tl.constexpr = (OUT + COLUMNS - 1) // COLUMNS
+    MASKED: tl.constexpr = IN % DEPTH != 0 or OUT % COLUMNS != 0
+    row = tl.arange(0, ROWS)
+    own = tl.arange(0, COLUMNS)
+    both = tl.arange(0, PARTS * COLUMNS)
+    block = tl.program_id(0) // TILES
+    first = tl.program_id(0) % TILES * COLUMNS
+    if not ALONE and block >= tl.load(used_ptr):
+        return
+    expert, count = _block(block, expert_ptr, filled_ptr, EXPERTS, ALONE)
+    assignment = _assignments(block, count, order_ptr, ROWS, ALONE)
+    x_ptrs = x_ptr + (assignment // PER_TOKEN)[:, None] * IN
+    column = first + both % COLUMNS
+    known = column < OUT
+    column += both // COLUMNS * OUT
+    out = _product(
+        x_ptrs,
+        (row < count)[:, None],
+        weight_ptr + expert * (IN * WIDTH) + column[None, :],
+        known[None, :],
+        count,
+        IN,
+        WIDTH,
+        ROWS,
+        PARTS * COLUMNS,
+        DEPTH,
+        MASKED,
+        ALONE,
+        PRECISION,
+    )
+    if BIAS:
+        out += tl.load(bias_ptr + expert * WIDTH + column, mask=known, other=0.0).to(tl.float32)[None, :]
+    if PARTS == 2:
+        gate, up = out.reshape(ROWS, 2, COLUMNS).permute(0, 2, 1).split()
+    else:
+        gate, up = out, out
+    hidden = _gated(gate, up, ACTIVATION).to(hidden_ptr.dtype.element_ty)
+    hidden_ptrs = hidden_ptr + block.to(tl.int64) * (ROWS * OUT) + row[:, None] * OUT + (first + own)[None, :]
+    tl.store(hidden_ptrs, hidden, mask=(row < count)[:, None] & (first + own < OUT)[None, :])
 
 
 @triton.jit
 def _down_kernel(
-    hidden_ptr,
-    weight_ptr,
+    hidden,
+    weight,
     bias_ptr,
     order_ptr,
     expert_ptr,
-    start_ptr,
-    count_ptr,
+    filled_ptr,
+    used_ptr,
     out_ptr,
     IN: tl.constexpr,
     OUT: tl.constexpr,
@@ -306,28 +420,51 @@ def _down_kernel(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     EXPERTS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    IN_TURNS: tl.constexpr,
+    TMA: tl.constexpr,
     ALONE: tl.constexpr,
     BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """COLUMNS of one block's results. hidden: [N, IN]; weight: [X, IN, OUT]; out: [N, OUT]; N by assignment."""
-    block = tl.program_id(1)
-    expert, assignment, count = _block(block, order_ptr, expert_ptr, start_ptr, count_ptr, EXPERTS, ROWS, ALONE)
-    if count > 0:
-        row = tl.arange(0, ROWS)
-        column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-        depth = tl.arange(0, DEPTH)
-        hidden_ptrs = hidden_ptr + assignment[:, None] * IN + depth[None, :]
-        weight_ptrs = weight_ptr + expert * (IN * OUT) + depth[:, None] * OUT + column[None, :]
-        out = tl.zeros((ROWS, COLUMNS), tl.float32)
-        for done in range(0, IN, DEPTH):
-            inside = depth < IN - done
-            hidden = tl.load(hidden_ptrs + done, mask=(row < count)[:, None] & inside[None, :], other=0.0)
-            weight = tl.load(weight_ptrs, mask=inside[:, None] & (column < OUT)[None, :], other=0.0)
-            out = tl.dot(hidden, weight, out, input_precision=PRECISION)
-            weight_ptrs += DEPTH * OUT
+    """COLUMNS of one block's results, block after block. hidden: [BLOCKS * ROWS, IN]; weight: [X, IN, OUT], both where
+    they begin, or descriptors for TMA; out: [N, OUT], by assignment."""
+    TILES: tl.constexpr = (OUT + COLUMNS - 1) // COLUMNS
+    MASKED: tl.constexpr = IN % DEPTH != 0 or OUT % COLUMNS != 0
+    row = tl.arange(0, ROWS)
+    blocks = BLOCKS if ALONE else tl.load(used_ptr)
+    for tile in tl.range(tl.program_id(0), blocks * TILES, PROGRAMS, flatten=IN_TURNS):
+        block = tile // TILES
+        first = tile % TILES * COLUMNS
+        column = first + tl.arange(0, COLUMNS)
+        known = (column < OUT)[None, :]
+        expert, count = _block(block, expert_ptr, filled_ptr, EXPERTS, ALONE)
+        real = (row < count)[:, None]
+        if TMA:
+            begin = expert.to(tl.int32) * IN
+            out = tl.zeros((ROWS, COLUMNS), tl.float32)
+            for done in range(0, IN, DEPTH):
+                out = tl.dot(hidden.load([block * ROWS, done]), weight.load([begin + done, first]), out)
+        else:
+            out = _product(
+                hidden + block.to(tl.int64) * (ROWS * IN) + row[:, None] * IN,
+                real,
+                weight + expert * (IN * OUT) + column[None, :],
+                known,
+                count,
+                IN,
+                OUT,
+                ROWS,
+                COLUMNS,
+                DEPTH,
+                MASKED,
+                ALONE,
+                PRECISION,
+            )
         if BIAS:
-            bias = tl.load(bias_ptr + expert * OUT + column, mask=column < OUT, other=0.0)
-            out += bias.to(tl.float32)[None, :]
-        mask = (row < count)[:, None] & (column < OUT)[None, :]
-        tl.store(out_ptr + assignment[:, None] * OUT + column[None, :], out.to(out_ptr.dtype.element_ty), mask=mask)
+            out += tl.load(bias_ptr + expert * OUT + column, mask=column < OUT, other=0.0).to(tl.float32)[None, :]
+        # Where the results go is read this late so that no registers hold it meanwhile.
+        assignment = _assignments(block, count, order_ptr, ROWS, ALONE)
+        out_ptrs = out_ptr + assignment[:, None] * OUT + column[None, :]
+        tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=real & known)

@@ -53,20 +53,31 @@ class _Memory:
         return self.array.strides
 
 
+def _operand(arg: Any, array: np.ndarray) -> Any:
+    """What the interpreter takes for an operand that lies in `array`."""
+    import jax_triton
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    if isinstance(arg, jax_triton.TensorDescriptor):
+        return TensorDescriptor(_Memory(array), list(arg.shape), list(arg.strides), list(arg.block_shape))
+    return _Memory(array)
+
+
 def _interpret(*args: Any, kernel: Any, out_type: Any, grid: tuple[int, ...], **options: Any) -> Any:
     """Stands in for jax_triton.triton_call outside jit; outputs start as NaN, as fresh device memory might.
 
     Operands other than references must end as they began: XLA gives them to other kernels too.
     """
     refs = [arg for arg in args if isinstance(arg, jax.Ref)]
-    operands = [np.array(arg[...] if isinstance(arg, jax.Ref) else arg) for arg in args]
+    bases = [getattr(arg, "base", arg) for arg in args]
+    operands = [np.array(base[...] if isinstance(base, jax.Ref) else base) for base in bases]
     leaves, tree = jax.tree.flatten(out_type)
     outputs = [np.full(leaf.shape, np.nan if leaf.dtype.kind in "fV" else -1, leaf.dtype) for leaf in leaves]
     known = inspect.signature(kernel.fn).parameters
     constants = {name: value for name, value in options.items() if name in known}
-    kernel[grid](*[_Memory(array) for array in operands + outputs], **constants)
-    for arg, operand in zip(args, operands, strict=True):
-        assert isinstance(arg, jax.Ref) or np.array(arg).tobytes() == operand.tobytes()
+    kernel[grid](*map(_operand, args, operands), *map(_Memory, outputs), **constants)
+    for base, operand in zip(bases, operands, strict=True):
+        assert isinstance(base, jax.Ref) or np.array(base).tobytes() == operand.tobytes()
     for ref in refs:
         ref[...] = jax.numpy.asarray(operands[next(i for i, arg in enumerate(args) if arg is ref)])
     return tree.unflatten([jax.numpy.asarray(output) for output in outputs])
