@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxllm.config import LogprobsMode
 from jaxllm.runner.state import Column, State, row_params
-from jaxllm.sampling import Processors, Rows, TokenLogprobs, confine, greedy, narrow, sample, token_logprobs
+from jaxllm.sampling import Processors, Rows, TokenLogprobs, confine, draw, greedy, narrow, token_logprobs
 
 Variant = Literal["greedy", "sampled", "full", "forward", "scored"]
 VARIANTS: tuple[Variant, ...] = ("greedy", "sampled", "full", "forward", "scored")
@@ -63,15 +63,13 @@ class Drawing:
             allowed = logits if masks is None else confine(logits, masks, logits)
             if variant == "greedy":
                 return Drawn(greedy(allowed), None, ())
-            params = row_params(rows)
-            return Drawn(sample(narrow(allowed, params), params, at), None, ())
+            return Drawn(draw(allowed, row_params(rows), at), None, ())
         params = row_params(rows)
         processed = self._processors.apply(processing, logits, at - rows[:, Column.PROMPT_LEN])
         if masks is not None:
             processed = confine(processed, masks, logits)
-        narrowed = narrow(processed, params)
-        tokens = sample(narrowed, params, at)
-        told = narrowed if self._mode.startswith("processed") else logits
+        tokens = draw(processed, params, at)
+        told = narrow(processed, params) if self._mode.startswith("processed") else logits
         return Drawn(tokens, self.logprobs(told, tokens), self._processors.update(processing, tokens))
 
     def logprobs(self, logits: jax.Array, tokens: jax.Array) -> TokenLogprobs:
@@ -82,7 +80,7 @@ class Drawing:
         """The function of (state, masks) that draws what a forward program of R rows left, in the slots that it names;
         see Undrawn. masks: [R, W] int32."""
 
-        def draw(state: State, masks: jax.Array) -> tuple[State, jax.Array]:
+        def program(state: State, masks: jax.Array) -> tuple[State, jax.Array]:
             logits, slot, at, draws = state.undrawn.read(len(masks))
             rows = state.rows[slot]
             drawn = self.draw(variant, logits, rows, self.gather(variant, state, slot, rows), at, masks)
@@ -92,8 +90,8 @@ class Drawing:
                 state = state._replace(processors=self._processors.scatter(state.processors, slot, drawn.states))
             return state, pack([drawn.tokens, draws, drawn.logprobs])
 
-        draw.__name__ = draw.__qualname__ = f"draw_{variant}"
-        return draw
+        program.__name__ = program.__qualname__ = f"draw_{variant}"
+        return program
 
 
 def settle(rows: jax.Array, tokens: jax.Array, at: jax.Array, draws: jax.Array) -> jax.Array:

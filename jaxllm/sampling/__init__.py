@@ -9,19 +9,17 @@ top-k, top-p, draw.
 from collections.abc import Sequence
 
 from jaxllm.sampling.bias import LogitBias
-from jaxllm.sampling.draws import draw
-from jaxllm.sampling.filters import keep
 from jaxllm.sampling.logprobs import TokenLogprobs, token_logprobs
 from jaxllm.sampling.masks import AllowedTokens, BadWords, MinTokens, confine, forbid
 from jaxllm.sampling.params import RowParams
 from jaxllm.sampling.penalties import Penalties
 from jaxllm.sampling.processors import LogitsProcessor, Processors, ProcessorState, Rows, load
-from jaxllm.sampling.sample import greedy, narrow, sample
+from jaxllm.sampling.sample import draw, greedy, narrow
 from jaxllm.sampling.thinking import ThinkingBudget
 
 __all__ = [
     "LogitsProcessor", "ProcessorState", "Processors", "RowParams", "Rows", "TokenLogprobs", "confine", "draw",
-    "forbid", "greedy", "keep", "make_processors", "narrow", "sample", "token_logprobs",
+    "forbid", "greedy", "make_processors", "narrow", "token_logprobs",
 ]  # fmt: skip
 
 

@@ -7,25 +7,32 @@ over a row, whatever the vocabulary's size.
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.sampling_threshold import GREEDY_BELOW
+
 _SIGN = 1 << 31
 
 
-def sampling_threshold(logits: jax.Array, top_k: jax.Array, top_p: jax.Array, min_p: jax.Array) -> jax.Array:
+def sampling_threshold(
+    logits: jax.Array, temperature: jax.Array, top_k: jax.Array, top_p: jax.Array, min_p: jax.Array
+) -> jax.Array:
     """See pallas_kernels.sampling_threshold."""
     order = _order(logits)
     top = jnp.max(logits, axis=-1, keepdims=True)
-    kept = (logits >= top + jnp.log(min_p)[:, None]) & (logits > -jnp.inf)
+    is_greedy = temperature < GREEDY_BELOW
+    temperature = jnp.where(is_greedy, jnp.float32(1), temperature)[:, None]
+    kept = (logits >= top + temperature * jnp.log(min_p)[:, None]) & (logits > -jnp.inf)
 
     counted = (top_k > 0) & (top_k < logits.shape[-1])
     count = jnp.minimum(jnp.where(counted, top_k, logits.shape[-1]), jnp.sum(kept, axis=-1, dtype=jnp.int32))
     lowest = _threshold(order, kept.astype(jnp.int32), count)
     kept &= order >= lowest[:, None]
 
-    mass = jnp.where(kept, jnp.exp(logits - top), jnp.float32(0))
+    mass = jnp.where(kept, jnp.exp((logits - top) / temperature), jnp.float32(0))
     nucleus = _threshold(order, mass, top_p * jnp.sum(mass, axis=-1))
     # At top_p = 1 rounding could lose tokens too unlikely to move the sum.
     lowest = jnp.where(top_p < 1, jnp.maximum(lowest, nucleus), lowest)
-    return jnp.where(counted | (top_p < 1) | (min_p > 0), _float(lowest), -jnp.inf)
+    filtered = (counted | (top_p < 1) | (min_p > 0)) & ~is_greedy
+    return jnp.where(filtered, _float(lowest), -jnp.inf)
 
 
 def _order(x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Sampling's filters to time, on the logits of a large vocabulary."""
+"""Sampling to time, on the logits of a large vocabulary: its filters, and whole draws."""
 
 import functools
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.timing import Timing
+from pallas_kernels.sampling_draw import sampling_draw
 from pallas_kernels.sampling_threshold import sampling_threshold
 
 
@@ -34,19 +35,37 @@ class Filters(Timing):
 
     @functools.cached_property
     def arguments(self) -> list[Any]:
-        """min_p, which the chain hands on, logits, top_k and top_p."""
+        """Temperatures, which the chain hands on, logits, top_k, top_p and min_p."""
         logits = self.spread * jax.random.normal(jax.random.key(0), (self.rows, self.vocabulary), jnp.float32)
         top_k, top_p = jnp.full(self.rows, self.top_k, jnp.int32), jnp.full(self.rows, self.top_p, jnp.float32)
-        return [jnp.zeros(self.rows, jnp.float32), logits, top_k, top_p]
+        return [jnp.ones(self.rows, jnp.float32), logits, top_k, top_p, jnp.zeros(self.rows, jnp.float32)]
 
-    def call(self, min_p: jax.Array, *operands: jax.Array) -> jax.Array:
-        """The operation; 0 again, which the compiler cannot know."""
-        threshold = sampling_threshold(*operands, min_p)
-        return jnp.where(jnp.isnan(threshold), jnp.float32(1), min_p)
+    def call(self, temperature: jax.Array, logits: jax.Array, *filters: jax.Array) -> jax.Array:
+        """The operation; 1 again, which the compiler cannot know."""
+        threshold = sampling_threshold(logits, temperature, *filters)
+        return jnp.where(jnp.isnan(threshold), jnp.float32(2), temperature)
+
+
+@dataclass(frozen=True)
+class Draws(Filters):
+    """The same, and a token drawn of each row."""
+
+    @property
+    def bytes(self) -> int:
+        """The logits once, twice if anything filters them."""
+        return super().bytes + 4 * self.rows * self.vocabulary
+
+    def call(self, temperature: jax.Array, logits: jax.Array, *filters: jax.Array) -> jax.Array:
+        """Both operations; 1 again, which the compiler cannot know."""
+        lowest = sampling_threshold(logits, temperature, *filters)
+        zeros = jnp.zeros(self.rows, jnp.int32)
+        token = sampling_draw(logits, lowest, temperature, jnp.zeros((self.rows, 2), jnp.uint32), zeros, zeros)
+        return jnp.where(token < 0, jnp.float32(2), temperature)
 
 
 FILTERS = tuple(
-    Filters(f"sampling_threshold B{rows} {label}", repeats, rows, top_k, top_p, spread)
+    kind(f"{name} B{rows} {label}", repeats, rows, top_k, top_p, spread)
+    for kind, name in ((Filters, "sampling_threshold"), (Draws, "draw"))
     for rows, repeats in ((1, 100), (64, 50), (256, 20))
     for label, top_k, top_p, spread in (
         ("unfiltered", 0, 1.0, 3.0),

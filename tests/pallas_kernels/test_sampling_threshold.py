@@ -15,11 +15,12 @@ BACKENDS = ("reference", "triton")
 def rows(logits: np.ndarray, *filters: tuple[int, float, float]) -> list[jax.Array]:
     """Operands."""
     top_k, top_p, min_p = zip(*filters, strict=True)
-    parameters = [jnp.asarray(top_k, jnp.int32), jnp.asarray(top_p, jnp.float32), jnp.asarray(min_p, jnp.float32)]
+    ones = jnp.ones(len(filters), jnp.float32)
+    parameters = [ones, jnp.asarray(top_k, jnp.int32), jnp.asarray(top_p, jnp.float32), jnp.asarray(min_p, jnp.float32)]
     return [jnp.asarray(logits, jnp.float32), *parameters]
 
 
-@pytest.mark.parametrize("vocabulary", [40, 9000])
+@pytest.mark.parametrize("vocabulary", [40, 17000])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nothing_filters(backend: str, vocabulary: int, interpreter: None) -> None:
     logits = np.full((3, vocabulary), np.nan)
@@ -28,15 +29,42 @@ def test_nothing_filters(backend: str, vocabulary: int, interpreter: None) -> No
     assert found.tolist() == [-np.inf] * 3
 
 
+@pytest.mark.parametrize("vocabulary", [40, 17000])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_greedy_rows_are_not_filtered(backend: str, vocabulary: int, interpreter: None) -> None:
+    logits, _, *filters = rows(np.zeros((2, vocabulary)), (5, 0.9, 0.1), (0, 0.5, 0.0))
+    with choose.using(backend):
+        found = sampling_threshold(logits, jnp.asarray([0.0, 1e-6], jnp.float32), *filters)
+    assert found.tolist() == [-np.inf] * 2
+
+
+@pytest.mark.parametrize("top_k", [300, 3000, 12000, 16999])
+def test_any_number_of_tokens(top_k: int, interpreter: None) -> None:
+    logits = np.random.default_rng(top_k).normal(size=(1, 17000)).astype(np.float32)
+    with choose.using("triton"):
+        found = sampling_threshold(*rows(logits, (top_k, 1.0, 0.0)))
+    assert (logits >= np.asarray(found)[:, None]).sum() == top_k
+
+
+def test_more_equal_tokens_than_there_is_room_for(interpreter: None) -> None:
+    logits = np.zeros((2, 30000), np.float32)
+    logits[:, 100], logits[:, -7:] = 1, -1
+    with choose.using("triton"):
+        found = sampling_threshold(*rows(logits, (5, 1.0, 0.0), (0, 0.99999, 0.0)))
+    assert found.tolist() == [0.0, -1.0]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_both_zeros_are_kept_together(backend: str, interpreter: None) -> None:
     logits = np.asarray([[-0.0, 0.0, -1.0, -np.inf]] * 3)
     with choose.using(backend):
-        kept = keep(*rows(logits, (1, 1.0, 0.0), (0, 0.4, 0.0), (0, 1.0, 1.0)))
+        logits, _, *filters = rows(logits, (1, 1.0, 0.0), (0, 0.4, 0.0), (0, 1.0, 1.0))
+        kept = keep(logits, *filters)
     assert kept.tolist() == [[True, True, False, False]] * 3
 
 
-@pytest.mark.parametrize("vocabulary", [40, 9000])
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
+@pytest.mark.parametrize("vocabulary", [40, 17000])
 def test_rows_without_logits_end(vocabulary: int, interpreter: None) -> None:
     logits = np.random.default_rng(0).normal(size=(6, vocabulary))
     logits[:2], logits[2:4, ::2], logits[4:, 7] = -np.inf, np.nan, np.inf
@@ -47,11 +75,11 @@ def test_rows_without_logits_end(vocabulary: int, interpreter: None) -> None:
 
 @pytest.mark.parametrize("spread", [0.01, 1.0, 8.0])
 def test_same_tokens_as_the_reference(spread: float, interpreter: None) -> None:
-    logits = np.random.default_rng(1).normal(size=(5, 10000)) * spread
-    filters = rows(logits, (0, 1.0, 0.0), (20, 0.5, 0.0), (300, 1.0, 0.0), (0, 0.3, 0.0), (0, 1.0, 0.3))
+    logits = np.random.default_rng(1).normal(size=(5, 18000)) * spread
+    logits, _, *filters = rows(logits, (0, 1.0, 0.0), (20, 0.5, 0.0), (300, 1.0, 0.0), (0, 0.3, 0.0), (0, 1.0, 0.3))
     kept = []
     for backend in BACKENDS:
         with choose.using(backend):
-            kept.append(np.asarray(keep(*filters)))
+            kept.append(np.asarray(keep(logits, *filters)))
     assert abs(kept[0].sum(1) - kept[1].sum(1)).max() <= 1  # a sum may be rounded to the other side of top_p
     assert kept[0].sum(1)[:3].tolist() == kept[1].sum(1)[:3].tolist()

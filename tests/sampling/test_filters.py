@@ -7,10 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxllm.sampling import keep
+from jaxllm.sampling import RowParams, narrow
 
 ROUNDING = 3e-6  # share of the mass within which float32 and float64 sums may disagree about top-p
-kept = jax.jit(keep)
+
+
+@jax.jit
+def kept(logits: jax.Array, top_k: jax.Array, top_p: jax.Array, min_p: jax.Array) -> jax.Array:
+    """The tokens that may be drawn at temperature 1, [B, V] bool."""
+    rows = jnp.zeros_like(top_k)
+    params = RowParams(jnp.ones_like(top_p), top_k, top_p, min_p, jnp.zeros((*top_k.shape, 2), jnp.uint32), rows)
+    return narrow(logits, params) > -jnp.inf
 
 
 def by_sorting(logits: np.ndarray, top_k: int, top_p: float, min_p: float) -> tuple[set[int], set[int]]:

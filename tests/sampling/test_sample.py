@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm.sampling import RowParams, greedy, narrow, sample, token_logprobs
+from jaxllm.sampling import RowParams, draw, greedy, narrow, token_logprobs
 
-sampled = jax.jit(lambda logits, params, position: sample(narrow(logits, params), params, position))
+sampled = jax.jit(draw)
 
 
 def params(n: int, **changes: Any) -> RowParams:
@@ -96,6 +96,33 @@ def test_a_row_draws_the_same_alone_and_in_any_company() -> None:
     for i in range(0, n, 5):
         one = np.asarray([i])
         assert sampled(logits[one], rows(p, one), position[one])[0] == together[i]
+
+
+def test_a_vocabulary_of_several_groups_members_and_parts() -> None:
+    """Few likely tokens among unlikely ones, some of them of one group."""
+    n, vocabulary = 2_000, 25_000
+    p = np.full(vocabulary, 0.1 / (vocabulary - 5))
+    likely = [3, 3 + 2048, 1027, 20_000, 24_999]
+    p[likely] = [0.3, 0.2, 0.1, 0.2, 0.1]
+    logits = jnp.tile(jnp.log(jnp.asarray(p, jnp.float32)), (n, 1))
+    tokens = np.asarray(sampled(logits, params(n, temperature=2.0), jnp.zeros(n, jnp.int32)))
+    weight = np.sqrt(p)
+    weight /= weight.sum()
+    classes = np.where(np.isin(tokens, likely), np.searchsorted(np.sort(likely), tokens), 5 + tokens % 7)
+    expected = np.append(weight[np.sort(likely)], [0.0] * 7)
+    for rest in range(7):
+        others = np.setdiff1d(np.arange(rest, vocabulary, 7), likely)
+        expected[5 + rest] = weight[others].sum()
+    assert abs(chi_square(classes, expected)) < 4
+
+
+def test_narrowed_logits_are_those_that_may_be_drawn() -> None:
+    logits = jnp.asarray(np.random.default_rng(6).normal(0, 2, (3, 40)).astype(np.float32))
+    given = params(3, temperature=[0.5, 0.0, 2.0], top_k=[3, 3, 0])
+    got = np.asarray(narrow(logits, given))
+    assert np.isfinite(got).sum(1).tolist() == [3, 40, 40]
+    np.testing.assert_allclose(got[0].max(), 2 * np.asarray(logits)[0].max(), rtol=1e-6)
+    assert (got[1] == np.asarray(logits)[1]).all()
 
 
 def test_greedy_rows_among_sampled_ones() -> None:
