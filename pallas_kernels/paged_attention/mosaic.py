@@ -103,15 +103,16 @@ def extend(
     first, row_end = starts[row] + place * size, starts[row + 1]
     held = jnp.where(row < 0, 0, jnp.minimum(row_end - first, size))
     # The first token's position is negative in the row of padding: it sees nothing.
-    position = jnp.pad(kv_len, (0, 1))[row] - row_end + first
-    work = jnp.stack([jnp.clip(row, 0, rows - 1), first, held, position], axis=1)
+    length = jnp.pad(kv_len, (0, 1))[row]
+    position = length - row_end + first
+    work = jnp.stack([jnp.clip(row, 0, rows - 1), first, held, position, length], axis=1)
 
     def kernel(q_ref, k_ref, v_ref, table_ref, work_ref, out_ref, q_smem, k_smem, v_smem, barriers, staged=None):
         warpgroup = lax.axis_index("warpgroup")
         # A row's later tiles have more to read: they start first.
         tile = tiles - 1 - lax.axis_index("tile")
         row, first = work_ref[tile, 0], work_ref[tile, 1]
-        held, position = work_ref[tile, 2], work_ref[tile, 3]
+        held, position, length = work_ref[tile, 2], work_ref[tile, 3], work_ref[tile, 4]
         head = lax.axis_index("heads") * heads_of_tile
         end = position + held  # of the keys that the tile's tokens see
         steps = lax.div(jnp.maximum(end, 0) + (_BLOCK - 1), _BLOCK)
@@ -128,8 +129,9 @@ def extend(
             )
             plgpu.barrier_wait(barriers.q_ready.at[warpgroup])
             out = _attend(
-                queries, k_smem, v_smem, barriers, staged, warpgroup, position + shift, end, steps, seen_by_all, scale
-            )
+                queries, k_smem, v_smem, barriers, staged, warpgroup, position + shift, length, steps, seen_by_all,
+                scale,
+            )  # fmt: skip
             queries[...] = out.astype(q.dtype)
             plgpu.commit_smem()
             _store(queries, out_ref, first + shift, mine, jnp.clip(held - shift, 0, _QUERIES))
@@ -211,10 +213,11 @@ class _Barriers:
         return plgpu.Barrier(num_barriers=2), ready, ready, taken, taken, plgpu.Barrier(num_arrivals=2)
 
 
-def _attend(queries, k_smem, v_smem, barriers, staged, warpgroup, position, end, steps, seen_by_all, scale):
+def _attend(queries, k_smem, v_smem, barriers, staged, warpgroup, position, length, steps, seen_by_all, scale):
     """[64, D] float32: what 64 queries, the first at `position`, make of the tile's keys.
 
-    end: of the keys that the tile may read; steps: blocks until then, the first `seen_by_all` of them without a mask.
+    length: of the row, behind which keys and values are nobody's; steps: blocks that the tile reads, the first
+    `seen_by_all` of them without a mask.
     """
     dim = k_smem.shape[-1]
     layout = plgpu.Layout.WGMMA
@@ -253,7 +256,7 @@ def _attend(queries, k_smem, v_smem, barriers, staged, warpgroup, position, end,
         plgpu.barrier_arrive(barriers.turn)
         plgpu.barrier_wait(barriers.v_ready.at[slot])
         if masked:
-            _clear(v_smem.at[slot], end - start)
+            _clear(v_smem.at[slot], length - start)
         plgpu.barrier_wait(barriers.turn)
         if staged is not None:
             staged.at[warpgroup][...] = narrow
