@@ -16,12 +16,14 @@ from pallas_kernels.ragged_attention import ragged_attention
 
 @dataclass(frozen=True)
 class Paged(Timing):
-    """paged_attention: rows of (queries, kv_len), 32/8 heads of 128, pages of 64."""
+    """paged_attention: rows of (queries, kv_len), heads of 128, pages of 64."""
 
     rows: tuple[tuple[int, int], ...]
     decode: bool = False
+    heads: int = 32
+    kv_heads: int = 8
 
-    heads, kv_heads, dim, page, max_pages = 32, 8, 128, 64, 520
+    dim, page, max_pages = 128, 64, 520
 
     @property
     def bytes(self) -> int:
@@ -105,6 +107,12 @@ DECODES = (
     Paged("decode B256 ctx1024", 20, ((1, 1024),) * 256, True),
     Paged("decode B1 ctx512", 100, ((1, 512),), True),
     Paged("decode B64 ctx500, one of 32768", 40, ((1, 500),) * 63 + ((1, 32768),), True),
+    Paged("decode B64 ctx100 to 300", 100, tuple((1, 100 + 37 * i % 201) for i in range(64)), True),
+    Paged("decode B256 ctx1024 to 1280", 20, tuple((1, 1024 + 37 * i % 257) for i in range(256)), True),
+    Paged("decode B32 ctx400", 100, ((1, 400),) * 32, True),
+    Paged("decode B64 ctx300, 16/8 heads", 100, ((1, 300),) * 64, True, 16),
+    Paged("decode B64 ctx300, 32/4 heads", 100, ((1, 300),) * 64, True, 32, 4),
+    Paged("decode B256 ctx1150, 32/4 heads", 20, ((1, 1150),) * 256, True, 32, 4),
 )
 EXTENDS = (
     Paged("extend 1x8192", 5, ((8192, 8192),)),
@@ -112,6 +120,11 @@ EXTENDS = (
     Paged("extend 1x8192 at 24576", 3, ((8192, 32768),)),
     Paged("extend 255 decodes + 7937", 5, ((1, 1024),) * 255 + ((7937, 7937),)),
     Paged("extend 256 decodes", 10, ((1, 1024),) * 256),
+    Paged("extend 8x1024", 10, ((1024, 1024),) * 8),
+    Paged("extend 2x4096", 5, ((4096, 4096),) * 2),
+    Paged("extend 2x4096, 16/8 heads", 10, ((4096, 4096),) * 2, False, 16),
+    Paged("extend 8x1024, 16/8 heads", 20, ((1024, 1024),) * 8, False, 16),
+    Paged("extend 2x4096, 32/4 heads", 5, ((4096, 4096),) * 2, False, 32, 4),
 )
 _SENTENCES = tuple(20 + 23 * i % 41 for i in range(410))  # of 20 to 60 tokens, 16,400 in all
 RAGGED = (

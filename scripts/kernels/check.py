@@ -34,8 +34,8 @@ OPERATIONS = {
     "causal_conv": ("triton", "reference"),
     "selective_scan": ("triton", "reference"),
     "ssd": ("triton", "reference"),
-    "skinny_matmul": ("triton", "reference"),
     "sampling_threshold": ("triton", "reference"),
+    "sampling_draw": ("triton", "reference"),
 }
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1.6e-2}
 # References compute in one thread each, as several of these commands share a machine and each has this many of them.

@@ -70,29 +70,30 @@ _RAGGED_CONFIGURATIONS = _configurations(
     (128, 64, 8, 3),
     (128, 128, 8, 2),
 )
-_MIXTURE = "rows inner size depth warps stages"
 _PREFILL_MIXTURES = _configurations(
-    _MIXTURE,
-    (128, 128, 128, 64, 8, 3),
-    (128, 128, 256, 64, 8, 3),
-    (128, 64, 128, 64, 8, 4),
-    (128, 64, 128, 64, 4, 3),
-    (64, 128, 128, 64, 4, 3),
-    (64, 64, 128, 64, 4, 4),
+    "rows inner warps stages size down_warps down_stages depth tma programs",
+    (128, 128, 8, 4, 128, 4, 3, 64, 0, 0),
+    (128, 128, 8, 4, 128, 4, 3, 64, 1, 0),
+    (128, 128, 8, 4, 128, 4, 3, 64, 1, 264),
+    (128, 128, 8, 4, 128, 8, 3, 64, 1, 0),
+    (128, 128, 8, 3, 256, 8, 3, 64, 0, 0),
+    (128, 128, 8, 3, 256, 8, 4, 64, 1, 132),
+    (128, 64, 4, 3, 128, 4, 3, 64, 0, 0),
+    (128, 64, 4, 3, 128, 4, 3, 64, 1, 264),
 )
 
 
 def _decode_mixtures(rows: int) -> list[dict[str, int]]:
     return _configurations(
-        _MIXTURE,
-        (rows, 32, 32, 128, 4, 4),
-        (rows, 32, 64, 128, 4, 3),
-        (rows, 32, 64, 256, 4, 3),
-        (rows, 64, 64, 64, 4, 3),
-        (rows, 64, 64, 64, 4, 5),
-        (rows, 64, 64, 128, 4, 3),
-        (rows, 64, 128, 64, 4, 4),
-        (rows, 128, 128, 64, 8, 3),
+        "rows inner warps stages size down_warps down_stages depth",
+        (rows, 32, 4, 4, 32, 4, 4, 128),
+        (rows, 64, 4, 3, 64, 4, 3, 64),
+        (rows, 64, 4, 3, 64, 4, 3, 128),
+        (rows, 64, 4, 4, 64, 4, 4, 128),
+        (rows, 64, 4, 4, 128, 4, 4, 64),
+        (rows, 128, 4, 4, 128, 4, 4, 64),
+        (rows, 128, 8, 4, 128, 4, 4, 64),
+        (rows, 128, 8, 4, 128, 8, 4, 64),
     )
 
 

@@ -3,6 +3,7 @@
 A program of its own, since the suite's process has Triton's interpreter in the compiler's place.
 """
 
+import functools
 import itertools
 import json
 import re
@@ -19,7 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pallas_kernels import choose
+from pallas_kernels import choose, tuning
 from pallas_kernels.causal_conv import causal_conv
 from pallas_kernels.kv_write import kv_write
 from pallas_kernels.latent_write import latent_write
@@ -29,13 +30,14 @@ from pallas_kernels.paged_attention import paged_attention
 from pallas_kernels.qk_norm_rope_kv_write import qk_norm_rope_kv_write
 from pallas_kernels.ragged_attention import ragged_attention
 from pallas_kernels.rms_norm_residual import rms_norm_residual
+from pallas_kernels.sampling_draw import sampling_draw
 from pallas_kernels.sampling_threshold import sampling_threshold
 from pallas_kernels.selective_scan import selective_scan
 from pallas_kernels.softmax_top_k import softmax_top_k
 from pallas_kernels.ssd import ssd
 
 _PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
-_TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32"}
+_TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32", "uint32": "u32"}
 
 
 def _compile(
@@ -54,15 +56,20 @@ def _compile(
     outputs, tree = jax.tree.flatten(out_type)
     pointers = [parameter.name for parameter in kernel.params if not parameter.is_constexpr]
     signature = {parameter.name: "constexpr" for parameter in kernel.params}
+    aligned = []
     for pointer, array in zip(pointers, [*operands, *outputs], strict=True):
+        if isinstance(array, jax_triton.TensorDescriptor):
+            box = ",".join(map(str, array.block_shape))
+            signature[pointer] = f"tensordesc<{_TYPES[array.base.dtype.name]}[{box}]>"
+            continue
+        aligned.append(list(signature).index(pointer))
         dtype = jax.typeof(array).dtype if isinstance(array, jax.Ref) else array.dtype
         signature[pointer] = "*" + _TYPES[dtype.name]
-    order = list(signature)
     source = ASTSource(
         fn=kernel,
         signature=signature,
         constexprs={key: value for key, value in constants.items() if key in signature},
-        attrs={(order.index(pointer),): [["tt.divisibility", 16]] for pointer in pointers},
+        attrs={(index,): [["tt.divisibility", 16]] for index in aligned},
     )
     options = {"num_warps": num_warps, "num_stages": num_stages, **(backend_options or {})}
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
@@ -79,6 +86,12 @@ def _compile(
     }
     print(json.dumps(found), flush=True)
     return tree.unflatten([jnp.zeros(output.shape, output.dtype) for output in outputs])
+
+
+def _moe_by_tma(programs: int, *operands: Any, **options: Any) -> None:
+    """moe with TMA, as a tuning table may have it."""
+    with tuning.trying("grouped", tma=1, programs=programs):
+        moe(*operands, **options)
 
 
 def _calls() -> list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]:
@@ -114,11 +127,19 @@ def _calls() -> list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]
     for heads in (16, 128):
         operands = (zeros(8, heads, 576), zeros(5, 64, 576), ints(8, 9), ints(9), ints(8))
         calls.append((mla_attention, operands, {"rank": 512, "scale": 0.1, "decode": True}))
-    for tokens, activation in ((1, "silu"), (512, "clamped_swiglu"), (1024, "silu"), (1, "relu2"), (512, "relu2")):
+    for function, tokens, activation in (
+        (moe, 1, "silu"),
+        (moe, 512, "clamped_swiglu"),
+        (moe, 1024, "silu"),
+        (moe, 1, "relu2"),
+        (moe, 512, "relu2"),
+        (functools.partial(_moe_by_tma, 0), 4096, "silu"),
+        (functools.partial(_moe_by_tma, 264), 4096, "relu2"),
+    ):
         chosen, weights = ints(tokens, 2), zeros(tokens, 2, dtype=jnp.float32)
         width = 512 if activation == "relu2" else 1024
         operands = (zeros(tokens, 1024), zeros(8, 1024, width), zeros(8, 512, 1024), chosen, weights)
-        calls.append((moe, operands, {"activation": activation}))
+        calls.append((function, operands, {"activation": activation}))
     real = zeros(9, dtype=jnp.bool_)
     for experts, options in ((128, {"top_k": 8}), (256, {"top_k": 8, "norm": None})):
         calls.append((softmax_top_k, (zeros(9, experts, dtype=jnp.float32), real), options))
@@ -141,8 +162,10 @@ def _calls() -> list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]
             operands = (x, dt, single, by_place, by_place, single, states, *rows)
             calls.append((ssd, operands, {"decode": decode}))
     for vocabulary in (4097, 151936):
-        operands = (zeros(8, vocabulary, dtype=jnp.float32), ints(8), *[zeros(8, dtype=jnp.float32)] * 2)
-        calls.append((sampling_threshold, operands, {}))
+        logits, single = zeros(8, vocabulary, dtype=jnp.float32), zeros(8, dtype=jnp.float32)
+        calls.append((sampling_threshold, (logits, single, ints(8), single, single), {}))
+        seed = zeros(8, 2, dtype=jnp.uint32)
+        calls.append((sampling_draw, (logits, single, single, seed, ints(8), ints(8)), {}))
     calls.append((kv_write, (pool, pool, new, new, ints(8)), {}))
     calls.append((latent_write, (zeros(5, 64, 576), zeros(8, 576), ints(8)), {}))
     calls.append((rms_norm_residual, (zeros(8, 4096), zeros(8, 4096), zeros(4096), 1e-6), {}))

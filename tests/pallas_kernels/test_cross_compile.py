@@ -22,9 +22,10 @@ def test_kernels_compile_for_hopper_without_spills(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr[-2000:]
     found = [json.loads(line) for line in ran.stdout.splitlines()]
     attention = {"paged_decode", "paged_extend", "ragged_attention", "mla_decode", "mla_decode_combine"}
-    mixture = {"softmax_top_k", "moe_plan", "moe_gate_up", "moe_down"}
+    mixture = {"softmax_top_k", "moe_count", "moe_list", "moe_gate_up", "moe_down"}
     recurrent = {"causal_conv", "selective_scan", "ssd_decode", "ssd_pass", "ssd_chunk"}
-    sampling = {"sampling_maxima", "sampling_bounds", "sampling_candidates", "sampling_threshold"}
+    sampling = {"sampling_masses", "sampling_bounds", "sampling_candidates", "sampling_threshold"}
+    sampling |= {"sampling_groups", "sampling_token"}
     others = {"qk_norm_rope_kv_write", "kv_write", "latent_write", "rms_norm_residual"}
     assert {entry["kernel"] for entry in found} == attention | mixture | recurrent | sampling | others
     for entry in found:

@@ -29,8 +29,8 @@ OPERATIONS = {
     "causal_conv": ("reference", "triton"),
     "selective_scan": ("reference", "triton"),
     "ssd": ("reference", "triton"),
-    "skinny_matmul": ("reference", "triton"),
     "sampling_threshold": ("reference", "triton"),
+    "sampling_draw": ("reference", "triton"),
 }
 # Of the largest magnitude expected: a few roundings of the operands' type.
 TOLERANCE = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
