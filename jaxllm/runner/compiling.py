@@ -127,61 +127,63 @@ class Compiler:
     ) -> dict[K, Built]:
         """Every job's program. check: told of each as soon as it is there; what it raises ends the rest.
 
-        elsewhere: who is to build what is not kept yet; what is timed is built here, and what does not come from there.
+        elsewhere: who helps with what is not kept yet. What is timed is built here alone; then this process takes from
+        the others what they would come to last, until nothing is left: it never waits for them.
         """
         built: dict[K, Built] = {}
         failed = threading.Event()
 
-        def finish(job: Job[K], program: Built) -> None:
+        def finish(job: Job[K], program: Built, *, loaded: bool) -> None:
             if check is not None:
                 check(program.cost)
             with self._lock:
+                if job.key in built:  # by another process as well
+                    return
                 built[job.key] = program
+                self.loaded += loaded
+                self.compiled += not loaded
                 if progress is not None:
                     progress(len(built), len(jobs), "compiling")
 
         def load(job: Job[K]) -> None:
             if (program := self._load(job)) is not None:
-                finish(job, program)
+                finish(job, program, loaded=True)
 
-        def compile(job: Job[K], lowering: Future[jax.stages.Lowered]) -> None:
+        def lower(job: Job[K]) -> jax.stages.Lowered | None:
+            return None if job.key in built else self._lower(job)
+
+        def compile(job: Job[K], lowering: Future[jax.stages.Lowered | None]) -> None:
             lowered = lowering.result()
             if failed.is_set():
                 raise StoppedError
+            if lowered is None or job.key in built:
+                return
             program = self._compile(job, lowered)
             if self.kept is not None:
                 saver.submit(self._save, job, program)
-            finish(job, program)
+            finish(job, program, loaded=False)
 
         def follow(kept: Iterator[K], given: Mapping[K, Job[K]]) -> None:
-            for key in kept:
-                if self._stop.is_set():
-                    raise StoppedError
-                load(given[key])
+            with ThreadPoolExecutor(self._compiling, "load") as loaders:
+                for task in [loaders.submit(copy_context().run, load, given[key]) for key in kept]:
+                    task.result()
 
+        following: Future[None] | None = None
         with ExitStack() as stack:
             lowerers = stack.enter_context(ThreadPoolExecutor(self._lowering, "lower"))
-            lowered: dict[K, Future[jax.stages.Lowered]] = {}
+            lowered: dict[K, Future[jax.stages.Lowered | None]] = {}
             # Nothing is written before all is lowered.
             saver = stack.enter_context(ThreadPoolExecutor(1, "save", lambda: wait(lowered.values())))
-            pool = stack.enter_context(ThreadPoolExecutor(self._compiling, "compile"))
+            pool = stack.enter_context(ThreadPoolExecutor(self._compiling + 1, "compile"))
 
             def all_of(tasks: Iterable[Future[None]]) -> None:
                 for task in wait(tasks, return_when=FIRST_EXCEPTION).done:
                     task.result()
 
-            def build_here(jobs: Sequence[Job[K]]) -> list[Future[None]]:
-                for job in jobs:
-                    lowered[job.key] = lowerers.submit(copy_context().run, self._lower, job)
-                return [pool.submit(copy_context().run, compile, job, lowered[job.key]) for job in jobs]
-
-            def lacking() -> list[Job[K]]:
-                return [job for job in jobs if job.key not in built]
-
             try:
                 if self.kept is not None:
                     all_of([pool.submit(copy_context().run, load, job) for job in jobs])
-                missing = lacking()
+                missing = [job for job in jobs if job.key not in built]
                 if missing and self.kept is not None:
                     stack.enter_context(_without_compilation_cache())
                     given = {job.key: job for job in missing if not job.timed}
@@ -189,13 +191,18 @@ class Compiler:
                         # Left before the pool is, so that what follows the processes ends with them.
                         kept = stack.enter_context(elsewhere.building(list(given.values())))
                         following = pool.submit(copy_context().run, follow, kept, given)
-                        all_of([following, *build_here([job for job in missing if job.timed])])
-                all_of(build_here(lacking()))
+                        # Of what others build, what they come to last.
+                        missing = [*(job for job in missing if job.timed), *reversed(given.values())]
+                for job in missing:
+                    lowered[job.key] = lowerers.submit(copy_context().run, lower, job)
+                all_of([pool.submit(copy_context().run, compile, job, lowered[job.key]) for job in missing])
             except BaseException:
                 failed.set()
                 lowerers.shutdown(wait=False, cancel_futures=True)
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+        if following is not None:
+            following.result()  # raises what `check` did
         if missing and self.kept is not None:
             self.kept.trim()
         return built
@@ -221,10 +228,7 @@ class Compiler:
         return f"{self.loaded} programs loaded, {self.compiled} compiled{f' ({made})' if self.compiled else ''}"
 
     def _load[K](self, job: Job[K]) -> Built | None:
-        found = self.kept.load(job) if self.kept is not None and not self._stop.is_set() else None
-        with self._lock:
-            self.loaded += found is not None
-        return found
+        return self.kept.load(job) if self.kept is not None and not self._stop.is_set() else None
 
     def _lower[K](self, job: Job[K]) -> jax.stages.Lowered:
         if self._stop.is_set():
@@ -242,7 +246,6 @@ class Compiler:
         run = lowered.compile(compiler_options=dict(job.options) or None)
         built = Built(run, _cost(job.name, run))
         with self._lock:
-            self.compiled += 1
             self.compile_seconds += time.perf_counter() - started
         return built
 

@@ -42,9 +42,11 @@ class Store:
     """The entries of one engine: those whose identity is its own, in a directory that many share."""
 
     def __init__(self, directory: Path, identity: Mapping[str, Any]):
-        """identity: everything that decides the programs, beside their own keys and arguments; JSON."""
+        """identity: everything that decides the programs, beside their own keys and arguments; JSON. Its flags are
+        those of the environment as it was then: JAX sets some itself."""
         self.directory = directory
         self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        self.flags: dict[str, str] = identity.get("flags", {})
         self._loaded: list[Path] = []
 
     @classmethod
@@ -136,8 +138,6 @@ class Store:
 def identity(device: jax.Device, **decided: Any) -> dict[str, Any]:
     """What decides programs beside their keys. decided: configurations, as JSON or anything with a whole repr."""
     settings = {name: repr(value) for name, value in jax.config.values.items() if "cache" not in name}
-    prefixes = ("XLA_FLAGS", "JAX_", "JAXLLM_KERNELS", "TRITON_", "MOSAIC_", "NVIDIA_", "CUDA_", "TF_")
-    flags = {name: value for name, value in os.environ.items() if name.startswith(prefixes) and "CACHE" not in name}
     return {
         "sources": _sources(),
         "versions": _versions(),
@@ -145,9 +145,15 @@ def identity(device: jax.Device, **decided: Any) -> dict[str, Any]:
         "device": [device.device_kind, str(getattr(device, "compute_capability", "")), jax.device_count()],
         "machine": _machine(device.platform),
         "settings": settings,
-        "flags": flags,
+        "flags": flags(),
         **{name: json.dumps(value, sort_keys=True, default=repr) for name, value in decided.items()},
     }
+
+
+def flags() -> dict[str, str]:
+    """Of the environment, what decides programs."""
+    prefixes = ("XLA_FLAGS", "JAX_", "JAXLLM_KERNELS", "TRITON_", "MOSAIC_", "NVIDIA_", "CUDA_", "TF_")
+    return {name: value for name, value in os.environ.items() if name.startswith(prefixes) and "CACHE" not in name}
 
 
 def _encode(built: Built) -> bytes:

@@ -288,7 +288,8 @@ def prepare(
     asked = config.replace(kv_cache_memory_bytes=plan.kv_bytes or None)
     workers, count = None, given(resolved.compile_workers)
     if isinstance(compiler.kept, executables.Store) and count:
-        workers = Workers(count, Order(asked, model_class, plan.sizes, compiler.kept.identity))
+        kept = compiler.kept
+        workers = Workers(count, Order(asked, model_class, plan.sizes, kept.identity, kept.flags))
     return Prepared(resolved, architecture, model, flat, table, plan, again, workers)
 
 

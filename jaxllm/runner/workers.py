@@ -1,7 +1,8 @@
 """Processes that build programs beside this one: lowering is Python, whose lock is one process's.
 
-What a worker does is in worker.py. Whatever it does not come to, its parent builds itself: where a worker cannot start,
-or would build other programs (settings that its parent made in Python), nothing is lost but its help.
+What a worker does is in worker.py. Its parent waits for none: it builds itself what they have not come to, and where a
+worker cannot start, or would build other programs (settings that its parent made in Python), nothing is lost but its
+help.
 """
 
 import logging
@@ -10,7 +11,7 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from queue import SimpleQueue
 from typing import IO, Any
 
 from jaxllm.config import EngineConfig
+from jaxllm.runner import executables
 from jaxllm.runner.compiling import Job
 
 log = logging.getLogger(__name__)
@@ -33,13 +35,14 @@ class Order:
 
     config, model_class: as the parent's own engine was asked for, but for the cache, which has its size. sizes: pages
     of each cache group. identity: of the parent's store; a worker whose store has another would build other programs.
-    keys: a worker's share.
+    flags: the part of it that is of the environment. keys: a worker's share.
     """
 
     config: EngineConfig
     model_class: Any
     sizes: tuple[int, ...]
     identity: str
+    flags: Mapping[str, str]
     keys: tuple[Any, ...] = ()
 
 
@@ -87,7 +90,9 @@ def workers_for(cores: int) -> int:
 
 
 def _start(order: Order) -> subprocess.Popen[bytes]:
-    environment = os.environ | {
+    now = executables.flags()
+    environment = {name: value for name, value in os.environ.items() if name not in now} | {
+        **order.flags,
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the parent has the device's memory
     }
