@@ -52,7 +52,7 @@ FAMILIES = {
     "BART": ("BartForConditionalGeneration", "MBartForConditionalGeneration"),
 }  # fmt: skip
 
-AS_LLAMA = {"internlm3", "iquestcoder"}
+AS_LLAMA = {"exaone", "internlm3", "iquestcoder"}
 """Which transformers 5 serves by Llama's class; their published files have fields of their own."""
 
 
