@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm.sampling import keep
 from pallas_kernels import choose
 from pallas_kernels.sampling_threshold import sampling_threshold
 
@@ -18,6 +17,14 @@ def rows(logits: np.ndarray, *filters: tuple[int, float, float]) -> list[jax.Arr
     ones = jnp.ones(len(filters), jnp.float32)
     parameters = [ones, jnp.asarray(top_k, jnp.int32), jnp.asarray(top_p, jnp.float32), jnp.asarray(min_p, jnp.float32)]
     return [jnp.asarray(logits, jnp.float32), *parameters]
+
+
+def kept_by(backend: str, operands: list[jax.Array]) -> np.ndarray:
+    """The tokens that may be drawn, [B, V] bool."""
+    logits = np.asarray(operands[0])
+    with choose.using(backend):
+        lowest = np.asarray(sampling_threshold(*operands))
+    return (logits >= lowest[:, None]) & (logits > -np.inf)
 
 
 @pytest.mark.parametrize("vocabulary", [40, 17000])
@@ -57,9 +64,7 @@ def test_more_equal_tokens_than_there_is_room_for(interpreter: None) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_both_zeros_are_kept_together(backend: str, interpreter: None) -> None:
     logits = np.asarray([[-0.0, 0.0, -1.0, -np.inf]] * 3)
-    with choose.using(backend):
-        logits, _, *filters = rows(logits, (1, 1.0, 0.0), (0, 0.4, 0.0), (0, 1.0, 1.0))
-        kept = keep(logits, *filters)
+    kept = kept_by(backend, rows(logits, (1, 1.0, 0.0), (0, 0.4, 0.0), (0, 1.0, 1.0)))
     assert kept.tolist() == [[True, True, False, False]] * 3
 
 
@@ -76,10 +81,7 @@ def test_rows_without_logits_end(vocabulary: int, interpreter: None) -> None:
 @pytest.mark.parametrize("spread", [0.01, 1.0, 8.0])
 def test_same_tokens_as_the_reference(spread: float, interpreter: None) -> None:
     logits = np.random.default_rng(1).normal(size=(5, 18000)) * spread
-    logits, _, *filters = rows(logits, (0, 1.0, 0.0), (20, 0.5, 0.0), (300, 1.0, 0.0), (0, 0.3, 0.0), (0, 1.0, 0.3))
-    kept = []
-    for backend in BACKENDS:
-        with choose.using(backend):
-            kept.append(np.asarray(keep(logits, *filters)))
+    operands = rows(logits, (0, 1.0, 0.0), (20, 0.5, 0.0), (300, 1.0, 0.0), (0, 0.3, 0.0), (0, 1.0, 0.3))
+    kept = [kept_by(backend, operands) for backend in BACKENDS]
     assert abs(kept[0].sum(1) - kept[1].sum(1)).max() <= 1  # a sum may be rounded to the other side of top_p
     assert kept[0].sum(1)[:3].tolist() == kept[1].sum(1)[:3].tolist()
