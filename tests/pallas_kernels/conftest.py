@@ -53,12 +53,18 @@ class _Memory:
         return self.array.strides
 
 
+def _base(arg: Any) -> Any:
+    """Where an operand lies: what a tensor descriptor describes, or the operand itself."""
+    import jax_triton
+
+    return arg.base if isinstance(arg, jax_triton.TensorDescriptor) else arg
+
+
 def _operand(arg: Any, array: np.ndarray) -> Any:
     """What the interpreter takes for an operand that lies in `array`."""
-    import jax_triton
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    if isinstance(arg, jax_triton.TensorDescriptor):
+    if _base(arg) is not arg:
         return TensorDescriptor(_Memory(array), list(arg.shape), list(arg.strides), list(arg.block_shape))
     return _Memory(array)
 
@@ -69,7 +75,7 @@ def _interpret(*args: Any, kernel: Any, out_type: Any, grid: tuple[int, ...], **
     Operands other than references must end as they began: XLA gives them to other kernels too.
     """
     refs = [arg for arg in args if isinstance(arg, jax.Ref)]
-    bases = [getattr(arg, "base", arg) for arg in args]
+    bases = [_base(arg) for arg in args]
     operands = [np.array(base[...] if isinstance(base, jax.Ref) else base) for base in bases]
     leaves, tree = jax.tree.flatten(out_type)
     outputs = [np.full(leaf.shape, np.nan if leaf.dtype.kind in "fV" else -1, leaf.dtype) for leaf in leaves]
