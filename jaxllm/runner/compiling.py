@@ -42,7 +42,8 @@ class Job[K]:
 
     arguments: abstract, one tree per parameter of the function. out: the structure of what it returns. donated: the
     parameters whose buffers it may take. options: of XLA, for this program alone. timed: XLA chooses by timing on the
-    device, which one process alone should do.
+    device, which one process alone should do. drawn: it has kernels that cost a process seconds in the first program of
+    theirs, and little in the next.
     """
 
     key: K
@@ -52,6 +53,7 @@ class Job[K]:
     donated: tuple[int, ...] = ()
     options: tuple[tuple[str, bool | int | str], ...] = ()
     timed: bool = False
+    drawn: bool = False
 
     @property
     def name(self) -> str:

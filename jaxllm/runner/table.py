@@ -92,6 +92,11 @@ def _timed_matmuls(key: ProgramKey) -> bool:
     return (key.kind, key.variant) == ("extend", "forward") and key.size >= MANY_TOKENS
 
 
+def _drawn(key: ProgramKey) -> bool:
+    """Whether a program has the kernels that filter and draw, which take by far the longest of all to lower."""
+    return key.kind in ("decode", "draw") and key.variant in ("sampled", "full")
+
+
 def _urgency(key: ProgramKey) -> tuple[bool, bool, int, int]:
     """What is compiled sooner: the longer. Before those one of each size of few rows, whose matmuls are timed, one
     program at a time; the others of the size come late."""
@@ -179,13 +184,16 @@ class ProgramTable:
         if key.kind == "draw":
             masks = jax.ShapeDtypeStruct((key.size, mask_width(geometry.vocab_size)), jnp.int32)
             out = jax.tree.structure((state, packed))
-            return Job(key, self.programs.drawing.program(key.variant), (state, masks), out, donated=(0,))
+            draw = self.programs.drawing.program(key.variant)
+            return Job(key, draw, (state, masks), out, donated=(0,), drawn=_drawn(key))
         cache = jax.eval_shape(lambda: geometry.cache(num_pages, self._dtype))
         packed = jax.ShapeDtypeStruct((self.programs.packed_size(key),), jnp.int32)
         out = jax.tree.structure((cache, state, packed))
         arguments = (self._weights, cache, state, packed)
-        options, timed = _options(key), _timed_matmuls(key)
-        return Job(key, self.programs.build(key), arguments, out, donated=(1, 2), options=options, timed=timed)
+        return Job(
+            key, self.programs.build(key), arguments, out, donated=(1, 2), options=_options(key),
+            timed=_timed_matmuls(key), drawn=_drawn(key),
+        )  # fmt: skip
 
     def compile(
         self,

@@ -15,7 +15,7 @@ from jaxllm.errors import ConfigError
 from jaxllm.runner import Runner, compiling, workers
 from jaxllm.runner.compiling import Compiler, Job
 from jaxllm.runner.plan import Prepared, compile_table, prepare
-from jaxllm.runner.workers import workers_for
+from jaxllm.runner.workers import KERNELS, deal, workers_for
 
 from .conftest import Driver, prompt_of
 
@@ -127,6 +127,27 @@ def test_workers_end_with_the_start_that_wanted_them(
     with pytest.raises(RuntimeError, match="no compiler today"):
         compile_table(prepared)
     assert [process.returncode is not None for process in started] == [True, True]
+
+
+def _jobs(drawn: str) -> list[Job[int]]:
+    """A program for each sign, those that are drawn marked by a d."""
+    return [Job(place, lambda: None, (), None, drawn=sign == "d") for place, sign in enumerate(drawn)]
+
+
+def test_shares_are_in_order_and_end_together() -> None:
+    jobs = _jobs("." * 11)
+    assert deal(jobs, 4) == [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7]]
+    assert deal(jobs, 1) == [[*range(11)]]
+    assert deal(jobs[:2], 4) == [[0], [1]]
+    assert deal([], 4) == []
+
+
+def test_programs_that_draw_come_together_until_another_worker_would_sooner_be_done() -> None:
+    few = deal(_jobs("..d..d..d.."), 4)
+    assert [share for share in few if {2, 5, 8} & {*share}] == [[2, 5, 8]]
+    assert sorted(place for share in few for place in share) == [*range(11)]
+    many = deal(_jobs("d" * (4 * KERNELS)), 4)
+    assert [len(share) for share in many] == [KERNELS] * 4
 
 
 def test_how_many(config: EngineConfig) -> None:
