@@ -217,15 +217,19 @@ class Programs:
 
     def _run_model(
         self, weights: Leaves, step: Step, pools: Leaves, places: tuple[Cache, ...]
-    ) -> tuple[jax.Array, Leaves]:
-        hidden, layers = self.model.merge(weights)(step, self.geometry.by_layer(pools, places))
-        return hidden, _pools(layers)
+    ) -> tuple[jax.Array, jax.Array, Leaves]:
+        """Logits [R, V] behind each row's last token, and hidden states and pools as the model leaves them."""
+        model = self.model.merge(weights)
+        step = replace(step, tail=step.tail and model.heeds_tail)
+        hidden, layers = model(step, self.geometry.by_layer(pools, places))
+        ends = hidden if step.tail or step.decode else hidden[step.last]
+        return model.logits(ends), hidden, _pools(layers)
 
     def _extend(
         self, key: ProgramKey, weights: Leaves, cache: Leaves, state: State, packed: jax.Array
     ) -> tuple[Leaves, State, jax.Array]:
         """Computes the given tokens of every row, ragged, and leaves logits of the rows that ask for a token."""
-        geometry, layout, model = self.geometry, self.extend_layout(key), self.model.merge(weights)
+        geometry, layout = self.geometry, self.extend_layout(key)
         head, params, sent, ids, targets = layout.split(packed)
         slot, start, count, flags = head[:, 0], head[:, 1], head[:, 2], head[:, 3]
 
@@ -248,10 +252,9 @@ class Programs:
             positions=position,
             query_start=query_start,
             kv_len=jnp.where(count > 0, start + count, jnp.int32(0)),
-            tail=key.variant != "scored" and layout.rows < key.size and model.heeds_tail,
+            tail=key.variant != "scored" and layout.rows < key.size,
         )
-        hidden, cache = self._forward(weights, step, cache, places)
-        logits = model.logits(hidden if step.tail else hidden[step.last])
+        logits, hidden, cache = self._forward(weights, step, cache, places)
         draws = ((flags & RowFlag.DRAWS) != 0) & ~done
         new = jnp.concatenate([old[:, : Column.DONE], done.astype(jnp.int32)[:, None], params], axis=1)
         state = state._replace(
@@ -259,7 +262,7 @@ class Programs:
             tables=state.tables.at[slot].set(tables),
             undrawn=state.undrawn.write(logits, slot, start + count, draws),
         )
-        return cache, state, pack(self._score(model, hidden, targets) if key.variant == "scored" else ())
+        return cache, state, pack(self._score(weights, hidden, targets) if key.variant == "scored" else ())
 
     def _decode(
         self, key: ProgramKey, weights: Leaves, cache: Leaves, state: State, packed: jax.Array
@@ -284,8 +287,8 @@ class Programs:
                 kv_len=jnp.where(active, at + 1, jnp.int32(0)),
                 decode=True,
             )
-            hidden, cache = self._forward(weights, step, cache, places)
-            return self.model.merge(weights).logits(hidden), cache
+            logits, _, cache = self._forward(weights, step, cache, places)
+            return logits, cache
 
         # The page is looked up at a place within the table even where the row is at its very end.
         if key.forward:
@@ -344,9 +347,9 @@ class Programs:
         layers = model.read(model.encode(step), self.geometry.by_layer(cache, places))
         return _pools(layers), state, jnp.zeros(0, jnp.int32)
 
-    def _score(self, model: Any, hidden: jax.Array, targets: jax.Array) -> TokenLogprobs:
+    def _score(self, weights: Leaves, hidden: jax.Array, targets: jax.Array) -> TokenLogprobs:
         """Log probabilities of targets [T] after hidden [T, E], a block of logits at a time."""
-        block = min(SCORE_BLOCK, hidden.shape[0])
+        model, block = self.model.merge(weights), min(SCORE_BLOCK, hidden.shape[0])
 
         def score(part: tuple[jax.Array, jax.Array]) -> TokenLogprobs:
             return self.drawing.logprobs(model.logits(part[0]), part[1])
