@@ -169,7 +169,7 @@ class LLM(PoolingMethods):
         running: set[str] = set()
         with reporting(None) if use_tqdm else nullcontext() as report, self._aborting(answers):
             while waiting or running:
-                while waiting and len(self._answers) < self.engine.config.max_queued:
+                while waiting and self.engine.num_queued < self.engine.config.max_queued:
                     running.add(self._start(waiting.popleft()))
                 ended = {answer.request.request_id for answer in self._advance() if answer.finished}
                 running -= ended
@@ -346,18 +346,17 @@ class LLM(PoolingMethods):
 
     def _advance(self) -> list["_Answer"]:
         """One step of the engine; the answers that it advanced."""
-        with interrupts_held():
-            deltas = self.engine.step()
         advanced = []
-        for delta in deltas:
-            # What a stop string ended was forgotten then; its last delta says nothing new.
-            if (answer := self._answers.get(delta.request_id)) is not None:
-                stopped = answer.take(delta)
-                advanced.append(answer)
-                if answer.finished:
-                    self._forget(answer)
-                elif stopped:
-                    self.engine.abort(delta.request_id, FinishReason.STOP, delta.index)
+        with interrupts_held():  # also while answers take what the step brought: nothing brings it again
+            for delta in self.engine.step():
+                # What a stop string ended was forgotten then; its last delta says nothing new.
+                if (answer := self._answers.get(delta.request_id)) is not None:
+                    stopped = answer.take(delta)
+                    advanced.append(answer)
+                    if answer.finished:
+                        self._forget(answer)
+                    elif stopped:
+                        self.engine.abort(delta.request_id, FinishReason.STOP, delta.index)
         return advanced
 
     def _forget(self, answer: "_Answer") -> None:
@@ -419,6 +418,7 @@ class _Answer:
         self._samples = [_Sample(request, tokenizer, echo) for _ in range(count)]
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         self._last: Delta | None = None
+        self._error: str | None = None
 
     def take(self, delta: Delta) -> bool:
         """Add what a step brought; `finished` is set with the end, or where stop strings are met before it.
@@ -436,6 +436,7 @@ class _Answer:
         self.finished = all(sample.finish is not None for sample in self._samples)
         self.unread = True
         self._last = delta
+        self._error = self._error or delta.error
         return sample.finish is not None and delta.finish is None
 
     def output(self) -> RequestOutput:
@@ -460,7 +461,7 @@ class _Answer:
             metrics=RequestMetrics(last.arrival, last.first_scheduled, last.first_token, last.finished),
             prompt_logprobs=prompt_logprobs,
             num_cached_tokens=last.num_cached,
-            error=last.error,
+            error=self._error,
             encoder_prompt=self._read.source_text,
             encoder_prompt_token_ids=self.request.source or None,
         )

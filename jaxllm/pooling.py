@@ -181,7 +181,7 @@ class PoolingMethods:
         try:
             with reporting(None) if use_tqdm else nullcontext() as report:
                 while left:
-                    while waiting and engine.load().waiting < engine.config.max_queued:
+                    while waiting and engine.num_queued < engine.config.max_queued:
                         engine.add(waiting.popleft())
                     with interrupts_held():
                         deltas: list[Delta] = engine.step()

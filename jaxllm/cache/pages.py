@@ -5,6 +5,7 @@ content is worthless. *Idle*: nobody holds it, but the prefix index knows its co
 when no empty page is left, the one that was let go longest ago first.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 
@@ -20,7 +21,8 @@ class PagePool:
         self._holders = [0] * (num_pages + 1)
         self._empty = list(range(num_pages, 0, -1))
         self._kept: set[int] = set()  # pages to go idle instead of empty
-        self._idle: dict[int, None] = {}  # in the order they were let go
+        # In the order they were let go. The front of a plain dict is found behind all that was ever taken from there.
+        self._idle: OrderedDict[int, None] = OrderedDict()
 
     @property
     def free(self) -> int:
@@ -42,8 +44,9 @@ class PagePool:
         """Pages for a new holder, evicting idle ones where it must. The caller has checked `free`."""
         assert 0 <= count <= self.free, f"took {count} of {self.free} free pages"
         while len(self._empty) < count:
-            page = next(iter(self._idle))
-            self._discard_idle(page)
+            page, _ = self._idle.popitem(last=False)
+            self._kept.discard(page)
+            self._empty.append(page)
             if self._on_evict is not None:
                 self._on_evict(page)
         pages = [self._empty.pop() for _ in range(count)]
@@ -84,8 +87,3 @@ class PagePool:
         self._idle.clear()
         self._kept.clear()
         return count
-
-    def _discard_idle(self, page: int) -> None:
-        del self._idle[page]
-        self._kept.discard(page)
-        self._empty.append(page)

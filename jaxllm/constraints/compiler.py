@@ -118,7 +118,10 @@ class Compiler:
             trials.run(known.grammar)
         made = compile_grammar(tokenizer, known.grammar), weakref.WeakSet[Grammar]()
         with self._cache_lock:
-            known = self._cache.setdefault(form, known)
+            if form not in self._cache:  # it is new, or was given up meanwhile
+                self._cache[form] = known
+                self._cached_size += form.size * len(known.matchers)
+            known = self._cache[form]
             known.matchers.append(made)
             self._cached_size += form.size
             while len(self._cache) > MAX_CACHED or self._cached_size > MAX_CACHED_SIZE:

@@ -78,7 +78,7 @@ class EngineClient:
                     f"request_id={request.request_id!r}: a request of this id is running; choose another", "request_id"
                 )
             max_queued = self.engine.config.max_queued
-            if self._num_entering + self.engine.load().waiting >= max_queued:
+            if self._num_entering + self.engine.num_queued >= max_queued:
                 raise QueueFullError(f"{max_queued} requests wait already: try again later, or raise --max-queued")
             self._streams[request.request_id] = _Stream(on_delta)
             self._num_entering += 1

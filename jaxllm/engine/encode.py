@@ -37,6 +37,11 @@ class EncodeScheduler:
         """Some request has not ended."""
         return bool(self._requests)
 
+    @property
+    def num_queued(self) -> int:
+        """Places of the queue that are taken."""
+        return len(self.waiting)
+
     def load(self) -> Load:
         waiting = len(self.waiting)
         return replace(self._load, running=len(self._requests) - waiting, waiting=waiting)
@@ -53,7 +58,7 @@ class EncodeScheduler:
                 f"{self.config.max_num_batched_tokens} at most",
                 "prompt",
             )
-        if len(self.waiting) >= self.config.max_queued:
+        if self.num_queued >= self.config.max_queued:
             raise QueueFullError(
                 f"{self.config.max_queued} requests wait already: try again later, or raise --max-queued"
             )

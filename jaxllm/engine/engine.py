@@ -85,7 +85,7 @@ class Engine:
     """Continues requests, many at once, or makes vectors of them, as the model does. One thread drives it by calling
     `step` while it `has_work`.
 
-    Only `make_request`, `make_pooling_request`, `load` and the attributes may be used from other threads.
+    Only `make_request`, `make_pooling_request`, `load`, `num_queued` and the attributes may be used from other threads.
 
     Attributes:
         info: the model.
@@ -277,6 +277,12 @@ class Engine:
         """The deltas that no call of `step` has returned yet."""
         deltas, self._ended = self._ended, []
         return deltas
+
+    @property
+    def num_queued(self) -> int:
+        """Requests that wait for their first step, of which there are max_queued at most."""
+        queued: int = self._scheduler.num_queued
+        return queued
 
     def load(self) -> Load:
         load: Load = self._scheduler.load()

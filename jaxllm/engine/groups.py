@@ -13,6 +13,9 @@ import numpy as np
 
 from jaxllm.core import Delta, Family, FinishReason, Logprobs, Request, SamplingParams
 
+OF_A_GROUP = "\0"
+"""Between a request's id and its member's number; in no id that a request is given."""
+
 
 class Group(Protocol):
     """What the engine asks of a group.
@@ -53,6 +56,7 @@ class Samples:
         self.request = request
         self.members: dict[str, Request] = {}
         self._indices: dict[str, int] = {}
+        self._num_cached: int | None = None  # of the one that computed the prompt: the others find its pages
 
     def start(self) -> list[Request]:
         asked, params = self.request, self.request.params
@@ -75,7 +79,9 @@ class Samples:
         index = self._indices[delta.request_id]
         if delta.finish is not None:
             del self.members[delta.request_id]
-        delta.request_id, delta.index = self.request.request_id, index
+        if self._num_cached is None:
+            self._num_cached = delta.num_cached
+        delta.request_id, delta.index, delta.num_cached = self.request.request_id, index, self._num_cached
         delta.more = bool(self.members)
         return [delta], []
 
@@ -224,7 +230,7 @@ class Beams:
 
 def _member(asked: Request, number: int, family: Family, prompt: list[int], params: SamplingParams) -> Request:
     return Request(
-        request_id=f"{asked.request_id}#{number}",
+        request_id=f"{asked.request_id}{OF_A_GROUP}{number}",
         prompt=prompt,
         params=params,
         stop_ids=(),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from jaxllm.cache import tokens_at_most
 from jaxllm.config import SchedulerConfig
 from jaxllm.core import ModelInfo, PoolingParams, PoolingRequest, Request
-from jaxllm.engine.groups import Beams
+from jaxllm.engine.groups import OF_A_GROUP, Beams
 from jaxllm.errors import ConfigError, RequestError
 from jaxllm.sampling_params import MAX_STOP_TOKENS, SamplingParams
 
@@ -56,7 +56,7 @@ class Intake:
         stop_ids = self._stop_ids(params)
         self._check_beams(params, len(stop_ids))
         return Request(
-            request_id=uuid.uuid4().hex if request_id is None else request_id,
+            request_id=_named(request_id),
             prompt=token_ids,
             params=params,
             stop_ids=stop_ids,
@@ -125,7 +125,7 @@ class Intake:
             prompt, token_types = prompt[:keep], None if token_types is None else token_types[:keep]
         token_ids = self.token_ids(prompt, new_tokens=0)
         return PoolingRequest(
-            request_id=uuid.uuid4().hex if request_id is None else request_id,
+            request_id=_named(request_id),
             prompt=token_ids,
             params=params,
             per_token=self._is_per_token(params),
@@ -256,6 +256,18 @@ class Intake:
             f"{capacity}: ask for fewer tokens, or start the engine with more KV cache",
             "prompt" if num_prompt >= capacity else "max_tokens",
         )
+
+
+def _named(request_id: str | None) -> str:
+    """The id, or a fresh one."""
+    if request_id is None:
+        return uuid.uuid4().hex
+    if OF_A_GROUP in request_id:
+        raise RequestError(
+            f"request_id={request_id!r}: must not hold {OF_A_GROUP!r}, which tells samples apart; choose another",
+            "request_id",
+        )
+    return request_id
 
 
 def _integers(prompt: Sequence[int]) -> list[int]:

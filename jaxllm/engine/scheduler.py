@@ -71,6 +71,7 @@ class Scheduler:
         self._pace = Pace(config.stream_interval, self._step_seconds, extend_seconds)
         self._steps_descending = sorted(set(config.decode_steps), reverse=True)
         self._requests: dict[str, Request] = {}
+        self._entering: set[str] = set()  # those let in that wait for their first step
         self._slots = list(reversed(range(config.max_num_seqs)))
         self._arrivals = itertools.count()
         self._followers: dict[str, list[Request]] = {}  # by the leader that computes their prompt
@@ -82,6 +83,12 @@ class Scheduler:
     def has_work(self) -> bool:
         """Some request has not ended."""
         return bool(self._requests)
+
+    @property
+    def num_queued(self) -> int:
+        """Places of the queue that are taken: one by each request that waits for its first step, until then. A family
+        has its first member's; those that were preempted need none."""
+        return len(self._entering)
 
     def load(self) -> Load:
         waiting = len(self.waiting) + sum(map(len, self._followers.values()))
@@ -113,7 +120,7 @@ class Scheduler:
                 "prompt",
             )
         self.cache.check(request)
-        if entering and self._num_queued() >= self.config.max_queued:
+        if entering and self.num_queued >= self.config.max_queued:
             raise QueueFullError(
                 f"{self.config.max_queued} requests wait already: try again later, or raise --max-queued"
             )
@@ -132,6 +139,8 @@ class Scheduler:
         else:
             insort(self.waiting, request, key=_by_order)
         self._requests[request.request_id] = request  # last, so that what cannot be queued leaves nothing behind
+        if entering:
+            self._entering.add(request.request_id)
 
     def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> Request | None:
         """Ends a request at once; None if there is none of this id. Its slot and pages come back now."""
@@ -160,12 +169,6 @@ class Scheduler:
     def flush_prefix_cache(self) -> int:
         """Forgets every cached prefix; returns how many pages held nothing else. Running requests go on."""
         return self.cache.flush(self._running())
-
-    def _num_queued(self) -> int:
-        """Requests that wait for their first step. Preempted ones were let in before and take nobody's place."""
-        if len(self.waiting) < self.config.max_queued:
-            return len(self.waiting)  # no more than that: no need to count
-        return sum(request.first_scheduled is None for request in self.waiting)
 
     # --- planning ---
 
@@ -311,8 +314,9 @@ class Scheduler:
         if request.first_scheduled is None:  # after a preemption it finds its own pages, which saved nobody anything
             request.first_scheduled = now
             request.num_cached = request.num_computed
+            self._entering.discard(request.request_id)
             self._load.prompt_tokens += len(request.source) + len(request.prompt)
-            if self.cache.may_read(request):
+            if request.leader is None and self.cache.may_read(request):
                 self._load.prefix_queries += len(request.prompt)
                 self._load.prefix_hits += request.num_cached
         return True
@@ -479,6 +483,7 @@ class Scheduler:
             # The device, which knows every stop id, ended the row here as well, and never computed the last token.
             request.num_computed = min(request.num_computed, request.num_known - 1)
         del self._requests[request.request_id]
+        self._entering.discard(request.request_id)
         self._promote_follower(request)
         if request.slot >= 0:
             self._release(request)

@@ -152,7 +152,7 @@ class Compiler:
                 finish(job, program, loaded=True)
 
         def lower(job: Job[K]) -> jax.stages.Lowered | None:
-            return None if job.key in built else self._lower(job)
+            return None if failed.is_set() or job.key in built else self._lower(job)
 
         def compile(job: Job[K], lowering: Future[jax.stages.Lowered | None]) -> None:
             lowered = lowering.result()
@@ -199,8 +199,7 @@ class Compiler:
                     lowered[job.key] = lowerers.submit(copy_context().run, lower, job)
                 all_of([pool.submit(copy_context().run, compile, job, lowered[job.key]) for job in missing])
             except BaseException:
-                failed.set()
-                lowerers.shutdown(wait=False, cancel_futures=True)
+                failed.set()  # lowering ends at once; were it cancelled, the saver would wait for what is never done
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         if following is not None:

@@ -9,12 +9,14 @@ JAX's serialised executable is a pickle, and reading a pickle can run any code: 
 that the user owns and nobody else may write to, and only files that the user owns.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import metadata
@@ -34,6 +36,9 @@ LIMIT = 16 << 30
 """Bytes kept; those not used for longest go first."""
 
 _MAGIC = b"jaxllm executable 1\n"
+_UNFINISHED = ".new-"
+_LONGEST_WRITE = 3600.0
+"""Seconds behind which a file is not being written any more."""
 _ROOMS_WITHOUT_PROGRAMS = ("server", "cli", "bench", "engine", "cache", "demo_model")
 _COMPILERS = ("jax", "nvidia-", "triton", "flax", "numpy", "ml-dtypes", "ml_dtypes")
 
@@ -85,14 +90,15 @@ class Store:
             log.warning("dropped the executable of %s (%s): %s", job.name, path.name, _first_line(error))
             path.unlink(missing_ok=True)
             return None
-        os.utime(path)
+        with contextlib.suppress(FileNotFoundError):  # another start has trimmed it meanwhile
+            os.utime(path)
         self._loaded.append(path)
         return built
 
     def save[K](self, job: Job[K], built: Built) -> None:
         """Writes an entry, whole or not at all. Raises what JAX raises for a program that cannot be serialised."""
         data = _encode(built)
-        with tempfile.NamedTemporaryFile(dir=self.directory, prefix=".new-", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=self.directory, prefix=_UNFINISHED, delete=False) as file:
             try:
                 file.write(data)
                 file.flush()
@@ -111,7 +117,12 @@ class Store:
         self._unsuited.touch()
 
     def trim(self, limit: int = LIMIT) -> None:
-        """Removes what was not used for longest until no more than `limit` bytes are left."""
+        """Removes what was not used for longest until no more than `limit` bytes are left, and what was never
+        finished: a process that is killed leaves what it was writing."""
+        for path in self.directory.glob(f"{_UNFINISHED}*"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _LONGEST_WRITE:
+                    path.unlink()
         entries = []
         for path in self.directory.glob("*.executable"):
             try:

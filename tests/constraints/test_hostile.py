@@ -1,5 +1,6 @@
 """What is asked for to do harm ends in an error that says what is wrong, soon, and no one else waits."""
 
+import importlib
 import threading
 import time
 from collections.abc import Callable
@@ -105,3 +106,25 @@ def test_what_was_compiled_is_kept_and_the_oldest_forgotten(
     for index in (0, 1, 0, 2, 0, 1):
         compiler.compile(forms[index], ())
     assert len(tried) == 4, "0, 1, 2, and 1 again, as 0 was of use meanwhile"
+
+
+def test_a_form_that_is_given_up_while_it_is_compiled_again_is_counted_whole(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form = StructuredOutputs(choice=("counted",))
+    module = "jaxllm.constraints.compiler"
+    monkeypatch.setattr(f"{module}.SPREAD", 8)
+    compile_grammar = importlib.import_module(module).compile_grammar
+
+    def compile_while_another_gives_it_up(*arguments: object) -> object:
+        monkeypatch.setattr(f"{module}.compile_grammar", compile_grammar)
+        compiler.compile(StructuredOutputs(choice=("another",)), ())
+        assert form not in compiler._cache
+        return compile_grammar(*arguments)
+
+    monkeypatch.setattr(f"{module}.MAX_CACHED", 1)
+    held = [compiler.compile(form, ())]
+    monkeypatch.setattr(f"{module}.compile_grammar", compile_while_another_gives_it_up)
+    held.append(compiler.compile(form, ()))
+    assert compiler._cached_size == sum(known.size * len(of.matchers) for known, of in compiler._cache.items())
+    assert len(compiler._cache[form].matchers) == 2

@@ -149,6 +149,38 @@ def test_an_id_in_use_is_refused(client: EngineClient) -> None:
     assert inbox.tokens == answer([1], 100)
 
 
+def test_ids_that_look_like_those_of_samples_are_no_samples(client: EngineClient) -> None:
+    alone = submit(client, [1], request_id="r#1", max_tokens=100)
+    ends: list[Delta] = []
+    request = client.make_request([2], SamplingParams(max_tokens=5, n=3), request_id="r")
+    done = threading.Event()
+
+    def note(delta: Delta) -> None:
+        if delta.finish is not None:
+            ends.append(delta)
+            if not delta.more:
+                done.set()
+
+    client.submit(request, note)
+    assert done.wait(20)
+    assert sorted(delta.index for delta in ends) == [0, 1, 2]
+    assert alone.end().finish is FinishReason.LENGTH
+    assert alone.tokens == answer([1], 100)
+    with pytest.raises(RequestError, match="which tells samples apart"):
+        client.make_request([1], SamplingParams(), request_id="r\0001")
+
+
+def test_samples_that_wait_for_a_place_refuse_nobody() -> None:
+    client = EngineClient(echo_engine(step_time=0.01, max_num_seqs=2, max_queued=2))
+    client.submit(client.make_request([1], SamplingParams(max_tokens=100, n=12)), lambda delta: None)
+    while client.load().running < 2:
+        time.sleep(0.005)
+    assert client.load().waiting == 10
+    inbox = submit(client, [2], max_tokens=1)
+    client.stop()
+    assert inbox.end().finish is FinishReason.ABORT
+
+
 def test_a_full_queue_is_refused_at_once() -> None:
     client = EngineClient(echo_engine(step_time=0.01, max_num_seqs=1, max_queued=3, num_pages=33))
     inboxes = [submit(client, [1], max_tokens=100) for _ in range(3)]

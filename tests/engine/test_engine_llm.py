@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from echo_runner import answer, echo_engine
 
 from jaxllm import LLM, SamplingParams
+from jaxllm.core import FinishReason
 from jaxllm.engine import Engine
 from jaxllm.errors import ConfigError, EngineDeadError
 
@@ -31,6 +33,13 @@ def test_more_prompts_than_the_queue_holds(make_llm: Any) -> None:
     prompts = [[i] for i in range(60)]
     outputs = llm.generate(prompts, TOKENS)
     assert [output.outputs[0].token_ids for output in outputs] == [answer(prompt, 20) for prompt in prompts]
+
+
+def test_samples_take_no_place_of_the_queue(make_llm: Any) -> None:
+    llm = make_llm(max_queued=3, max_num_seqs=2)
+    prompts = [[i] for i in range(12)]
+    for output, prompt in zip(llm.generate(prompts, replace(TOKENS, n=5)), prompts, strict=True):
+        assert [one.token_ids for one in output.outputs] == [answer(prompt, 20)] * 5
 
 
 def test_parameters_for_each_prompt(make_llm: Any) -> None:
@@ -68,6 +77,47 @@ def test_an_interrupt_ends_the_call_and_not_the_engine(make_llm: Any, request: p
     assert llm.generate([7], TOKENS)[0].outputs[0].token_ids == answer([7], 20)
     load = llm.engine.load()
     assert (load.running, load.waiting, load.pages_free) == (0, 0, load.pages_total)
+
+
+def test_an_interrupt_loses_no_token_of_a_stream_that_goes_on(
+    make_llm: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    llm = make_llm(decode_steps=(1,))
+    stream = llm.stream([7], TOKENS)
+    next(stream)
+    step = llm.engine.step
+
+    def step_and_interrupt() -> Any:
+        deltas = step()
+        if any(len(delta.token_ids) for delta in deltas if delta.request_id == "0"):
+            signal.raise_signal(signal.SIGINT)
+        return deltas
+
+    monkeypatch.setattr(llm.engine, "step", step_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate([[1], [2]], TOKENS)
+    monkeypatch.undo()
+    *_, last = stream
+    assert last.outputs[0].token_ids == answer([7], 20)
+
+
+def test_the_reason_of_a_failed_sample_is_told(make_llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = make_llm(decode_steps=(1,))
+    step = llm.engine.step
+
+    def step_and_blame() -> Any:
+        deltas = step()
+        for delta in deltas:
+            if delta.index == 0 and delta.finish is not None:
+                delta.finish, delta.error = FinishReason.ERROR, "its form costs too much"
+        return deltas
+
+    monkeypatch.setattr(llm.engine, "step", step_and_blame)
+    (output,) = llm.generate([[1]], replace(TOKENS, n=2))
+    assert [one.finish_reason for one in output.outputs] == ["error", "length"]
+    assert output.error == "its form costs too much"
 
 
 def test_progress_counts_the_answers(make_llm: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -115,6 +115,19 @@ def test_prompt_logprobs_of_several_samples(llm: LLM) -> None:
     assert [set(p or ()) for p in output.prompt_logprobs] == [set(p or ()) for p in alone.prompt_logprobs or ()]
 
 
+def test_the_prompt_of_several_samples_is_found_or_not_once(llm: LLM) -> None:
+    llm.engine.flush_prefix_cache()
+    before = llm.engine.load()
+    prompt = [*PROMPT, 17]
+    (output,) = llm.generate(prompt, params(n=4))
+    assert output.num_cached_tokens == 0
+    load = llm.engine.load()
+    assert load.prefix_hits == before.prefix_hits
+    assert load.prefix_queries - before.prefix_queries == len(prompt)
+    cached = 10 if llm.engine.config.enable_prefix_caching else 0
+    assert llm.generate(prompt, params(n=4))[0].num_cached_tokens == cached
+
+
 def test_samples_end_each_at_its_own_end(llm: LLM) -> None:
     free = samples(llm, n=4)
     stop = free[2][3]

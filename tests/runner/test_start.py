@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,29 @@ def test_the_least_used_entries_go_first(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".new-*"))
 
 
+def test_what_a_killed_process_was_writing_goes(tmp_path: Path) -> None:
+    store = _store(tmp_path)
+    old, young = tmp_path / ".new-old", tmp_path / ".new-young"
+    old.touch()
+    young.touch()
+    os.utime(old, (1000, 1000))
+    store.trim()
+    assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_an_entry_that_goes_as_it_is_read_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = _store(tmp_path)
+    Compiler(store).build([_job()])
+    decode = executables._decode
+
+    def decode_as_another_trims(*arguments: Any) -> Any:
+        store._path(_job()).unlink()
+        return decode(*arguments)
+
+    monkeypatch.setattr(executables, "_decode", decode_as_another_trims)
+    assert store.load(_job()) is not None
+
+
 def test_what_cannot_be_serialised_is_left_to_jax(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -240,6 +264,31 @@ def test_an_error_of_either_thread_ends_the_other() -> None:
 
     with pytest.raises(ZeroDivisionError):
         start.build_and_load(refuse, load, Compiler(), None, start.Stages())
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("where", ["check", "lower", "compile"])
+def test_a_build_that_fails_ends(where: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though most of it is not lowered yet, and what is compiled is to be written behind that."""
+    compiler = Compiler(_store(tmp_path) if kept else None, lowering=1, compiling=2)
+    jobs = [_job(key=f"program {i}") for i in range(12)]
+
+    def refuse(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    lower = compiler._lower
+
+    def lower_slowly(job: Job[Any]) -> Any:
+        time.sleep(0.1)
+        return refuse() if where == "lower" and job is jobs[1] else lower(job)
+
+    monkeypatch.setattr(compiler, "_lower", lower_slowly)
+    if where == "compile":
+        monkeypatch.setattr(compiler, "_compile", refuse)
+    with pytest.raises(ZeroDivisionError):
+        compiler.build(jobs, check=refuse if where == "check" else None)
+    assert jax.config.jax_enable_compilation_cache
 
 
 def test_a_stopped_compiler_builds_nothing() -> None:
