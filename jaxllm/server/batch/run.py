@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.05  # between two looks at whether the application has reached the engine
 RETRY_SECONDS = 0.5  # before a line is tried again that had no room beside the others
-TOO_MANY = 429
+PASSING = (429, 503)
+"""Refusals that say nothing of the line: there was no room, or the way to the engine was lost."""
 
 
 @dataclass
@@ -130,7 +131,7 @@ class Batch:
     async def _answer(self, line_id: str, line: Line) -> None:
         try:
             status, request_id, body = await self._post(line)
-            if status == TOO_MANY:
+            if status in PASSING:
                 status, request_id, body = await self._post_alone(line)
             self._answers.answer(line_id, line.custom_id, status, request_id, body)
             self.summary.answered += 1
@@ -139,12 +140,12 @@ class Batch:
             self._room.release()
 
     async def _post_alone(self, line: Line) -> tuple[int, str | None, bytes]:
-        """Of a line with many prompts: try again until there is room, or nothing else that could make any."""
+        """Try again until it is answered, or nothing else is at work that could have been in its way."""
         async with self._alone:
             while True:
                 others = self._posted
                 answer = await self._post(line)
-                if answer[0] != TOO_MANY or others == 0:
+                if answer[0] not in PASSING or others == 0:
                     return answer
                 await asyncio.sleep(RETRY_SECONDS)
 

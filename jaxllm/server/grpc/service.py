@@ -131,7 +131,13 @@ class InferenceService(pb_grpc.InferenceServicer):
             requests = self._backend.ready.requests
             call = Call(reading=True)
             reader = asyncio.create_task(_read_session(request_iterator, requests, call))
-            reader.add_done_callback(lambda _: call.close())
+
+            def close(reading: asyncio.Task[None]) -> None:
+                if not reading.cancelled() and reading.exception() is not None:
+                    requests.discard(call)  # a message that cannot be read: nothing that follows it would be
+                call.close()
+
+            reader.add_done_callback(close)
             try:
                 while chunks := await call.take():
                     for message in _messages(chunks):

@@ -52,10 +52,15 @@ class Choice:
         if chunk.tool_calls:
             self.tool_calls.extend(chunk.tool_calls)
             self.calls_tools = True
-        self.token_ids.extend(chunk.token_ids)
-        self.logprobs.extend(chunk.logprobs)
-        self.prompt_token_ids.extend(chunk.prompt_token_ids)
-        self.prompt_logprobs.extend(chunk.prompt_logprobs)
+        # Asked first, and sliced: to go through protobuf's lists, empty ones too, takes several times as long.
+        if chunk.token_ids:
+            self.token_ids += chunk.token_ids[:]
+        if chunk.logprobs:
+            self.logprobs += chunk.logprobs[:]
+        if chunk.prompt_token_ids:
+            self.prompt_token_ids += chunk.prompt_token_ids[:]
+        if chunk.prompt_logprobs:
+            self.prompt_logprobs += chunk.prompt_logprobs[:]
         if chunk.HasField("counts"):
             self.counts = chunk.counts
         if chunk.HasField("finish"):

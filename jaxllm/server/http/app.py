@@ -195,6 +195,8 @@ def _add_error_handlers(app: FastAPI) -> None:
         elif error.status_code == 405:
             message, code = f"{http.url.path} does not take {http.method}", "method_not_allowed"
             headers = {"allow": ", ".join(_methods(app, http))}
+        elif error.status_code == 413:
+            code = "request_too_large"
         response = error_response(ApiError(error.status_code, message, code=code), http.url.path)
         response.headers.update(headers)
         return response

@@ -11,9 +11,12 @@ from pydantic import Field, PlainValidator, model_validator
 
 from jaxllm.errors import RequestError
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
-from jaxllm.server.http.forms import Ignored, Objects, Strict, Unsupported
+from jaxllm.server.http.forms import Ignored, Objects, Strict, Unsupported, check_nesting
 from jaxllm.server.http.requests import GenerationRequest
 from jaxllm.server.tool_choice import check_tools
+
+MAX_VARIABLE_NESTING = 16
+"""Lists and objects in each other that a template's variable may be: protobuf reads few more."""
 
 
 def _content(value: Any) -> str | list[str]:
@@ -150,6 +153,8 @@ class ChatFields(Strict):
     def _check_chat(self) -> Self:
         if self.messages == []:
             raise RequestError("messages: must hold at least one message", "messages")
+        for value in (self.chat_template_kwargs or {}).values():
+            check_nesting(value, MAX_VARIABLE_NESTING, "chat_template_kwargs")
         return self
 
     def chat(self) -> pb.Chat:

@@ -1,6 +1,5 @@
 """Other dialects of chats: their requests become the ChatRequest that means the same, which alone is read further."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,11 +22,7 @@ def chat_request(request: Strict, fields: Mapping[str, Any], names: Mapping[str,
     try:
         return ChatRequest(**{name: value for name, value in {**shared, **fields}.items() if value is not None})
     except ValidationError as error:
-        fault = from_validation(error.errors())
-        for name, other in names.items():
-            fault.message = re.sub(rf"\b{name}\b", other, fault.message)
-            fault.param = other if fault.param == name else fault.param
-        raise fault from None
+        raise from_validation(error.errors()).renamed(names) from None
 
 
 def tokenize_request(chat: ChatRequest) -> pb.TokenizeRequest:

@@ -1,10 +1,11 @@
 """Errors in OpenAI's form and in Anthropic's, and how gRPC's status codes become HTTP's."""
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import grpc
-from pydantic_core import to_json
 from starlette.responses import Response
 
 from jaxllm.errors import RequestError
@@ -40,6 +41,13 @@ class ApiError(Exception):
     def of(cls, error: RequestError) -> Self:
         return cls(400, str(error), param=error.param, code="invalid_value")
 
+    def renamed(self, names: Mapping[str, str]) -> Self:
+        """The same of a dialect that calls some fields otherwise. names: theirs by ours."""
+        for name, other in names.items():
+            self.message = re.sub(rf"(?<![\w-]){name}(?![\w-])", other, self.message)
+            self.param = other if self.param == name else self.param
+        return self
+
     @property
     def kind(self) -> str:
         if self.status == 429:
@@ -60,11 +68,16 @@ class ApiError(Exception):
             "param": self.param,
             "code": self.code,
         }
-        return to_json({"error": error})
+        return _json({"error": error})
 
     def anthropic_body(self) -> bytes:
         kind = _ANTHROPIC_KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
-        return to_json({"type": "error", "error": {"type": kind, "message": self.message}})
+        return _json({"type": "error", "error": {"type": kind, "message": self.message}})
+
+
+def _json(error: dict[str, Any]) -> bytes:
+    """Names that a client has sent may hold halves of characters, which only JSON's escapes can say."""
+    return json.dumps(error, separators=(",", ":")).encode()
 
 
 def error_response(error: ApiError, path: str) -> Response:
@@ -123,6 +136,8 @@ def from_validation(errors: Sequence[Mapping[str, Any]], behind: int = 0) -> Api
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {cause}", code="invalid_json")
     path = ".".join(str(step) for step in first["loc"][behind : behind + 2])
+    if first["type"] == "value_error":
+        return ApiError(400, f"{path}: {cause}" if path else str(cause), param=path or None, code="invalid_value")
     if not path:
         return ApiError(400, "the body must be a JSON object, sent as application/json", code="invalid_json")
     return ApiError(400, f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}", param=path, code="invalid_value")

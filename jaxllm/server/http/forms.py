@@ -1,6 +1,7 @@
 """The forms of JSON that every endpoint keeps to: no coercion, no unknown fields, nothing ignored in silence."""
 
 import difflib
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
@@ -67,6 +68,25 @@ def read[M: Strict](model: type[M], value: Any, where: str) -> M:
         path = ".".join((where, *(str(step) for step in first["loc"])))
         message = str(cause) if isinstance(cause, RequestError) else f"{first['msg'][0].lower()}{first['msg'][1:]}"
         raise RequestError(f"{path}: {message}", where.partition("[")[0]) from None
+
+
+def check_nesting(value: Any, levels: int, where: str) -> None:
+    """RequestError where lists and objects stand in each other more than `levels` deep."""
+    layer = [value]
+    for _ in range(levels + 1):
+        inside = [item.values() if isinstance(item, dict) else item for item in layer if isinstance(item, (dict, list))]
+        layer = [item for items in inside for item in items]
+        if not layer:
+            return
+    raise RequestError(f"{where}: lists and objects are nested more than {levels} deep", where)
+
+
+def check_members(form: BaseModel, kind: str, members: Mapping[str, Sequence[str]], where: str) -> None:
+    """RequestError for a member that is set and none of those that forms of this kind have. members: by kind."""
+    for name in form.model_fields_set - {"type", *members[kind]}:
+        if getattr(form, name) is not None:
+            shown = type(form).model_fields[name].alias or name
+            raise RequestError(f"{where}: {shown} says nothing where type is {kind!r}; leave it out", where)
 
 
 def check_priority(priority: int | None) -> None:

@@ -8,7 +8,8 @@ the wire: the engine then takes the checkpoint's generation defaults.
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo, model_validator
@@ -47,6 +48,22 @@ _WRITERS: dict[str, Callable[[Any], Any]] = {
     ),
 }
 """How the parameters that are no plain numbers, strings or truths are written to the wire."""
+
+
+def _on_the_wire(given: Mapping[str, Any]) -> pb.Sampling:
+    """Raises ValueError for a number that its field cannot hold, and for half a character."""
+    return pb.Sampling(**{name: _WRITERS.get(name, lambda value: value)(value) for name, value in given.items()})
+
+
+@contextmanager
+def _naming(field: str) -> Iterator[None]:
+    """RequestErrors for what the wire cannot say of a field."""
+    try:
+        yield
+    except UnicodeEncodeError:
+        raise RequestError(f"{field}: holds half of a surrogate pair: no text has that", field) from None
+    except ValueError as error:
+        raise RequestError(f"{field}: {str(error)[0].lower()}{str(error)[1:]}", field) from None
 
 
 def _prompts(value: Any, info: ValidationInfo) -> list[str] | list[list[int]]:
@@ -172,13 +189,15 @@ class GenerationRequest(SamplingFields):
         params = SamplingParams(**{"max_tokens": None} | given)
         if "max_tokens" in given:
             given["max_tokens"] = min(given["max_tokens"], MAX_UINT32)
-        for name, write in _WRITERS.items():
-            if name in given:
-                given[name] = write(getattr(params, name))
+        for name in _WRITERS.keys() & given.keys():
+            given[name] = getattr(params, name)
         try:
-            return pb.Sampling(**given)
-        except ValueError as error:  # a number its field cannot hold
-            raise RequestError(str(error)) from None
+            return _on_the_wire(given)
+        except ValueError:
+            for name, value in given.items():
+                with _naming(name):
+                    _on_the_wire({name: value})
+            raise
 
     def _form(self) -> StructuredOutputs | None:
         form = self.response_format.structured_outputs() if self.response_format else None

@@ -1,6 +1,6 @@
 """Answers that are told section by section: a run of reasoning, one of text, a call, and so on in their order."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -38,10 +38,15 @@ class Section:
 class SectionedAnswer:
     """Takes the chunks of a request with one answer; a dialect says what is told at each turn.
 
+    Class attributes:
+        names: what the dialect calls some fields of a chat, for the engine's errors.
+
     Attributes:
         sections: so far.
         choice: the counts, and how it finished.
     """
+
+    names: Mapping[str, str] = {}
 
     def __init__(self) -> None:
         self.sections: list[Section] = []
@@ -58,7 +63,7 @@ class SectionedAnswer:
         """See generation.Answer."""
         for chunk in chunks:
             if chunk.HasField("error"):
-                raise from_number(chunk.error.code, chunk.error.message, chunk.error.param)
+                raise from_number(chunk.error.code, chunk.error.message, chunk.error.param).renamed(self.names)
             try:
                 self.choice.add(chunk)
             finally:  # also with what ends it from without
@@ -89,12 +94,17 @@ class SectionedAnswer:
         if not self._begun:
             self._begun = True
             self.begun()
-        self._logprobs.extend(chunk.logprobs)
+        if chunk.logprobs:
+            self._logprobs.extend(chunk.logprobs)
+        calls = list(chunk.tool_calls)
+        # The rest of the call that is open: what else the chunk holds was generated behind it.
+        while calls and not calls[0].name and self.sections and self.sections[-1].call == calls[0].index:
+            self._extend(self.sections[-1], calls.pop(0).arguments)
         if chunk.reasoning:
             self._extend(self._section("reasoning"), chunk.reasoning)
         if chunk.text:
             self._extend(self._section("text"), chunk.text)
-        for delta in chunk.tool_calls:
+        for delta in calls:
             section = self._section("call", delta)
             if delta.arguments:
                 self._extend(section, delta.arguments)

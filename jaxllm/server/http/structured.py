@@ -1,11 +1,11 @@
 """How clients ask for structured outputs: OpenAI's response_format, and vLLM's structured_outputs."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from jaxllm.errors import RequestError
-from jaxllm.server.http.forms import Ignored, Strict
+from jaxllm.server.http.forms import Ignored, Strict, check_members
 from jaxllm.structured_outputs import StructuredOutputs
 
 
@@ -16,6 +16,14 @@ class JsonSchemaFormat(Strict):
     strict: Ignored = None  # a schema is always kept to
 
 
+_MEMBERS = {
+    "text": (),
+    "json_object": (),
+    "json_schema": ("json_schema",),
+    "structural_tag": ("format", "structures", "triggers"),
+}
+
+
 class ResponseFormat(Strict):
     """OpenAI's form of structured outputs, with vLLM's structural_tag beside them."""
 
@@ -24,6 +32,11 @@ class ResponseFormat(Strict):
     format: dict[str, Any] | None = None  # of a structural tag: the newer kind,
     structures: list[dict[str, Any]] | None = None  # or the older one
     triggers: list[str] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_members(self, self.type, _MEMBERS, "response_format")
+        return self
 
     def structured_outputs(self) -> StructuredOutputs | None:
         match self.type:

@@ -68,6 +68,24 @@ async def test_lines_run_side_by_side_but_not_all_at_once(tmp_path: Path) -> Non
     assert (batch.summary.answered, batch.summary.errors, batch.summary.skipped) == (50, 0, 0)
 
 
+async def test_a_lost_connection_is_no_answer(tmp_path: Path) -> None:
+    app = ScriptedApplication(room=10)
+    lost = {"0", "3"}
+
+    async def post(url: str, body: bytes) -> tuple[int, str | None, bytes]:
+        if (name := json.loads(body)["name"]) in lost:
+            lost.remove(name)
+            return 503, None, b'{"error": "the connection to the engine broke"}'
+        return await ScriptedApplication.post(app, url, body)
+
+    app.post = post  # type: ignore[method-assign]
+    lines = [json.dumps(json.loads(line(name)) | {"body": {"prompts": 1, "name": name}}).encode() for name in "0123"]
+    batch, answers = await answer(app, tmp_path / "out", lines)
+    assert not lost
+    assert [one["response"]["status_code"] for one in answers] == [200] * 4
+    assert batch.summary.errors == 0
+
+
 async def test_lines_of_many_prompts_wait_for_room(tmp_path: Path) -> None:
     app = ScriptedApplication(room=10)
     sizes = {str(n): 1 + n % 12 for n in range(40)}  # 11 and 12 never fit

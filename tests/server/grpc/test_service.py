@@ -517,6 +517,24 @@ async def test_a_sessions_abort(stream: Session, engine: ScriptedEngine, encode)
     assert set(stream.chunks) == {"a", "b"}
 
 
+async def test_a_message_that_cannot_be_read_ends_its_session_at_once(
+    served: Served, engine: ScriptedEngine, encode
+) -> None:
+    """And what it had running; others go on."""
+    other = served.inference.Generate(request("other"))
+    await engine.submitted("other")
+    method = "/jaxllm.v1.Inference/Session"
+    raw = served.channel.stream_stream(method, None, pb.SessionResponse.FromString)()
+    await raw.write(pb.SessionRequest(generate=request("a")).SerializeToString())
+    await engine.submitted("a")
+    await raw.write(b"\xff\xff\xff")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await asyncio.wait_for(raw.read(), 10)
+    await until(lambda: engine.aborted == [("a", FinishReason.ABORT)])
+    engine.step({"other": encode("x")}, finish=FinishReason.LENGTH)
+    assert (await other).text == "x"
+
+
 async def test_a_session_cannot_abort_anothers_request(served: Served, stream: Session, engine, encode) -> None:
     call = served.inference.Generate(request("a"))
     await engine.submitted("a")

@@ -1,8 +1,11 @@
 """Every error in OpenAI's form with the right status, before and in the midst of a stream."""
 
+import contextlib
 import json
 
 import pytest
+
+from jaxllm.config import ServerConfig
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
@@ -84,6 +87,18 @@ BAD_COMPLETIONS = [
     ({"max_token": 5}, "max_token", "did you mean 'max_tokens'?"),
     ({"temprature": 5}, "temprature", "did you mean 'temperature'?"),
     ({"xyzzy": 5}, "xyzzy", "known: model, temperature"),
+    ({"allowed_token_ids": [2**40]}, "allowed_token_ids", "value out of range: 1099511627776"),
+    ({"bad_words_ids": [[2**40]]}, "bad_words_ids", "value out of range"),
+    ({"stop_token_ids": [2**40]}, "stop_token_ids", "value out of range"),
+    ({"logprobs": 2**40}, "logprobs", "value out of range"),
+    ({"truncate_prompt_tokens": 2**40}, "truncate_prompt_tokens", "value out of range"),
+    (
+        {"response_format": {"type": "text", "json_schema": {"schema": {}}}},
+        "response_format",
+        "json_schema says nothing",
+    ),
+    ({"response_format": {"type": "json_object", "triggers": ["a"]}}, "response_format", "triggers says nothing"),
+    ({"response_format": {"type": "structural_tag", "json_schema": {}}}, "response_format", "json_schema says nothing"),
 ]
 
 
@@ -98,6 +113,13 @@ def test_bad_completion(shared_front, fields, param, says):
     assert error["type"] == "invalid_request_error"
     assert error["param"] == param
     assert says in error["message"]
+
+
+def nested(levels: int) -> object:
+    value: object = 1
+    for level in range(levels):
+        value = [value] if level % 2 else {"a": value}
+    return value
 
 
 BAD_CHATS = [
@@ -131,6 +153,8 @@ BAD_CHATS = [
     ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens", "differ"),
     ({"echo": True}, "echo", "unknown field"),
     ({"chat_template_kwargs": 3}, "chat_template_kwargs", "dictionary"),
+    ({"chat_template_kwargs": {"x": nested(17)}}, "chat_template_kwargs", "nested more than 16 deep"),
+    ({"chat_template_kwargs": {"y": 1, "x": nested(90)}}, "chat_template_kwargs", "nested more than 16 deep"),
 ]
 
 
@@ -141,6 +165,32 @@ def test_bad_chat(shared_front, fields, param, says):
     if says is not None:
         assert error["param"] == param
         assert says in error["message"]
+
+
+def test_variables_of_templates_may_be_nested(shared_front):
+    assert shared_front.post(CHAT, messages=[USER], chat_template_kwargs={"x": nested(16)}).status_code == 200
+    assert shared_front.post("/tokenize", messages=[USER], chat_template_kwargs={"x": nested(40)}).status_code == 400
+
+
+def test_a_name_that_holds_half_a_character(shared_front):
+    for path, body in (
+        (COMPLETIONS, b'{"prompt": "x", "\\ud800": 1}'),
+        (CHAT, b'{"messages": [{"role": "user", "content": "x", "\\ud800": 1}]}'),
+        ("/tokenize", b'{"prompt": "x", "\\ud800": 1}'),
+    ):
+        answer = shared_front.client.post(path, content=body, headers={"content-type": "application/json"})
+        error = error_of(answer, 400)
+        assert error["param"] == "\ud800"
+        assert "unknown field" in error["message"]
+
+
+def test_a_body_without_a_length_may_not_be_too_large(front_class):
+    with contextlib.closing(front_class(ServerConfig(max_request_bytes=100))) as front:
+        for content in (b"x" * 101, iter([b"x" * 60, b"x" * 60])):
+            headers = {"content-type": "application/json"}
+            assert error_of(front.client.post(COMPLETIONS, content=content, headers=headers), 413)["code"] == (
+                "request_too_large"
+            )
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff", b"null"])

@@ -9,6 +9,9 @@ import anthropic
 import pytest
 
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
+from jaxllm.server.http.errors import ApiError
+from jaxllm.server.http.messages.events import MessageAnswer
+from jaxllm.server.http.messages.reading import MessagesRequest
 
 MESSAGES = "/v1/messages"
 USER = {"role": "user", "content": "hi"}
@@ -79,6 +82,62 @@ def test_thinking_text_and_calls(client):
     assert (first.type, first.id, first.name, first.input) == ("tool_use", "call_1", "look", {"city": "Paris"})
     assert (second.type, second.id, second.name, second.input) == ("tool_use", "call_2", "wait", {})
     assert message.usage.output_tokens_details.thinking_tokens == 2
+
+
+def told(*chunks: pb.GenerateChunk) -> list[dict[str, Any]]:
+    """The content of an answer of these chunks, which its events tell of as well."""
+    answers = []
+    for stream in (False, True):
+        answer = MessageAnswer(MessagesRequest(**asked("x", tools=[LOOK], stream=stream)), "scripted")
+        last = pb.GenerateChunk(finish=pb.Finish(reason=pb.FINISH_REASON_STOP))
+        answer.add([*chunks, last])
+        answers.append(answer)
+    content: list[dict[str, Any]] = json.loads(answers[0].body(), parse_constant=pytest.fail)["content"]
+    blocks: dict[int, list[str]] = {}
+    for event in events_of(answers[1].events().decode()):
+        if event["type"] == "content_block_delta" and event["delta"]["type"] == "input_json_delta":
+            blocks.setdefault(event["index"], []).append(event["delta"]["partial_json"])
+    calls = [place for place, block in enumerate(content) if block["type"] == "tool_use"]
+    assert [*blocks] == [place for place in calls if content[place]["input"]]
+    for place, pieces in blocks.items():
+        assert json.loads("".join(pieces)) == content[place]["input"]
+    return content
+
+
+def call_of(arguments: str, index: int = 0, name: str = "") -> pb.ToolCallDelta:
+    return pb.ToolCallDelta(index=index, id=f"call_{index}" if name else "", name=name, arguments=arguments)
+
+
+def test_a_chunk_may_end_a_call_and_go_on_with_text_and_another():
+    first, text, second = told(
+        pb.GenerateChunk(tool_calls=[call_of('{"a": ', name="look")]),
+        pb.GenerateChunk(tool_calls=[call_of("1"), call_of("}"), call_of('{"b"', 1, "look")], text="And then"),
+        pb.GenerateChunk(tool_calls=[call_of(": 2}", 1)]),
+    )
+    assert (first["id"], first["name"], first["input"]) == ("call_0", "look", {"a": 1})
+    assert text["text"] == "And then"
+    assert (second["id"], second["name"], second["input"]) == ("call_1", "look", {"b": 2})
+
+
+def test_inputs_are_objects_of_json():
+    """Whatever the model writes."""
+    answer = MessageAnswer(MessagesRequest(**asked("x", tools=[LOOK])), "scripted")
+    written = ('{"x": NaN, "y": [-Infinity]}', "[1, 2]", "", '{"whole": 1, "cut": "o')
+    answer.add([pb.GenerateChunk(tool_calls=[call_of(one, i, "look")]) for i, one in enumerate(written)])
+    answer.add([pb.GenerateChunk(finish=pb.Finish(reason=pb.FINISH_REASON_STOP))])
+    content = json.loads(answer.body(), parse_constant=pytest.fail)["content"]
+    assert [block["input"] for block in content] == [{"x": None, "y": [None]}, {}, {}, {"whole": 1}]
+
+
+def test_the_engines_errors_name_what_the_dialect_has():
+    answer = MessageAnswer(MessagesRequest(**asked("x")), "scripted")
+    message = "thinking_token_budget: name them in thinking_token_ids; stop: (--max-stop-strings)"
+    with pytest.raises(ApiError) as raised:
+        answer.add([pb.GenerateChunk(error=pb.Error(code=3, message=message, param="thinking_token_budget"))])
+    assert raised.value.message == (
+        "thinking.budget_tokens: name them in thinking_token_ids; stop_sequences: (--max-stop-strings)"
+    )
+    assert raised.value.param == "thinking.budget_tokens"
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 5, 6, 7, 9])
@@ -255,6 +314,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"container": "c"}, "container is not supported"),
     ({"mcp_servers": []}, "unknown field 'mcp_servers'"),
     ({"messages": [{"role": "user", "content": "\ud800"}]}, "surrogate"),
+    ({"stop_sequences": ["\ud800"]}, "stop_sequences: holds half of a surrogate pair"),
+    ({"\ud800": 1}, "unknown field"),
+    ({"tool_choice": {"type": "auto", "name": "look"}}, "tool_choice: name says nothing where type is 'auto'"),
+    ({"thinking": {"type": "disabled", "budget_tokens": 5}}, "thinking: budget_tokens says nothing"),
+    ({"thinking": {"type": "adaptive", "budget_tokens": 5}}, "thinking: budget_tokens says nothing"),
+    ({"chat_template_kwargs": {"x": [[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]}}, "nested more than 16 deep"),
 ]  # fmt: skip
 
 

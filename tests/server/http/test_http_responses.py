@@ -405,6 +405,15 @@ def test_truncation_drops_the_oldest_turns(shared_front):
 
 
 USER = {"role": "user", "content": "hi"}
+
+
+def _nested(levels: int) -> dict[str, object]:
+    value: dict[str, object] = {}
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
 BAD = [
     ({}, "input", "field required"),
     ({"input": 3}, "input", "string or a list of items"),
@@ -452,6 +461,9 @@ BAD = [
     ({"metadata": {"a": "\ud800"}}, None, "surrogate"),
     ({"input": [{**USER, "id": "\ud800"}]}, None, "surrogate"),
     ({"instructions": "\ud800"}, None, "surrogate"),
+    ({"text": {"format": {"type": "json_object", "schema": {}}}}, "text", "schema says nothing where type is"),
+    ({"text": {"format": {"type": "text", "name": "x"}}}, "text", "name says nothing where type is 'text'"),
+    ({"tools": [{"type": "function", "name": "x", "parameters": _nested(101)}]}, "tools", "nested more than 100 deep"),
 ]  # fmt: skip
 
 

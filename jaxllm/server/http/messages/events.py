@@ -9,7 +9,7 @@ from pydantic_core import from_json, to_json
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.http.answers import timed
 from jaxllm.server.http.errors import ApiError
-from jaxllm.server.http.messages.reading import MessagesRequest
+from jaxllm.server.http.messages.reading import NAMES, MessagesRequest
 from jaxllm.server.http.sections import Section, SectionedAnswer
 
 
@@ -17,6 +17,7 @@ class MessageAnswer(SectionedAnswer):
     """The answer to a MessagesRequest, as generation.Answer describes it."""
 
     id_header = b"request-id"
+    names = NAMES
 
     def __init__(self, request: MessagesRequest, model: str):
         super().__init__()
@@ -31,7 +32,8 @@ class MessageAnswer(SectionedAnswer):
 
     def body(self) -> bytes:
         content = [self._block(section) for section in self.sections]
-        return to_json({**self._head, "content": content, **self._end(), "usage": self._usage(), **self._timings()})
+        answer = {**self._head, "content": content, **self._end(), "usage": self._usage(), **self._timings()}
+        return to_json(answer, inf_nan_mode="null")  # inputs are what the model wrote
 
     def events(self) -> bytes:
         events, self._events = self._events, []
@@ -119,12 +121,13 @@ def _event(kind: str, fields: dict[str, Any]) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (kind.encode(), to_json({"type": kind, **fields}))
 
 
-def _input(arguments: str) -> Any:
+def _input(arguments: str) -> dict[str, Any]:
     """The arguments as far as they go: an answer that was cut off may end within them."""
     try:
-        return from_json(arguments or "{}", allow_partial=True)
+        written = from_json(arguments, allow_partial=True)
     except ValueError:
         return {}
+    return written if isinstance(written, dict) else {}
 
 
 def _signature(thinking: str) -> str:

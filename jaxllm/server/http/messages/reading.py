@@ -2,18 +2,19 @@
 
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PlainValidator
+from pydantic import Field, PlainValidator, model_validator
 
 from jaxllm.errors import RequestError
 from jaxllm.server.http.chats import ChatRequest
 from jaxllm.server.http.dialects import chat_request
-from jaxllm.server.http.forms import Ignored, Objects, Strict, Unsupported, read
+from jaxllm.server.http.forms import Ignored, Objects, Strict, Unsupported, check_members, read
 from jaxllm.server.http.requests import SamplingFields
 
-_NAMES = {"max_completion_tokens": "max_tokens", "stop": "stop_sequences", "response_format": "output_config.format",
+NAMES = {"max_completion_tokens": "max_tokens", "stop": "stop_sequences", "response_format": "output_config.format",
           "reasoning_effort": "output_config.effort", "thinking_token_budget": "thinking.budget_tokens"}  # fmt: skip
+"""What the dialect calls fields of a chat."""
 ERROR_PREFIX = "Error: "
 """How a tool's failure is told to the model: chat templates have no other place for it."""
 
@@ -88,6 +89,12 @@ class Thinking(Strict):
     budget_tokens: int | None = None
     display: Literal["summarized", "omitted"] | None = None
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        members = {"enabled": ("budget_tokens", "display"), "adaptive": ("display",), "disabled": ()}
+        check_members(self, self.type, members, "thinking")
+        return self
+
 
 class OutputFormat(Strict):
     type: Literal["json_schema"]
@@ -103,6 +110,13 @@ class ToolChoice(Strict):
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
     disable_parallel_tool_use: bool | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        several = ("disable_parallel_tool_use",)
+        members = {"auto": several, "any": several, "tool": ("name", *several), "none": several}
+        check_members(self, self.type, members, "tool_choice")
+        return self
 
     def to_chat(self) -> str | dict[str, Any]:
         if self.type == "tool":
@@ -236,7 +250,7 @@ class CountTokensRequest(Strict):
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
         if self.thinking and self.thinking.type == "enabled":
             fields["thinking_token_budget"] = self.thinking.budget_tokens
-        return chat_request(self, fields | self._limits(), _NAMES)
+        return chat_request(self, fields | self._limits(), NAMES)
 
     def _limits(self) -> dict[str, Any]:
         """Fields of the chat that its prompt does not need."""

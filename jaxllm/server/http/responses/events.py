@@ -11,11 +11,14 @@ from pydantic_core import to_json
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.http.answers import scored, timed
 from jaxllm.server.http.errors import ApiError
+from jaxllm.server.http.forms import check_nesting
 from jaxllm.server.http.responses.items import Item, make_id, wrap
-from jaxllm.server.http.responses.reading import ENCRYPTED, ResponsesRequest
+from jaxllm.server.http.responses.reading import ENCRYPTED, NAMES, ResponsesRequest
 from jaxllm.server.http.sections import Section, SectionedAnswer
 
 _PREFIXES = {"reasoning": "rs", "text": "msg", "call": "fc"}
+MAX_NESTING = 100
+"""Lists and objects in each other that are sent back, of what a client has sent."""
 ENDED = ("completed", "incomplete", "failed", "cancelled")
 
 
@@ -30,9 +33,11 @@ class ResponseAnswer(SectionedAnswer):
 
     id_header = b"x-request-id"
     idle_events = b""
+    names = NAMES
 
     def __init__(self, request: ResponsesRequest, model: str, history: Sequence[Item]):
-        """Raises UnicodeEncodeError where something that is sent back is no text."""
+        """Raises UnicodeEncodeError where something that is sent back is no text, RequestError where it is nested too
+        deep."""
         super().__init__()
         self.id = f"resp_{uuid.uuid4().hex}"
         self.streaming = bool(request.stream)
@@ -40,6 +45,8 @@ class ResponseAnswer(SectionedAnswer):
         self.input = (*history, *request.input)
         self.status = "queued" if self.background else "in_progress"
         self._echo = _echo(request) | {"model": model}
+        for name, value in self._echo.items():
+            check_nesting(value, MAX_NESTING, name)
         self.size = len(json.dumps([self._echo, self.input], ensure_ascii=False).encode())
         self._wraps = ENCRYPTED in (request.include or ())
         self._timed = bool(request.return_timings)

@@ -8,15 +8,16 @@ from pydantic import Field, PlainValidator, model_validator
 from jaxllm.errors import RequestError
 from jaxllm.server.http.chats import ChatRequest
 from jaxllm.server.http.dialects import chat_request
-from jaxllm.server.http.forms import Ignored, Objects, Strict, Unsupported, read
+from jaxllm.server.http.forms import Ignored, Objects, Strict, Unsupported, check_members, read
 from jaxllm.server.http.requests import SamplingFields
 from jaxllm.server.http.responses.items import Item, read_input, to_messages
 
 LOGPROBS, ENCRYPTED = "message.output_text.logprobs", "reasoning.encrypted_content"
 MAX_METADATA, MAX_KEY, MAX_VALUE = 16, 64, 512
 """OpenAI's bounds of metadata: pairs, and characters of each key and value."""
-_NAMES = {"max_tokens": "max_output_tokens", "max_completion_tokens": "max_output_tokens", "messages": "input",
+NAMES = {"max_tokens": "max_output_tokens", "max_completion_tokens": "max_output_tokens", "messages": "input",
           "reasoning_effort": "reasoning.effort", "response_format": "text.format"}  # fmt: skip
+"""What the dialect calls fields of a chat."""
 
 
 class FunctionTool(Strict):
@@ -59,6 +60,12 @@ class Format(Strict):
     description: str | None = None
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
     strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        schema = ("name", "description", "schema_", "strict")
+        check_members(self, self.type, {"text": (), "json_object": (), "json_schema": schema}, "text")
+        return self
 
     def to_chat(self) -> dict[str, Any] | None:
         """As `response_format` has it."""
@@ -156,7 +163,7 @@ class Conversation(Strict):
             "response_format": self.text.format.to_chat() if self.text and self.text.format else None,
             "chat_template_kwargs": self.chat_template_kwargs,
         }
-        return chat_request(self, fields | self._limits(), _NAMES)
+        return chat_request(self, fields | self._limits(), NAMES)
 
     def _limits(self) -> dict[str, Any]:
         """Fields of the chat that its prompt does not need."""
