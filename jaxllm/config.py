@@ -99,8 +99,9 @@ class EngineConfig:
     )
     compile_workers: int | None = flag(
         None,
-        "Processes that help to compile what is not kept yet, each of some 0.5 GB of the device while it does; by the "
-        "machine's cores on a GPU (one for every four, four at most), none on a CPU by default.",
+        "Processes that help to compile what is not kept yet, each with up to 1 GiB of the device while it does; by "
+        "default, on a GPU, one for every four cores and for every 2 GiB that gpu_memory_utilization leaves, four at "
+        "most; none on a CPU.",
     )
 
     def __post_init__(self) -> None:

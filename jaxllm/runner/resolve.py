@@ -53,8 +53,18 @@ def device_budget(config: EngineConfig) -> int | None:
     if not stats or "bytes_limit" not in stats:
         return None
     # JAX's own limit is a share of the device already; a smaller utilization takes its part of that.
-    reserved = float(next((os.environ[name] for name in _MEMORY_SHARES if name in os.environ), "0.75"))
-    return int(stats["bytes_limit"] * min(1.0, config.gpu_memory_utilization / reserved))
+    return int(stats["bytes_limit"] * min(1.0, config.gpu_memory_utilization / _reserved_share()))
+
+
+def _reserved_share() -> float:
+    """Of the device's memory, what JAX reserves."""
+    return float(next((os.environ[name] for name in _MEMORY_SHARES if name in os.environ), "0.75"))
+
+
+def unclaimed_bytes() -> int:
+    """Of the device, what JAX does not reserve; 0 where the device does not say."""
+    stats = jax.devices()[0].memory_stats() or {}
+    return int(stats.get("bytes_limit", 0) * (1 / _reserved_share() - 1))
 
 
 def resolve(config: EngineConfig, model: _Model) -> EngineConfig:
@@ -86,7 +96,7 @@ def resolve(config: EngineConfig, model: _Model) -> EngineConfig:
 def _compile_workers(config: EngineConfig, gpu: bool) -> int:
     if config.compile_workers is not None:
         return config.compile_workers
-    return workers_for(os.cpu_count() or 1) if gpu else 0
+    return workers_for(len(os.sched_getaffinity(0)), unclaimed_bytes()) if gpu else 0
 
 
 OUTPUT_BYTES = 256 << 20

@@ -28,6 +28,8 @@ MOST = 4
 """Workers of a start, at most: each takes seconds of several cores until it lowers its first program."""
 CORES = 4
 """Of the machine, for each worker: two lower and the others compile."""
+BYTES = 1 << 30
+"""Of the device that a worker may take: its context, and the programs that it loads."""
 KERNELS = 16
 """Programs that a worker could lower while it compiles the kernels of the first that is drawn: 7 s to 0.4."""
 
@@ -87,9 +89,10 @@ class Workers:
                 thread.join()
 
 
-def workers_for(cores: int) -> int:
-    """How many workers a machine of so many cores has room for."""
-    return min(MOST, cores // CORES)
+def workers_for(cores: int, unclaimed: int) -> int:
+    """How many workers there is room for. unclaimed: bytes of the device that no process has reserved, of which the
+    engine's libraries are left half."""
+    return min(MOST, cores // CORES, unclaimed // 2 // BYTES)
 
 
 def deal(jobs: Sequence[Job[Any]], count: int) -> list[list[int]]:

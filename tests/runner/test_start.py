@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 
 from jaxllm.config import EngineConfig
 from jaxllm.errors import CheckpointError
-from jaxllm.runner import Runner, estimate, executables, plan, start
+from jaxllm.runner import Runner, estimate, executables, plan, resolve, start
 from jaxllm.runner.compiling import Compiler, Job, ProgramCost, StoppedError
 from jaxllm.runner.plan import compile_table, prepare, with_costs
 from jaxllm.runner.resolve import device_budget
@@ -351,3 +352,14 @@ def test_a_program_that_takes_more_than_reckoned_makes_the_cache_smaller(
     assert set(built.table.compiled) == set(built.table.keys)
     assert all(isinstance(cost, ProgramCost) for cost in built.table.costs.values())
     assert device_budget(config) is None  # of the CPU itself
+
+
+def test_what_of_a_device_is_reserved_and_what_is_not(small: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 72 << 30})
+    monkeypatch.setattr(resolve.jax, "devices", lambda: [device])
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")  # of 80 GiB
+    assert device_budget(small) == 72 << 30
+    assert device_budget(small.replace(gpu_memory_utilization=0.45)) == 36 << 30
+    assert resolve.unclaimed_bytes() == pytest.approx(8 << 30)
+    device.memory_stats = lambda: None
+    assert resolve.unclaimed_bytes() == 0

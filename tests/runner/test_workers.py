@@ -151,7 +151,8 @@ def test_programs_that_draw_come_together_until_another_worker_would_sooner_be_d
 
 
 def test_how_many(config: EngineConfig) -> None:
-    assert [workers_for(cores) for cores in (1, 3, 4, 8, 16, 128)] == [0, 0, 1, 2, 4, 4]
+    assert [workers_for(cores, 14 << 30) for cores in (1, 3, 4, 8, 16, 128)] == [0, 0, 1, 2, 4, 4]
+    assert [workers_for(16, size << 30) for size in (0, 1, 2, 5, 14)] == [0, 0, 1, 2, 4]
     assert prepare(config.replace(compile_workers=None)).workers is None  # on a CPU
     with pytest.raises(ConfigError, match="must not be negative"):
         config.replace(compile_workers=-1)
