@@ -7,7 +7,7 @@
 
 The rooms, and what may be imported from where: server -> engine -> runner -> models -> layers -> pallas_kernels.
 
-    llm.py      LLM: the offline API (generate, chat, stream, encode_logits)
+    llm.py      LLM: the offline API (generate, chat, stream, beam_search, encode_logits)
     pooling.py  its part for models that generate nothing (embed, classify, score, encode)
     prompts.py  what callers give as a prompt
     config.py   frozen configurations, validated once
@@ -16,9 +16,9 @@ The rooms, and what may be imported from where: server -> engine -> runner -> mo
     errors.py   every error says what is wrong, why, and what to do
     progress.py bars on a terminal, log lines elsewhere
     interrupts.py Ctrl-C between two steps of an engine
-    cli/        generate, serve, bench, plan, convert, models
+    cli/        generate, serve, run-batch, bench, plan, convert, models
     bench/      workloads and what is measured of them
-    server/     gRPC service, OpenAI HTTP front, metrics; text/: tokenizer, detokenizer, chat templates
+    server/     gRPC service, OpenAI HTTP front, batch files, metrics; text/: tokenizer, detokenizer, chat templates
     engine/     the loop, the scheduler, stop conditions, the client the servers hold
     cache/      page pool and prefix index: host bookkeeping only
     constraints/ structured outputs: grammars become masks of what may be drawn, on the host

@@ -15,7 +15,7 @@ decoder is to go on from something, {"encoder_prompt": ..., "decoder_prompt": ..
 
 def as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
     """One prompt, in whatever form, becomes a list of one."""
-    if isinstance(prompts, (str, Mapping)) or (prompts and isinstance(prompts[0], (int, np.integer))):
+    if isinstance(prompts, (str, Mapping)) or (len(prompts) and isinstance(prompts[0], (int, np.integer))):
         return [prompts]  # type: ignore[list-item]
     return prompts  # type: ignore[return-value]
 

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -65,7 +66,7 @@ class Bench:
         self.environment = os.environ | ({"JAX_PLATFORMS": "cpu"} if self.smoke else {})
         self.environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         self.origin = _origin(self.environment, arguments.commit)
-        self.command = " ".join(["python3 scripts/bench_h200.py", *sys.argv[1:]])
+        self.command = shlex.join(["python3", "scripts/bench_h200.py", *sys.argv[1:]])
         self.failures: list[str] = []
         self.document = self._write({})
 
@@ -205,8 +206,8 @@ class Bench:
                 if not self._done("rows", {"model": model, "workload": name}, figure)
             }
             if chosen:
-                order = {"model": model, "workloads": chosen, "engine": self._engine_of(model)} | order
-                yield from (("rows", row) for row in self._measure(order | {"model": model}, environment))
+                of_model = {"model": model, "workloads": chosen, "engine": self._engine_of(model)}
+                yield from (("rows", row) for row in self._measure(order | of_model, environment))
 
     def _engine_of(self, model: str) -> dict[str, Any]:
         engine = self.engine | {"compilation_cache_dir": str(self.cache / model)}

@@ -8,7 +8,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import grpc
@@ -26,21 +26,22 @@ class BenchError(JaxllmError):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server that is up. model: the name to ask for; "" lets the server choose."""
+    """A server that is up. model: the name to ask for; "" lets the server choose. api_key: "" shows none."""
 
     protocol: Literal["grpc", "http"]
     host: str
     port: int
     model: str = ""
+    api_key: str = field(default="", repr=False)
 
     @classmethod
-    def parse(cls, text: str, model: str = "") -> "Target":
+    def parse(cls, text: str, model: str = "", api_key: str = "") -> "Target":
         """grpc://HOST:PORT or http://HOST:PORT."""
         protocol, separator, address = text.rstrip("/").partition("://")
         host, _, port = address.rpartition(":")
         if not separator or protocol not in ("grpc", "http") or not host or not port.isdigit():
             raise ConfigError(f"target {text!r}: write grpc://HOST:PORT or http://HOST:PORT")
-        return cls(protocol, host.strip("[]"), int(port), model)  # type: ignore[arg-type]
+        return cls(protocol, host.strip("[]"), int(port), model, api_key)  # type: ignore[arg-type]
 
     @property
     def address(self) -> str:
@@ -88,6 +89,7 @@ class GrpcClient:
 
     def __init__(self, target: Target):
         self._target = target
+        self._metadata = (("authorization", f"Bearer {target.api_key}"),) if target.api_key else ()
 
     async def __aenter__(self) -> "GrpcClient":
         self._channel = grpc.aio.insecure_channel(self._target.address)
@@ -105,7 +107,7 @@ class GrpcClient:
         )
         record.sent = time.monotonic()
         try:
-            async for chunk in self._stub.GenerateStream(request):
+            async for chunk in self._stub.GenerateStream(request, metadata=self._metadata):
                 if chunk.token_ids:
                     record.arrivals.append(time.monotonic())
                     record.num_output += len(chunk.token_ids)
@@ -114,7 +116,7 @@ class GrpcClient:
 
     async def describe(self) -> ServedModel:
         control: Any = pb_grpc.ControlStub(self._channel)
-        info = await control.GetModelInfo(pb.GetModelInfoRequest(), timeout=30)
+        info = await control.GetModelInfo(pb.GetModelInfoRequest(), timeout=30, metadata=self._metadata)
         return ServedModel(info.name, info.vocab_size, info.max_model_len)
 
 
@@ -162,6 +164,7 @@ class HttpClient:
         try:
             payload = json.dumps(body).encode() if body is not None else b""
             head = f"{method} {path} HTTP/1.1\r\nHost: {self._target.address}\r\nConnection: close\r\n"
+            head += f"Authorization: Bearer {self._target.api_key}\r\n" if self._target.api_key else ""
             head += f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
             writer.write(head.encode() + payload)
             await writer.drain()

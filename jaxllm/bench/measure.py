@@ -71,7 +71,7 @@ def profile(
         def trace(run: Callable[[], None], found: list = found) -> None:
             found.append(traced(run))
 
-        _, times = drive(llm.engine, prompts, trace)
+        times = drive(llm.engine, prompts, trace).times
         row: dict[str, Any] = {"model": model, "workload": name, "traced_steps": times.steps}
         (work,) = found
         if work is not None and command_buffers:
@@ -105,13 +105,14 @@ def family(llm: "LLM", model: str, chosen: Family, seed: int) -> dict[str, Any]:
         floor = 2 * _weight_bytes(llm) / _itemsize(llm) * tokens / peers.FLOPS
         row |= {"seconds": seconds, "prompts_per_s": len(prompts) / seconds, "prompt_tokens_per_s": tokens / seconds}
         return row | {"floor_seconds": floor, "share_of_floor": floor / seconds}
-    began = time.perf_counter()
     drive(llm.engine, prompts, params=_sampled)  # the first run may still record command buffers
-    row["seconds"] = time.perf_counter() - began
-    seconds, times = drive(llm.engine, prompts, params=_sampled)
-    step, floor = seconds / times.steps, step_bytes(llm, load) / peers.BANDWIDTH
-    row |= {"decode_tokens_per_s": load.num_requests / step, "step_ms": step * 1000, "floor_ms": floor * 1000}
-    host = {"host_ms_per_step": times.host / times.steps * 1000}
+    driven = drive(llm.engine, prompts, params=_sampled)
+    steps = driven.times.steps
+    step, rows = driven.seconds / steps, driven.tokens / steps  # those that began last end last, in steps of few rows
+    floor = step_bytes(llm, load, rows) / peers.BANDWIDTH
+    row |= {"decode_tokens_per_s": driven.tokens / driven.seconds, "rows_per_step": rows}
+    row |= {"step_ms": step * 1000, "floor_ms": floor * 1000}
+    host = {"host_ms_per_step": driven.times.host / steps * 1000}
     return row | host | {"share_of_floor": floor / step}
 
 
@@ -132,15 +133,24 @@ def _backends() -> dict[str, list[str]]:
     return {operation: sorted(backends) for operation, backends in sorted(found.items())}
 
 
+@dataclass(frozen=True, slots=True)
+class Driven:
+    """What was measured of a run. tokens: that came meanwhile."""
+
+    seconds: float
+    tokens: int
+    times: "StepTimes"
+
+
 def drive(
     engine: "Engine",
     prompts: Sequence[Prompt],
     around: Callable[[Callable[[], None]], None] | None = None,
     params: Callable[[int], "SamplingParams"] | None = None,
-) -> tuple[float, "StepTimes"]:
-    """Runs the prompts to their ends: seconds and steps of the part in which every request decodes, or of all of it
-    where they yield one token each. around: called with that part, which it has to run. params: of so many tokens,
-    greedy where it is None."""
+) -> Driven:
+    """Runs the prompts to their ends, and measures from where every request has its first token, or the whole where
+    they yield one token each. around: called with that part, which it has to run. params: of so many tokens, greedy
+    where it is None."""
     from jaxllm.bench.offline import check_lengths, greedy
 
     counts: dict[str, int] = {}
@@ -160,20 +170,19 @@ def drive(
     decodes = max(prompt.num_output for prompt in prompts) > 1
     while decodes and engine.has_work and not all(counts.values()):
         step()
-    before, began = replace(engine.times), time.perf_counter()
+    before, known, began = replace(engine.times), sum(counts.values()), time.perf_counter()
     if around is None:
         rest()
     else:
         around(rest)
     seconds, times = time.perf_counter() - began, engine.times.since(before)
     check_lengths(counts.values(), prompts)
-    return seconds, times
+    return Driven(seconds, sum(counts.values()) - known, times)
 
 
-def step_bytes(llm: "LLM", load: Workload) -> float:
-    """Bytes that a decode step reads and writes: the weights, but for the rows of the embedding that it does not look
-    up, and of each request the cache at the middle of its output. All experts count, also those that random weights
-    leave out."""
+def step_bytes(llm: "LLM", load: Workload, rows: float) -> float:
+    """Bytes that a decode step of so many rows reads and writes: the weights that it meets, and of each row the cache
+    at the middle of its output. All experts count, also those that random weights leave out."""
     plan = _runner(llm).memory_plan
     context = load.num_prompt + load.num_output / 2
     if llm.engine.info.decoder_start is not None:  # of an encoder-decoder the prompt is the source
@@ -185,18 +194,34 @@ def step_bytes(llm: "LLM", load: Workload) -> float:
         else:
             tokens = load.num_prompt if share.group.kind == "source" else context
             cache += min(tokens, share.group.window or tokens) * share.page_bytes / plan.page_size
-    return _weight_bytes(llm) + load.num_requests * cache
+    return _weight_bytes(llm) + rows * cache
 
 
 def _weight_bytes(llm: "LLM") -> int:
-    """Of the weights that every token meets: an embedding that is no head as well is looked up."""
+    """Of the weights that every token meets: an embedding that is no head as well is looked up, and what an
+    encoder-decoder makes of its source was made before."""
     from jaxllm import weights
 
     config = weights.read_config(weights.resolve_model_path(llm.engine.config.model))
     tied = config.get("tie_word_embeddings", True) and llm.engine.info.pooling is None
     size = config.get("hidden_size", config.get("d_model", 0))
     embedding = 0 if tied else llm.engine.info.vocab_size * size * _itemsize(llm)
-    return int(_runner(llm).memory_plan.weight_bytes) - embedding
+    return int(_runner(llm).memory_plan.weight_bytes) - embedding - _source_bytes(llm)
+
+
+def _source_bytes(llm: "LLM") -> int:
+    """Of the weights that an encoder-decoder's source meets alone: the encoder, and each layer's keys and values of
+    it."""
+    if llm.engine.info.decoder_start is None:
+        return 0
+    from jaxllm.layers.parameter import parameters
+    from jaxllm.runner.plan import find_architecture
+
+    model = find_architecture(llm.engine.config).build(llm.engine.config.dtype)
+    named = parameters(model).items()
+    return _itemsize(llm) * sum(
+        parameter.size for name, parameter in named if name.startswith("encoder") or ".cross.kv." in name
+    )
 
 
 def _itemsize(llm: "LLM") -> int:

@@ -79,8 +79,10 @@ def samples(records: list[Record]) -> dict[str, list[float]]:
 
 
 def summarise(values: list[float]) -> dict[str, float]:
-    """Mean, median, standard deviation and percentiles of seconds, in milliseconds; zeros when empty."""
-    milliseconds = np.asarray(values or [0.0], np.float64) * 1000
+    """Mean, median, standard deviation and percentiles of seconds, in milliseconds; nothing of none."""
+    if not values:
+        return {}
+    milliseconds = np.asarray(values, np.float64) * 1000
     summary = {
         "mean": float(milliseconds.mean()),
         "median": float(np.median(milliseconds)),

@@ -29,6 +29,8 @@ def _options(
 
 
 def main() -> None:
+    # Logits processors are named as modules from where one stands; an installed command does not look there.
+    sys.path.append(os.getcwd())
     try:
         app(prog_name="jaxllm")
     except BrokenPipeError:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from jaxllm import __version__
-from jaxllm.cli.command import Given, app, arguments, command, engine_config, print_error
+from jaxllm.cli.command import Given, app, arguments, command, engine_config, print_error, print_table
 from jaxllm.config import EngineConfig
 from jaxllm.errors import ConfigError
 from jaxllm.progress import progress
@@ -33,11 +34,26 @@ OUTPUT_LEN = Annotated[
     typer.Option(min=1, help="Tokens each request yields: 128, or as long as the answer in --dataset-path."),
 ]
 RANGE_RATIO = Annotated[
-    float, typer.Option(help="Random lengths vary evenly by this share around --input-len and --output-len.")
+    float,
+    typer.Option(min=0, max=1, help="Random lengths vary evenly by this share around --input-len and --output-len."),
 ]
 DATASET = Annotated[Path | None, typer.Option(help="Take prompts from a ShareGPT-format JSON file instead.")]
-OUTPUT_JSON = Annotated[Path | None, typer.Option(help="Write the figures to this file.")]
-PLOT = Annotated[Path | None, typer.Option(help="Draw the figures into this PNG file (needs jaxllm[plot]).")]
+
+
+def _writable(path: Path | None) -> Path | None:
+    """Told before anything is measured for it."""
+    if path is not None and not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise typer.BadParameter(f"{path} cannot be written; name a file in a folder that is there and yours")
+    return path
+
+
+OUTPUT_JSON = Annotated[
+    Path | None, typer.Option(dir_okay=False, callback=_writable, help="Write the figures to this file.")
+]
+PLOT = Annotated[
+    Path | None,
+    typer.Option(dir_okay=False, callback=_writable, help="Draw the figures into this PNG file (needs jaxllm[plot])."),
+]
 
 DEFAULT_OUTPUT_LEN = 128
 
@@ -168,6 +184,7 @@ def latency(
     rows = [
         {"metric": name, **{f"{k}_ms": v for k, v in statistics.summarise(seconds).items()}}
         for name, seconds in shown.items()
+        if seconds  # no step follows a first token that is the last
     ]
     _print_table(("metric", "mean_ms", "median_ms", "std_ms", "p90_ms", "p99_ms"), rows)
     load = {
@@ -181,7 +198,7 @@ def latency(
     if plot:
         from jaxllm.bench.plot import plot_distributions
 
-        plot_distributions(plot, f"{config.model}: batch of {batch_size}", shown)
+        plot_distributions(plot, f"{config.model}: batch of {batch_size}", {k: v for k, v in shown.items() if v})
 
 
 @command(bench, engine=EngineConfig, defaults={"enable_prefix_caching": False})
@@ -213,6 +230,9 @@ def serve(
         list[str] | None,
         typer.Option(help="An objective, METRIC:MILLISECONDS with ttft, tpot or e2el; repeatable."),
     ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="A key of the server's; the first that JAXLLM_API_KEY holds by default.")
+    ] = None,
     output_json: OUTPUT_JSON = None,
     plot: PLOT = None,
 ) -> None:
@@ -225,20 +245,26 @@ def serve(
 
     objectives = statistics.parse_objectives(goodput or [])
     without_effect = sorted(
-        engine.keys() - {"model", "tokenizer", "served_model_name", "seed", "enable_prefix_caching"}
+        name
+        for name in engine.keys() - {"model", "tokenizer", "served_model_name", "seed", "enable_prefix_caching"}
+        if engine.origins.get(name, "").startswith("--")  # what the environment or a file says may be for others
     )
     if target and without_effect:
         raise ConfigError(f"{', '.join(without_effect)}: has no effect on a server that is up; drop it or --target")
+    if not request_rate > 0:
+        raise ConfigError(f"--request-rate {request_rate}: must be positive; inf sends all at once")
     config = engine_config(engine)
+    key = api_key or os.environ.get("JAXLLM_API_KEY", "").partition(",")[0].strip()
     make = _source(config, num_prompts, input_len, output_len, range_ratio, dataset_path, workload)
     with ExitStack() as stack:
         if target:
-            served = Target.parse(target, next(iter(config.served_model_name), ""))
+            served = Target.parse(target, next(iter(config.served_model_name), ""), key)
             model = describe(served)
         else:
             addresses = stack.enter_context(started_server(arguments({**engine, "model": config.model})))
-            model = describe(Target.parse(f"grpc://{addresses['grpc']}"))
-            served = Target.parse(addresses["http"] if protocol == "http" else f"grpc://{addresses['grpc']}")
+            model = describe(Target.parse(f"grpc://{addresses['grpc']}", api_key=key))
+            address = addresses["http"] if protocol == "http" else f"grpc://{addresses['grpc']}"
+            served = Target.parse(address, api_key=key)
         served = dataclasses.replace(served, model=served.model or model.name)
         ids = vocab_size or model.vocab_size or 32000
         max_len = model.max_model_len or 2**31
@@ -281,7 +307,7 @@ def startup(engine: Given, output_json: OUTPUT_JSON = None, plot: PLOT = None) -
     _check_plot(plot)
     from jaxllm.bench.startup import start_once
 
-    if "compilation_cache_dir" in engine:
+    if engine.origins.get("compilation_cache_dir", "").startswith("--"):
         raise ConfigError("compilation_cache_dir: this benchmark uses an empty directory of its own; drop the option")
     config = engine_config(engine)
     rows = []
@@ -294,7 +320,10 @@ def startup(engine: Given, output_json: OUTPUT_JSON = None, plot: PLOT = None) -
             row |= figures["programs"]
             rows.append(row)
         report(2, 2, "starts")
-    _print_table(tuple(dict.fromkeys(key for row in rows for key in row)), rows)
+    figures = dict.fromkeys(key for row in rows for key in row if key != "start")
+    _print_table(("figure", "cold", "warm"), [
+        {"figure": key.replace("_", " ")} | {row["start"]: row.get(key, "") for row in rows} for key in figures
+    ])  # fmt: skip
     _write(output_json, "startup", config, rows)
     if plot:
         from jaxllm.bench.plot import plot_bars
@@ -329,6 +358,8 @@ def _source(
         from jaxllm.server.text import Tokenizer
 
         encode = Tokenizer.load(weights.resolve_model_path(config.tokenizer or config.model)).encode
+        if not dataset_path.is_file():
+            raise ConfigError(f"--dataset-path {dataset_path}: no such file")
         return lambda vocab_size, max_len, seed: workloads.share_gpt(
             dataset_path, num_prompts, encode, seed=seed, num_output=output_len, max_len=max_len
         )
@@ -375,23 +406,17 @@ def _check_plot(path: Path | None) -> None:
 
 
 def _print_table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(*(column.replace("_per_s", "/s").replace("_", " ") for column in columns))
+    names = (column.replace("_per_s", "/s").replace("_", " ") for column in columns)
+    table = Table(*(Column(name, overflow="fold") for name in names))
     for row in rows:
         table.add_row(*(_shown(row.get(column, "")) for column in columns))
-    Console().print(table)
+    print_table(table)
 
 
 def _print_figures(row: dict[str, float]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("figure", "value")
-    for name, value in row.items():
-        table.add_row(name, _shown(value))
-    Console().print(table)
+    _print_table(("figure", "value"), [{"figure": name, "value": value} for name, value in row.items()])
 
 
 def _shown(value: Any) -> str:

@@ -20,7 +20,7 @@ import sys
 import traceback
 import typing
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -28,6 +28,9 @@ from jaxllm.bench.shapes import model_directory
 from jaxllm.cli import settings
 from jaxllm.config import EngineConfig, ServerConfig
 from jaxllm.errors import ConfigError, JaxllmError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 class Given(dict[str, Any]):
@@ -42,6 +45,9 @@ Command = Callable[..., None]
 
 TABLE_COLUMNS = 120
 """Of a terminal; with fewer, rich's tables of options cut the names off, and help is plain text instead."""
+
+UNBOUNDED = 1000
+"""Columns of a table in a file or a pipe."""
 
 app = typer.Typer(
     name="jaxllm",
@@ -119,6 +125,13 @@ def command(
                     traceback.print_exc()
                 print_error(str(error))
                 raise typer.Exit(2) from None
+            except BrokenPipeError:
+                raise
+            except OSError as error:  # a disk that is full, a folder that is missing or another's
+                if verbose:
+                    traceback.print_exc()
+                print_error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+                raise typer.Exit(2) from None
 
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -165,11 +178,21 @@ def print_error(message: str) -> None:
     Console(stderr=True, soft_wrap=True).print(Text(f"error: {message}", style="bold red"))
 
 
+def print_table(table: "Table") -> None:
+    """To standard output; in full where that is no terminal, whose width would cut figures off."""
+    from rich.console import Console
+
+    console = Console()
+    (console if console.is_terminal else Console(width=UNBOUNDED)).print(table)
+
+
 def arguments(given: dict[str, Any]) -> list[str]:
-    """The command line that names these fields: the inverse of the options made here."""
+    """The command line that names these fields: the inverse of the options made here. What says nothing is left out."""
     line: list[str] = []
     for name, value in given.items():
         flag = settings.option(name)
+        if value is None or value == ():
+            continue
         if isinstance(value, dict):
             line += [flag, json.dumps(value)]
         elif isinstance(value, bool):
@@ -221,7 +244,8 @@ def _help(config: type, field: dataclasses.Field) -> str:
     text = field.metadata.get("help") or attribute_docs(config).get(field.name)
     if not text:
         raise TypeError(f"{config.__name__}.{field.name} has no help text: add it where the field is defined")
-    return text[0].upper() + text[1:]
+    choices = typing.get_origin(settings.field_types(config)[field.name]) is Literal  # as they are to be written
+    return text if choices else text[0].upper() + text[1:]
 
 
 @functools.cache

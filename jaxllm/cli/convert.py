@@ -1,11 +1,12 @@
 """`jaxllm convert`: a checkpoint in the form that loads fastest."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jaxllm.cli.command import Given, app, command
+from jaxllm.cli.command import Given, app, command, engine_config
 from jaxllm.config import EngineConfig
 from jaxllm.errors import ConfigError
 from jaxllm.progress import progress
@@ -18,11 +19,24 @@ TARGET = Annotated[Path, typer.Argument(help="The directory to write; must not e
 def convert(source: SOURCE, target: TARGET, engine: Given) -> None:
     """Write a checkpoint as an Orbax directory: already cast and fused, so that it loads as fast as the disk reads.
 
-    The tokenizer's files and config.json go with it: the directory is served by `--model TARGET` alone.
+    The tokenizer's files and config.json go with it: the directory is served by `--model TARGET` alone. With --dtype
+    auto the weights stay of the type that they have.
     """
-    config = EngineConfig(model=source, **engine)
+    engine["model"] = source
+    config = engine_config(engine)
     if target.exists():
         raise ConfigError(f"{target} exists already: name a directory that does not, or remove it")
+    target.mkdir(parents=True)  # before anything is loaded for it
+    try:
+        _convert(config, target)
+    except BaseException:
+        with contextlib.suppress(OSError):  # where something was written it stays, to be looked at
+            target.rmdir()
+        raise
+    print(f"wrote {target}; serve it with: jaxllm serve --model {target}")
+
+
+def _convert(config: EngineConfig, target: Path) -> None:
     from jaxllm import weights
     from jaxllm.models import registry
 
@@ -33,4 +47,3 @@ def convert(source: SOURCE, target: TARGET, engine: Given) -> None:
     with progress() as report:
         weights.load(model, path, load_format=config.load_format, seed=config.seed, progress=report)
     weights.save_orbax(model, hf_config, path, target)
-    print(f"wrote {target}; serve it with: jaxllm serve --model {target}")

@@ -9,7 +9,7 @@ import typer
 from jaxllm.cli.command import Given, app, command, engine_config
 from jaxllm.config import EngineConfig
 from jaxllm.core import SamplingParams
-from jaxllm.errors import JaxllmError
+from jaxllm.errors import JaxllmError, RequestError
 from jaxllm.progress import progress
 
 PROMPT = Annotated[str, typer.Argument(help="The text to continue; `-` reads it from standard input.")]
@@ -36,6 +36,10 @@ def generate(prompt: PROMPT, engine: Given, sampling: Given, chat: CHAT = False,
     config = engine_config(engine)
     SamplingParams(**sampling)  # a wrong value is told before the model is loaded
     text = sys.stdin.read() if prompt == "-" else prompt
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RequestError("the prompt is not UTF-8: convert it first (iconv -t utf-8)", "prompt") from None
     from jaxllm import LLM
 
     with progress() as report:

@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-from jaxllm.cli.command import app, command
+from jaxllm.cli.command import app, command, print_table
+
+_COLUMNS = ("family", "task", "blocks", "caches", "features")
 
 
 @command(app)
@@ -24,13 +26,12 @@ def models(
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    from rich.console import Console
     from rich.table import Column, Table
 
-    table = Table(Column("architecture", no_wrap=True), "family", "task", "blocks", "caches", "features")
+    table = Table(Column("architecture", overflow="fold"), *(Column(name, overflow="fold") for name in _COLUMNS))
     for row in rows:
         table.add_row(*(_shown(row[str(column.header)]) for column in table.columns))
-    Console().print(table)
+    print_table(table)
 
 
 def _shown(value: str | tuple[str, ...]) -> str:

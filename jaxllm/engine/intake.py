@@ -54,6 +54,13 @@ class Intake:
         self._check_logprobs("logprobs", params.logprobs)
         self._check_logprobs("prompt_logprobs", params.prompt_logprobs)
         stop_ids = self._stop_ids(params)
+        allowed = params.allowed_token_ids
+        if allowed is not None and params.min_tokens > 0 and set(allowed) <= set(stop_ids):
+            raise RequestError(
+                f"min_tokens={params.min_tokens}: allowed_token_ids leaves only tokens that end the answer; allow "
+                "another, or set min_tokens=0",
+                "min_tokens",
+            )
         self._check_beams(params, len(stop_ids))
         return Request(
             request_id=_named(request_id),

@@ -168,6 +168,12 @@ class MarianMTModel(PegasusForConditionalGeneration):
             decoder_start_token_id=fields.take("pad_token_id", int, None),
         )  # fmt: skip
 
+    def drawable(self, logits: jax.Array) -> jax.Array:
+        """Padding, with which decoders start, has a logit of 0 in checkpoints that came from Marian, over most words':
+        their bad_words_ids forbid it."""
+        start = self.config.decoder_start_token_id
+        return logits if start is None else logits.at[..., start].set(-jnp.inf)
+
 
 def bart_config(
     fields: Fields,

@@ -47,6 +47,7 @@ class BloomForCausalLM(LlamaForCausalLM):
         for name in ("offset_alibi", "skip_bias_add", "skip_bias_add_qkv", "unk_token_id"):  # read by no program
             fields.raw(name)
         fields.put("intermediate_size", 4 * fields.size("hidden_size"))
+        fields.expect("n_inner", None, 4 * fields.size("hidden_size"))
         fields.put("max_position_embeddings", fields.size("max_position_embeddings", 2048))
         return decoder_config(
             fields,

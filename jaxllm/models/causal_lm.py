@@ -87,6 +87,10 @@ class CausalLM(Model):
         cap = self.config.logit_soft_cap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
+    def drawable(self, logits: jax.Array) -> jax.Array:
+        """logits [..., V] without the tokens that the family's own generation never draws."""
+        return logits
+
     def cache_specs(self) -> tuple[LayerSpecs, ...]:
         """What each layer caches."""
         config = self.config

@@ -24,6 +24,13 @@ ROWS_TRANSPOSED = Layout(
 """[X, in, out], stored as [X * out, in]."""
 
 
+_WRITTEN_ALONG = (
+    "add_cross_attention", "bos_token_id", "cross_attention_hidden_size", "eos_token_id", "finetuning_task",
+    "is_encoder_decoder", "pruned_heads", "tie_encoder_decoder", "tie_word_embeddings",
+)  # fmt: skip
+"""Of the whole model, or nothing's: older versions of transformers wrote every field of theirs into each part."""
+
+
 class DbrxBlock(MoEBlock):
     norm_class = BiaslessLayerNorm
 
@@ -61,12 +68,15 @@ class DbrxForCausalLM(LlamaForCausalLM):
         fields.put("num_key_value_heads", kv_heads)
         fields.put("intermediate_size", inner_size)
         fields.put("hidden_act", experts.take("ffn_act_fn", dict, {"name": "silu"}).get("name"))
+        unscaled = experts.raw("moe_normalize_expert_weights", 1.0) is None
         mixture = Mixture(
             sparse=(True,) * fields.size("num_hidden_layers"),
             num_experts=experts.size("moe_num_experts", 4),
             inner_size=inner_size,
             routing=SoftmaxTopK(
-                experts.size("moe_top_k", 1), norm=experts.take("moe_normalize_expert_weights", float, None)
+                experts.size("moe_top_k", 1),
+                # The norm by which their sum is 1; null leaves them as they are.
+                norm=None if unscaled else experts.take("moe_normalize_expert_weights", float, 1.0),
             ),
         )
         config = decoder_config(
@@ -78,8 +88,7 @@ class DbrxForCausalLM(LlamaForCausalLM):
             mixture=mixture,
         )
         for part in (attention, experts):
-            for name in ("architectures", "dtype", "hidden_size", "model_type", "torch_dtype"):  # the whole model's
-                part.raw(name)
+            part.ignore("architectures", "dtype", "hidden_size", "model_type", "torch_dtype", *_WRITTEN_ALONG)
             for name in ("moe_jitter_eps", "moe_loss_weight", "uniform_expert_assignment"):  # of training
                 part.raw(name)
             part.finish()

@@ -18,6 +18,9 @@ class Dots1ForCausalLM(Glm4MoeForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.expect("scoring_func", "sigmoid", "noaux_tc", None)  # a sigmoid by both names
+        fields.expect("topk_method", "noaux_tc", None)
+        fields.expect("moe_layer_freq", 1, None)
         num_layers, window = fields.size("num_hidden_layers"), fields.size("sliding_window", None)
         first = fields.take("max_window_layers", int, 62)
         windows = tuple(window if layer >= first else None for layer in range(num_layers))

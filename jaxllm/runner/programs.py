@@ -218,12 +218,12 @@ class Programs:
     def _run_model(
         self, weights: Leaves, step: Step, pools: Leaves, places: tuple[Cache, ...]
     ) -> tuple[jax.Array, jax.Array, Leaves]:
-        """Logits [R, V] behind each row's last token, and hidden states and pools as the model leaves them."""
+        """Logits [R, V] to draw by, behind each row's last token; hidden states and pools as the model leaves them."""
         model = self.model.merge(weights)
         step = replace(step, tail=step.tail and model.heeds_tail)
         hidden, layers = model(step, self.geometry.by_layer(pools, places))
         ends = hidden if step.tail or step.decode else hidden[step.last]
-        return model.logits(ends), hidden, _pools(layers)
+        return model.drawable(model.logits(ends)), hidden, _pools(layers)
 
     def _extend(
         self, key: ProgramKey, weights: Leaves, cache: Leaves, state: State, packed: jax.Array

@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from jaxllm.errors import CheckpointError, ConfigError
 from jaxllm.layers.parameter import Parameter, parameters
 from jaxllm.weights.fit import Fit
+from jaxllm.weights.sentence_transformers import module_files
 
 FOLDER = "orbax"
 _COPIED = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".md"}
@@ -37,6 +38,9 @@ def save_orbax(model: Any, hf_config: dict[str, Any], source_path: str | Path, t
     for path in sorted(source.iterdir()):
         if path.is_file() and path.suffix in _COPIED and not path.name.endswith(".index.json"):
             shutil.copyfile(path, target / path.name)
+    for path in module_files(source):
+        (target / path.parent.name).mkdir()
+        shutil.copyfile(path, target / path.relative_to(source))
     dtype = str(next(iter(arrays.values())).dtype)
     config = {name: value for name, value in hf_config.items() if name != "torch_dtype"} | {"dtype": dtype}
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")

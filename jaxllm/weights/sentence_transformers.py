@@ -25,6 +25,11 @@ class SentenceTransformer:
     lower_case: bool = False
 
 
+def module_files(directory: Path) -> list[Path]:
+    """The files in folders of their own that say how a checkpoint's hidden states are pooled; none where none do."""
+    return sorted(directory.glob("*/config.json")) if (directory / "modules.json").is_file() else []
+
+
 def read_sentence_transformer(directory: Path) -> SentenceTransformer | None:
     """None where the checkpoint is not of that library. ConfigError for a step that nothing here computes."""
     path = directory / "modules.json"

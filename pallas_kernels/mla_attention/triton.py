@@ -20,6 +20,7 @@ from pallas_kernels.paged_attention.split import block_pages, combine
 
 _LOG2_E = 1.4426950408889634
 _MAX_RANK = 512
+_MAX_ITEMS = 65535  # a grid's second axis has no more
 
 
 def mla_attention(
@@ -82,6 +83,8 @@ def mla_attention(
         end = jnp.where(row < rows, end, 0)
         work = jnp.stack([token, jnp.zeros_like(token), end, jnp.minimum(row, rows - 1)], axis=1)
     items = work.shape[0]
+    if items > _MAX_ITEMS:
+        raise NotImplementedError(f"{items} items are over {_MAX_ITEMS}")
     out, log_sum = jax_triton.triton_call(
         q,
         latent_pages,

@@ -105,6 +105,7 @@ CASES = (
     MoECase("relu2-biased", 40, 6, 3, activation="relu2", bias=True, embed=72, inner=36),
     MoECase("gpt-oss", 21, 4, 3, activation="clamped_swiglu", bias=True),
     MoECase("biased", 2, 8, 8, bias=True),
+    MoECase("biased-padded", 1, 32, 4, bias=True, padding=1),
     MoECase("decode-large", 64, 128, 8, embed=512, inner=256, large=True),
     MoECase("prefill-large", 4000, 128, 8, embed=512, inner=384, padding=96, large=True),
     MoECase("few-experts-large", 300, 8, 2, embed=1024, inner=1792, bias=True, large=True),

@@ -394,7 +394,8 @@ def _gate_up_kernel(
         PRECISION,
     )
     if BIAS:
-        out += tl.load(bias_ptr + expert * WIDTH + column, mask=known, other=0.0).to(tl.float32)[None, :]
+        there = known & (count > 0)  # the expert of a block that holds nothing may be none
+        out += tl.load(bias_ptr + expert * WIDTH + column, mask=there, other=0.0).to(tl.float32)[None, :]
     if PARTS == 2:
         gate, up = out.reshape(ROWS, 2, COLUMNS).permute(0, 2, 1).split()
     else:
@@ -463,7 +464,8 @@ def _down_kernel(
                 PRECISION,
             )
         if BIAS:
-            out += tl.load(bias_ptr + expert * OUT + column, mask=column < OUT, other=0.0).to(tl.float32)[None, :]
+            there = (column < OUT) & (count > 0)
+            out += tl.load(bias_ptr + expert * OUT + column, mask=there, other=0.0).to(tl.float32)[None, :]
         # Where the results go is read this late so that no registers hold it meanwhile.
         assignment = _assignments(block, count, order_ptr, ROWS, ALONE)
         out_ptrs = out_ptr + assignment[:, None] * OUT + column[None, :]

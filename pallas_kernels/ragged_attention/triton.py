@@ -17,6 +17,7 @@ from pallas_kernels.paged_attention.schedule import share_tiles
 from pallas_kernels.paged_attention.softmax import add_bias, scale_scores, start_softmax, weigh
 
 _MAX_HEAD_DIM = 256
+_MAX_TILES = 65535  # a grid's second axis has no more
 _LOG2_E = 1.4426950408889634
 
 
@@ -59,6 +60,8 @@ def ragged_attention(
     # The row of padding has no keys: its tiles write zeros.
     length = jnp.where(tiles.row < query_start.shape[0] - 1, tiles.end - tiles.begin, 0)
     work = jnp.stack([tiles.first, tiles.held, tiles.begin, length], axis=1)
+    if work.shape[0] > _MAX_TILES:
+        raise NotImplementedError(f"{work.shape[0]} tiles are over {_MAX_TILES}")
     out: jax.Array = jax_triton.triton_call(
         q,
         k,

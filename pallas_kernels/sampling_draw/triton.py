@@ -187,7 +187,7 @@ def _token_kernel(
     named = tl.load(groups_ptr + PARTS + part, mask=part < PARTS, other=VOCABULARY).to(tl.int32)
     best = tl.max(reached, 0)
     if temperature < GREEDY_BELOW:
-        token = tl.min(tl.where(reached == best, named, VOCABULARY - 1), 0)
+        token = tl.min(tl.where((reached == best) & (named < VOCABULARY), named, VOCABULARY - 1), 0)  # of NaNs the last
     else:
         winner = tl.min(tl.where(reached == best, part, PARTS - 1), 0)
         lane = tl.sum(tl.where(part == winner, named, 0), 0)

@@ -28,7 +28,9 @@ def sampling_threshold(
     kept &= order >= lowest[:, None]
 
     mass = jnp.where(kept, jnp.exp((logits - top) / temperature), jnp.float32(0))
-    nucleus = _threshold(order, mass, top_p * jnp.sum(mass, axis=-1))
+    # A share that float32 cannot hold is that of the highest logit.
+    share = jnp.maximum(top_p * jnp.sum(mass, axis=-1), jnp.finfo(jnp.float32).tiny)
+    nucleus = _threshold(order, mass, share)
     # At top_p = 1 rounding could lose tokens too unlikely to move the sum.
     lowest = jnp.where(top_p < 1, jnp.maximum(lowest, nucleus), lowest)
     filtered = (counted | (top_p < 1) | (min_p > 0)) & ~is_greedy

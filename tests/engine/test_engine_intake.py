@@ -27,6 +27,12 @@ from jaxllm.sampling_params import MAX_STOP_TOKENS, SamplingParams
         ([1], {"logit_bias": {VOCABULARY: 1}}, "logit_bias", "logit_bias holds 1000"),
         ([1], {"allowed_token_ids": (1, VOCABULARY)}, "allowed_token_ids", "allowed_token_ids holds 1000"),
         ([1], {"bad_words_ids": ((1, VOCABULARY),)}, "bad_words_ids", "bad_words_ids holds 1000"),
+        (
+            [1],
+            {"allowed_token_ids": (5, 6), "stop_token_ids": (5, 6, 7), "min_tokens": 1},
+            "min_tokens",
+            "leaves only tokens that end the answer",
+        ),
         ([1], {"bad_words": ("a",)}, "bad_words", "text is the tokenizer's part"),
         ([1], {"thinking_token_budget": 3}, "thinking_token_budget", "no tokens are known to start and end thinking"),
         (

@@ -1,5 +1,6 @@
 """Tokenizers of every kind: ids as recorded elsewhere, bytes per token that add up to the text."""
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -88,3 +89,36 @@ def test_a_broken_tokenizer_is_a_configuration_error(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot be read"):
         Tokenizer.load(tmp_path)
+
+
+def test_texts_begin_and_end_as_tokenizer_config_asks(
+    tokenizer_directory: Callable[[str], Path], load_tokenizer: Load, tmp_path: Path
+) -> None:
+    """Where tokenizer.json adds nothing (DeepSeek), or one of the two (E5's embeddings are of the token it lacks)."""
+    deepseek = load_tokenizer("deepseek-r1")
+    bare = deepseek.encode("Hello world", add_special_tokens=False)
+    assert deepseek.encode("Hello world") == [0, *bare]
+    assert deepseek.encode("") == [0]
+    source = tokenizer_directory("phi-3-mini")
+    for flags in ((None, None), (True, None), (None, True), (True, True), (False, False)):
+        for own in ([], ["<s>"]):
+            file = json.loads((source / "tokenizer.json").read_text())
+            template = [{"SpecialToken": {"id": token, "type_id": 0}} for token in own]
+            file["post_processor"] = {
+                "type": "TemplateProcessing",
+                "single": [*template, {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [*template, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                "special_tokens": {token: {"id": token, "ids": [1], "tokens": [token]} for token in own},
+            }
+            config = json.loads((source / "tokenizer_config.json").read_text())
+            config |= dict(zip(("add_bos_token", "add_eos_token"), flags, strict=True)) | {
+                "tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>",
+            }  # fmt: skip
+            (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+            (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+            tokenizer = Tokenizer.load(tmp_path)
+            bare = tokenizer.encode("Hello world", add_special_tokens=False)
+            begin, end = [1] * (flags[0] is True or bool(own)), [2] * (flags[1] is True)
+            assert tokenizer.encode("Hello world") == [*begin, *bare, *end]
+            if end:
+                assert tokenizer.encode_pairs([("Hello world", "Hello world")])[0][0].count(2) == 2

@@ -7,6 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import jinja2
+import jinja2.ext
+import jinja2.meta
+
 from jaxllm.errors import ConfigError, RequestError
 
 Message = Mapping[str, Any]
@@ -19,6 +23,7 @@ RESERVED = frozenset((
 ))  # fmt: skip
 """Keywords of transformers' own that no request may reach: a template of the client's is a program of the client's."""
 
+_SYNTAX = jinja2.Environment(extensions=["jinja2.ext.do", "jinja2.ext.loopcontrols"])
 _PROBE = "Xq7 probe"
 
 
@@ -82,8 +87,9 @@ def render(
     # (its own raise_exception, a None added to a string, an absent key).
     try:
         template = tokenizer.get_chat_template(tools=variables.get("tools"))
+        read = _read_by(template)
         for name in ("tools", "documents"):
-            if variables.get(name) and name not in template:
+            if variables.get(name) and name not in read:
                 raise RequestError(
                     f"{name}: this model's chat template has no place for them; leave them out, or name another "
                     "template with --chat-template",
@@ -104,6 +110,15 @@ def render(
         raise RequestError(f"the chat template refuses these messages: {error}", "messages") from error
 
 
+@functools.lru_cache(16)
+def _read_by(template: str) -> frozenset[str]:
+    """The variables that a template reads."""
+    try:
+        return frozenset(jinja2.meta.find_undeclared_variables(_SYNTAX.parse(template)))
+    except jinja2.TemplateSyntaxError:  # it has tags of transformers' own
+        return frozenset(name for name in ("tools", "documents") if name in template)
+
+
 def text_of(content: Any) -> str:
     """A message's text; of several parts, joined by line breaks."""
     if isinstance(content, list):
@@ -118,7 +133,9 @@ def _prepared(message: Message, template: str, tokenizer: Any) -> dict[str, Any]
     several names.
     """
     message = dict(message)
-    content = message.get("content")
+    if message.get("content") is None:  # as OpenAI answers with calls alone; transformers leaves out what is None
+        message["content"] = ""
+    content = message["content"]
     if isinstance(content, (str, list)):
         form = _content_form(tokenizer, template)
         if isinstance(content, list) and form == "text":

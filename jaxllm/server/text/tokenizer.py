@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tokenizers import processors
+
 from jaxllm.core import SamplingParams
 from jaxllm.errors import ConfigError
 from jaxllm.server.text import chat
@@ -15,6 +17,8 @@ from jaxllm.server.text import chat
 _VOCABULARY_FILES = (
     "tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
 )  # fmt: skip
+_FLAGGED = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
+"""Classes whose flags decided what tokens a text begins and ends with."""
 _THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"))
 
 
@@ -74,6 +78,7 @@ class Tokenizer:
             )
         if chat_template is not None:
             tokenizer.chat_template = chat.read_template(chat_template)
+        _add_ends(tokenizer, directory)
         return cls(tokenizer)
 
     @property
@@ -250,3 +255,34 @@ def _byte_alphabet() -> dict[str, int]:
     alphabet = {chr(byte): byte for byte in range(256) if printable(byte)}
     others: Iterable[int] = (byte for byte in range(256) if not printable(byte))
     return alphabet | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+def _add_ends(tokenizer: Any, directory: Path) -> None:
+    """Has a text begin and end with the tokens that tokenizer_config.json asks for, where tokenizer.json does not.
+
+    transformers heeded these flags of the classes named here until its version 5: DeepSeek's plain prompts and E5's
+    embeddings rest on them. What tokenizer.json adds though a flag is false stays: it is what the model came with.
+    """
+    path = directory / "tokenizer_config.json"
+    if not path.is_file():
+        return
+    config = json.loads(path.read_text(encoding="utf-8"))  # transformers has read it before
+    if str(config.get("tokenizer_class")).removesuffix("Fast") not in _FLAGGED:
+        return
+    backend = tokenizer.backend_tokenizer
+    bare, whole = backend.encode("a", add_special_tokens=False), backend.encode("a")
+    start = next((i for i, token in enumerate(whole.ids) if token == bare.ids[0]), 0)
+    before, behind = whole.tokens[:start], whole.tokens[start + len(bare.ids) :]
+    if config.get("add_bos_token") is True and tokenizer.bos_token not in (None, *before[:1]):
+        before = [tokenizer.bos_token, *before]
+    if config.get("add_eos_token") is True and tokenizer.eos_token not in (None, *behind[-1:]):
+        behind = [*behind, tokenizer.eos_token]
+    ends = [*before, *behind]
+    if len(ends) == len(whole.ids) - len(bare.ids):
+        return
+    first = [*before, "$A:0", *behind]
+    second = [part.replace("$A:0", "$B") + ":1" for part in first]
+    # In place of tokenizer.json's own, whose ends it has: of two such steps the second takes the first's for texts.
+    backend.post_processor = processors.TemplateProcessing(
+        single=first, pair=[*first, *second], special_tokens=[(token, backend.token_to_id(token)) for token in ends]
+    )

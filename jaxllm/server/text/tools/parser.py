@@ -83,7 +83,7 @@ class ToolParser(Reader):
 
     def _outside(self, text: str) -> None:
         """Content, unless it is the beginning of a closer with which the answer is cut off behind a call."""
-        beginning = text.strip()
+        beginning = text.lstrip()
         cut_off = beginning and self._final and self._at + len(text) == len(self._text)
         if not (cut_off and self._behind_call and any(mark.startswith(beginning) for mark in self.closers)):
             self.content(text)
