@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,8 @@ def test_pieces_fill_one_document(tmp_path: Path) -> None:
     (family,) = document["families"]
     assert family["backends"]["paged_attention"] == ["reference"], "on a CPU"
     assert family["share_of_floor"] > 0
-    assert family["decode_tokens_per_s"] == pytest.approx(2000 / family["step_ms"])
+    assert family["rows_per_step"] == pytest.approx(2)
+    assert family["decode_tokens_per_s"] == pytest.approx(family["rows_per_step"] * 1000 / family["step_ms"])
 
     printed, resumed = bench(path, "--only", "workloads", "serving", "--workloads", "batch8", "--resume")
     assert resumed["rows"] == document["rows"]
@@ -84,3 +86,19 @@ def test_every_id_of_the_tokenizer_for_shapes_is_a_word(tmp_path: Path) -> None:
 
 def test_rows_are_read_from_between_other_lines() -> None:
     assert rows_of(["compiling", 'row {"model": "m", "seconds": 1.5}\n', "done"]) == [{"model": "m", "seconds": 1.5}]
+
+
+def test_each_model_has_its_own_engine_and_workloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = runpy.run_path(str(SCRIPT))
+    bench = object.__new__(script["Bench"])
+    bench.models, bench.workloads, bench.asked = ["llama-8b", "qwen3-0.6b"], WORKLOADS, None
+    bench.engine, bench.cache = {"load_format": "dummy"}, tmp_path
+    bench._done = lambda name, key, figure: key == {"model": "llama-8b", "workload": "single"}
+    orders: list[dict] = []
+    bench._measure = lambda order, environment: orders.append(order) or []
+    assert list(bench._workloads("seconds", {"what": "workloads"})) == []
+    first, second = orders
+    assert (first["model"], second["model"]) == ("llama-8b", "qwen3-0.6b")
+    assert set(second["workloads"]) - set(first["workloads"]) == {"single"}
+    assert first["engine"]["compilation_cache_dir"] != second["engine"]["compilation_cache_dir"]
+    assert "gpu_memory_utilization" in second["engine"].keys() - first["engine"].keys()

@@ -177,3 +177,36 @@ def test_structured_answers_are_compared_with_free_ones(tmp_path):
     assert (free["workload"], held["workload"]) == ("random", "random, structured")
     assert free["output_tokens"] == held["output_tokens"] == 15, "no answer is at its end before"
     assert held["share_of_free"] == pytest.approx(held["output_tokens_per_s"] / free["output_tokens_per_s"])
+
+
+def test_what_cannot_be_written_is_told_before_anything_runs(shape, tmp_path):
+    target = tmp_path / "none" / "figures.json"
+    for option in ("--output-json", "--plot"):
+        result = jaxllm("bench", "latency", "--model", shape, *SMALL, *DUMMY, option, target.with_suffix(".png"))
+        assert result.returncode == 2
+        assert "cannot be written" in " ".join(result.stderr.split())
+        assert "Traceback" not in result.stderr
+    file = tmp_path / "file"
+    file.touch()
+    result = jaxllm("convert", shape, file / "converted", "--load-format", "dummy")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "Not a directory" in result.stderr
+    result = jaxllm("convert", "qwen3-0.6b", tmp_path / "converted")
+    assert "bare shape without weights" in result.stderr
+    assert not (tmp_path / "converted").exists()
+
+
+def test_processors_are_named_from_where_one_stands(shape, tmp_path):
+    """By an installed command too, which, as python -P does, looks in no current directory of its own."""
+    (tmp_path / "mine.py").write_text(
+        "from jaxllm import LogitsProcessor\n\n\nclass Same(LogitsProcessor):\n"
+        "    name = 'same'\n\n    def __init__(self, vocab_size):\n        pass\n"
+    )
+    line = ["plan", "--model", str(shape), *map(str, (*SMALL, *DUMMY)), "--logits-processor"]
+    for name, returncode in (("mine:Same", 0), ("others:Same", 2)):
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "jaxllm", *line, name],
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])},
+        )  # fmt: skip
+        assert done.returncode == returncode, done.stderr

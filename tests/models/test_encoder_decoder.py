@@ -137,3 +137,13 @@ def test_a_bart_saved_without_its_head_has_no_logits_bias(tmp_path):
     reference = recorded(case)
     actual = load(case, tmp_path).dense(reference["sequences"][:1], reference["sources"][:1])
     assert_close(actual[0] + bias, reference["logits"][0])
+
+
+def test_marian_draws_no_padding() -> None:
+    """Whose logit is 0 in its checkpoints, over most words'; the logits that were recorded have it."""
+    model = registry.resolve(weights.read_config(REFERENCE / "marian-uneven")).build("float32")
+    start = model.config.decoder_start_token_id
+    logits = np.zeros((3, model.config.vocab_size), np.float32)
+    drawable = np.asarray(model.drawable(logits))
+    assert np.isneginf(drawable[:, start]).all()
+    assert np.isfinite(np.delete(drawable, start, 1)).all()

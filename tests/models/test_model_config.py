@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -372,3 +373,29 @@ def test_a_models_own_class_takes_the_registrys_place():
     model = architecture.build("float32")
     assert isinstance(model, MyModel)
     assert all(isinstance(layer.attention, Unturned) for layer in model.layers)
+
+
+def test_fields_that_published_files_have_and_that_say_nothing() -> None:
+    """BLOOM's of transformers 4.26, DBRX's parts of 4.39, dots.llm1's and XVERSE's own."""
+    reference = Path(__file__).parent / "reference"
+
+    def resolved(case: str, **changes: Any) -> Any:
+        return registry.resolve(weights.read_config(reference / case) | changes).config
+
+    bloom = resolved("bloom-bare-names")
+    assert resolved("bloom-bare-names", n_inner=None) == bloom
+    assert resolved("bloom-bare-names", n_inner=4 * bloom.hidden_size) == bloom
+    with pytest.raises(ConfigError, match="n_inner"):
+        resolved("bloom-bare-names", n_inner=17)
+    dots = resolved("dots1-groups-windows")
+    assert resolved("dots1-groups-windows", scoring_func="sigmoid", topk_method="noaux_tc", moe_layer_freq=1) == dots
+    with pytest.raises(ConfigError, match="scoring_func"):
+        resolved("dots1-groups-windows", scoring_func="softmax")
+    case = next(path.name for path in reference.iterdir() if path.name.startswith("dbrx"))
+    values = weights.read_config(reference / case)
+    along = {"tie_word_embeddings": True, "bos_token_id": None, "eos_token_id": None, "is_encoder_decoder": False}
+    parts = {name: values[name] | along for name in ("attn_config", "ffn_config")}
+    assert resolved(case, **parts) == resolved(case)
+    for norm, expected in (({}, 1.0), ({"moe_normalize_expert_weights": None}, None)):
+        experts = {name: value for name, value in values["ffn_config"].items() if "normalize" not in name} | norm
+        assert resolved(case, ffn_config=experts).mixture.routing.norm == expected

@@ -77,3 +77,28 @@ def test_a_model_without_template(load_tokenizer: Load) -> None:
     assert not load_tokenizer("gpt2").has_chat_template
     with pytest.raises(RequestError, match=r"no chat template.*--chat-template"):
         load_tokenizer("gpt2").apply_chat([QUESTION])
+
+
+def test_an_assistants_message_of_calls_alone(load_tokenizer: Load) -> None:
+    """As OpenAI's clients hand it back: its content is None."""
+    call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    messages = [QUESTION, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    bare = [QUESTION, {"role": "assistant", "tool_calls": [call]}]
+    tokenizer = load_tokenizer("qwen3-8b")
+    assert '"name": "look"' in tokenizer.render_chat(messages)
+    assert tokenizer.render_chat(messages) == tokenizer.render_chat(bare)
+
+
+def test_a_template_that_only_names_tools_has_no_place_for_them(
+    tokenizer_directory: Callable[[str], Path], tmp_path: Path
+) -> None:
+    tool = {"type": "function", "function": {"name": "look"}}
+    for text, reads in (("{{ tools }}", True), ("{{ xml_tools }} tools", False), ("{% generation %}{{ tools }}", True)):
+        template = tmp_path / "chat.jinja"
+        template.write_text(text + ("{% endgeneration %}" if "generation" in text else ""))
+        tokenizer = Tokenizer.load(tokenizer_directory("stories260K"), chat_template=str(template))
+        if reads:
+            assert "look" in tokenizer.render_chat([QUESTION], tools=[tool])
+        else:
+            with pytest.raises(RequestError, match="no place for them"):
+                tokenizer.render_chat([QUESTION], tools=[tool])

@@ -86,6 +86,8 @@ PARTS_ALONE = ("mistral.rs/idefics3.json", "vllm/template_vlm2vec.jinja")
 """Templates that go through the content's parts, and would go through the letters of a string."""
 REFUSING = ("llama.cpp/fireworks-ai-llama-3-firefunction-v2.jinja",)
 """Templates that need variables of their own."""
+OTHER_NAMES = ("llama.cpp/fireworks-ai-llama-3-firefunction-v2.jinja", "mistral.rs/smollm3.jinja")
+"""Templates that speak of tools, and read them under names of their own alone: transformers leaves tools out."""
 
 
 @each_template
@@ -95,7 +97,8 @@ def test_prompts_are_those_of_transformers(name: str, tokenizer: Callable) -> No
         theirs = messages
         if name in PARTS_ALONE:
             theirs = [message | {"content": [{"type": "text", "text": message["content"]}]} for message in messages]
-        if any(field in keywords and field not in TEMPLATES[name] for field in ("tools", "documents")):
+        unread = [field for field in ("tools", "documents") if field not in TEMPLATES[name] or name in OTHER_NAMES]
+        if keywords.keys() & unread:
             with pytest.raises(RequestError, match="has no place for them"):
                 chat.render(tokenizer(name), messages, **keywords)
             continue

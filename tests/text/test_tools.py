@@ -294,3 +294,13 @@ def test_special_tokens_that_a_format_needs_stay(tokenizer_directory: Callable[[
         text, _ = TextStream(tokenizer, SamplingParams(), keep).feed(ids, True)
         assert "INST" not in text
         assert read([text], parser).parsed == calls
+
+
+@pytest.mark.parametrize("pieces", [1, 100])
+def test_text_that_could_begin_a_closer_is_content_where_white_space_follows(pieces: int) -> None:
+    call = '<tool_call>{"name": "send", "arguments": {}}</tool_call>'
+    for end in ("<\n\n", "</tool ", "<"):
+        text = call + end
+        answer = read([text] if pieces == 1 else list(text), "hermes")
+        assert answer.calls == [("send", "{}")]
+        assert answer.content.strip() == ("" if end == "<" else end.strip())

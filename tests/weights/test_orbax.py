@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from checkpoints import assert_same, build, values
+from checkpoints import assert_same, build, values, write_pooling
 
 from jaxllm import weights
 from jaxllm.errors import CheckpointError, ConfigError
@@ -31,12 +31,14 @@ def test_orbax_round_trip(checkpoint, tmp_path):
     directory, _, _ = checkpoint
     (directory / "tokenizer.json").write_text('{"model": {}}')
     (directory / "generation_config.json").write_text('{"temperature": 0.6}')
+    write_pooling(directory, ("Transformer", "Pooling"), {"pooling_mode": "lasttoken"})
     model = weights.load(build(directory, "bfloat16"), directory)
     converted = tmp_path / "converted"
     weights.save_orbax(model, weights.read_config(directory), directory, converted)
 
     assert (converted / "tokenizer.json").read_text() == '{"model": {}}'
     assert not list(converted.glob("*.safetensors"))
+    assert weights.read_sentence_transformer(converted) == weights.read_sentence_transformer(directory) is not None
     assert weights.read_generation_config(converted) == {"temperature": 0.6}
     assert registry.resolve(weights.read_config(converted)).config.dtype == "bfloat16"
     assert_same(values(weights.load(build(converted, "bfloat16"), converted)), values(model))

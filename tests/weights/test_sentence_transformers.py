@@ -1,27 +1,10 @@
 """What sentence-transformers' files say about pooling."""
 
-import json
-from pathlib import Path
-from typing import Any
-
 import pytest
+from checkpoints import write_pooling
 
 from jaxllm import weights
 from jaxllm.errors import ConfigError
-
-
-def write(directory: Path, kinds: tuple[str, ...], pooling: dict[str, Any], sentence: dict[str, Any] | None = None):
-    library = "sentence_transformers.models."
-    modules = [
-        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": library + kind}
-        for i, kind in enumerate(kinds)
-    ]
-    (directory / "modules.json").write_text(json.dumps(modules))
-    (directory / "1_Pooling").mkdir()
-    (directory / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    if sentence is not None:
-        (directory / "sentence_bert_config.json").write_text(json.dumps(sentence))
-
 
 PLAIN = ("Transformer", "Pooling")
 FLAGS = {
@@ -41,7 +24,7 @@ FLAGS = {
 )
 @pytest.mark.parametrize("normalize", [False, True])
 def test_what_the_files_say(tmp_path, pooling, sequence, normalize):
-    write(tmp_path, (*PLAIN, "Normalize") if normalize else PLAIN, pooling, {"max_seq_length": 128})
+    write_pooling(tmp_path, (*PLAIN, "Normalize") if normalize else PLAIN, pooling, {"max_seq_length": 128})
     assert weights.read_sentence_transformer(tmp_path) == weights.SentenceTransformer(sequence, normalize, 128)
 
 
@@ -50,7 +33,7 @@ def test_other_checkpoints_have_no_such_files(tmp_path):
 
 
 def test_the_length_may_be_left_out(tmp_path):
-    write(tmp_path, PLAIN, {"pooling_mode": "cls"})
+    write_pooling(tmp_path, PLAIN, {"pooling_mode": "cls"})
     assert weights.read_sentence_transformer(tmp_path) == weights.SentenceTransformer("cls", False, None)
 
 
@@ -68,7 +51,7 @@ def test_the_length_may_be_left_out(tmp_path):
     ],
 )
 def test_what_cannot_be_computed_is_named(tmp_path, kinds, pooling, message):
-    write(tmp_path, kinds, pooling)
+    write_pooling(tmp_path, kinds, pooling)
     with pytest.raises(ConfigError, match=message):
         weights.read_sentence_transformer(tmp_path)
 
