@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -198,15 +199,13 @@ def test_what_cannot_be_written_is_told_before_anything_runs(shape, tmp_path):
 
 def test_processors_are_named_from_where_one_stands(shape, tmp_path):
     """By an installed command too, which, as python -P does, looks in no current directory of its own."""
-    (tmp_path / "mine.py").write_text(
-        "from jaxllm import LogitsProcessor\n\n\nclass Same(LogitsProcessor):\n"
-        "    name = 'same'\n\n    def __init__(self, vocab_size):\n        pass\n"
-    )
+    root = Path(__file__).parents[2]
+    shutil.copyfile(root / "scripts" / "damp_repeats.py", tmp_path / "mine.py")
     line = ["plan", "--model", str(shape), *map(str, (*SMALL, *DUMMY)), "--logits-processor"]
-    for name, returncode in (("mine:Same", 0), ("others:Same", 2)):
+    for name, returncode in (("mine:Damp", 0), ("others:Damp", 2)):
         done = subprocess.run(
             [sys.executable, "-P", "-m", "jaxllm", *line, name],
             cwd=tmp_path, capture_output=True, text=True, check=False,
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])},
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)},
         )  # fmt: skip
         assert done.returncode == returncode, done.stderr

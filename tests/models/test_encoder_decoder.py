@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from paged import Program, Sequences, draw_greedily
@@ -143,7 +144,7 @@ def test_marian_draws_no_padding() -> None:
     """Whose logit is 0 in its checkpoints, over most words'; the logits that were recorded have it."""
     model = registry.resolve(weights.read_config(REFERENCE / "marian-uneven")).build("float32")
     start = model.config.decoder_start_token_id
-    logits = np.zeros((3, model.config.vocab_size), np.float32)
+    logits = jnp.zeros((3, model.config.vocab_size), jnp.float32)
     drawable = np.asarray(model.drawable(logits))
     assert np.isneginf(drawable[:, start]).all()
     assert np.isfinite(np.delete(drawable, start, 1)).all()
