@@ -16,7 +16,7 @@ from jaxllm.server import main as server
 from jaxllm.server.text import Tokenizer
 
 PROMPT = "Once upon a time"
-TEMPLATE = "{# <think> </think> <tool_call> tools #}" + PROMPT
+TEMPLATE = "{# <think> </think> <tool_call> #}{% if tools %}{% endif %}" + PROMPT
 REASONING = "They want to know the weather."
 CONTENT = "I look that up."
 CALLS = [("get_weather", '{"city": "Paris", "days": 3}'), ("now", "{}")]
