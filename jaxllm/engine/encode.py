@@ -44,7 +44,8 @@ class EncodeScheduler:
 
     def load(self) -> Load:
         waiting = len(self.waiting)
-        return replace(self._load, running=len(self._requests) - waiting, waiting=waiting)
+        running = max(0, len(self._requests) - waiting)  # another thread may ask in the midst of an end
+        return replace(self._load, running=running, waiting=waiting)
 
     def add(self, request: PoolingRequest) -> None:
         """Queues a request. Raises QueueFullError, or RequestError if it is too long or its id is in use."""

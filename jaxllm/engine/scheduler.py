@@ -92,7 +92,7 @@ class Scheduler:
 
     def load(self) -> Load:
         waiting = len(self.waiting) + sum(map(len, self._followers.values()))
-        running = len(self._requests) - waiting
+        running = max(0, len(self._requests) - waiting)  # another thread may ask in the midst of an end
         return replace(self._load, running=running, waiting=waiting, pages_free=self.cache.size[1])
 
     def add(self, request: Request, entering: bool = True) -> None:
