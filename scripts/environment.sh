@@ -44,9 +44,8 @@ prepare() { # EXTRAS: such as "test,dev"; may be empty
   fi
   local found stamp log
   python=$root/.venv/bin/python
-  # One that was begun where venv or pip was missing has a python and nothing else.
+  # One that was begun where pip could not be had has a python and nothing else: making it again adds pip.
   if ! "$python" -m pip --version >/dev/null 2>&1; then
-    rm -rf .venv
     found=$(find_python)
     echo "Making .venv with $("$found" --version) ..."
     "$found" -m venv .venv || fail "$found cannot make a virtual environment: see above (Debian: apt install python3-venv)"

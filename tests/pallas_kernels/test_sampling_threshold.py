@@ -85,3 +85,10 @@ def test_same_tokens_as_the_reference(spread: float, interpreter: None) -> None:
     kept = [kept_by(backend, operands) for backend in BACKENDS]
     assert abs(kept[0].sum(1) - kept[1].sum(1)).max() <= 1  # a sum may be rounded to the other side of top_p
     assert kept[0].sum(1)[:3].tolist() == kept[1].sum(1)[:3].tolist()
+
+
+def test_a_share_that_float32_cannot_hold_is_that_of_the_highest_logit() -> None:
+    logits = np.random.default_rng(2).normal(size=(3, 500))
+    kept = kept_by("reference", rows(logits, *[(0, top_p, 0.0) for top_p in (1e-30, 1e-39, 1e-45)]))
+    assert kept.sum(1).tolist() == [1, 1, 1]
+    assert kept.argmax(1).tolist() == logits.argmax(1).tolist()
