@@ -2,8 +2,8 @@
 
 Lowering is Python, which holds its lock, but for the assembler of the kernels' code; XLA's compiler lets go of the
 lock. So few threads lower, ahead of the many that compile, and other processes help where there are cores for them
-(workers.py). JAX serialises a program under that lock as well: what is kept for the next start is written once all is
-lowered. The jobs come with the longest compile first.
+(workers.py). JAX serialises a program under that lock as well, 0.3 s for a large one: what is kept for the next start
+is written when this one is over, see Compiler.keep. The jobs come with the longest compile first.
 """
 
 import hashlib
@@ -110,14 +110,25 @@ class Compiler:
         lower_seconds, compile_seconds: of all threads, summed up.
     """
 
-    def __init__(self, kept: Kept | None = None, *, lowering: int = 3, compiling: int = min(16, os.cpu_count() or 1)):
-        """kept: where programs come from and go to. lowering, compiling: threads that may do so at a time."""
+    def __init__(
+        self,
+        kept: Kept | None = None,
+        *,
+        lowering: int = 3,
+        compiling: int = min(16, os.cpu_count() or 1),
+        keeps_early: bool = False,
+    ):
+        """kept: where programs come from and go to. lowering, compiling: threads that may do so at a time. keeps_early:
+        what is built is kept as soon as all is lowered, not when `keep` says so."""
         self.kept = kept
+        self._keeps_early = keeps_early
         self._lowering, self._compiling = lowering, compiling
         self.loaded = self.compiled = 0
         self.lower_seconds = self.compile_seconds = 0.0
         self._stop = threading.Event()
         self._lock = threading.Lock()
+        self._saver = ThreadPoolExecutor(1, "save")
+        self._unkept: list[tuple[Job[Any], Built]] = []
         self._save_failed = False
 
     def build[K](
@@ -162,7 +173,10 @@ class Compiler:
                 return
             program = self._compile(job, lowered)
             if self.kept is not None:
-                saver.submit(self._save, job, program)
+                if self._keeps_early:
+                    self._saver.submit(self._save, job, program)
+                else:
+                    self._unkept.append((job, program))
             finish(job, program, loaded=False)
 
         def follow(kept: Iterator[K], given: Mapping[K, Job[K]]) -> None:
@@ -174,8 +188,6 @@ class Compiler:
         with ExitStack() as stack:
             lowerers = stack.enter_context(ThreadPoolExecutor(self._lowering, "lower"))
             lowered: dict[K, Future[jax.stages.Lowered | None]] = {}
-            # Nothing is written before all is lowered.
-            saver = stack.enter_context(ThreadPoolExecutor(1, "save", lambda: wait(lowered.values())))
             pool = stack.enter_context(ThreadPoolExecutor(self._compiling + 1, "compile"))
 
             def all_of(tasks: Iterable[Future[None]]) -> None:
@@ -197,16 +209,28 @@ class Compiler:
                         missing = [*(job for job in missing if job.timed), *reversed(given.values())]
                 for job in missing:
                     lowered[job.key] = lowerers.submit(copy_context().run, lower, job)
+                if self._keeps_early:
+                    self._saver.submit(wait, list(lowered.values()))  # nothing is written before
                 all_of([pool.submit(copy_context().run, compile, job, lowered[job.key]) for job in missing])
             except BaseException:
-                failed.set()  # lowering ends at once; were it cancelled, the saver would wait for what is never done
+                failed.set()  # lowering ends at once
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         if following is not None:
             following.result()  # raises what `check` did
-        if missing and self.kept is not None:
-            self.kept.trim()
         return built
+
+    def keep(self) -> None:
+        """Has what was built written for the next start, and does not wait. The interpreter does before it ends."""
+        if self.kept is not None and self._unkept:
+            for job, program in self._unkept:
+                self._saver.submit(self._save, job, program)
+            self._unkept.clear()
+            self._saver.submit(self.kept.trim)
+
+    def settle(self) -> None:
+        """Waits until what is to be kept is."""
+        self._saver.submit(lambda: None).result()
 
     def stop(self) -> None:
         """Ends a `build` that another thread is in, which raises StoppedError."""

@@ -174,6 +174,7 @@ def plan_memory(
     prepared = _prepare(config, model_class)
     keys = prepared.programs.keys if programs else [max(prepared.programs.keys, key=lambda key: key.tokens)]
     prepared.programs.compile(progress, keys)
+    prepared.programs.compiler.keep()
     return _with_costs(prepared.plan, prepared.programs)
 
 
@@ -266,6 +267,7 @@ class EncodeRunner:
         with stages("warm-up"), compiler.trying():
             runner = cls(prepared, model, progress)
         stages.end(compiler)
+        compiler.keep()
         runner.start_seconds = stages.seconds
         return runner
 

@@ -128,6 +128,7 @@ def plan_memory(
     prepared = prepare(config, model_class=model_class, measure=True)
     if programs:
         prepared = compile_table(prepared, progress)
+        prepared.table.compiler.keep()
         return with_costs(prepared.plan, prepared.table)
     return prepared.plan
 

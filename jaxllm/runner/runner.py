@@ -73,6 +73,7 @@ class Runner:
         with stages("warm-up"), compiler.trying():
             runner = cls(prepared, model, progress)
         stages.end(compiler)
+        compiler.keep()
         runner.start_seconds = stages.seconds
         return runner
 

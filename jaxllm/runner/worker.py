@@ -66,5 +66,7 @@ def main() -> None:
         if not isinstance(store, Store) or store.identity != order.identity:
             sys.exit("a process that was to compile ends: it would build other programs than its parent")
         places = {key: place for place, key in enumerate(order.keys)}
-        compiler = Compiler(_Announced(store, lambda key: names.tell(places[key])), lowering=2, compiling=CORES)
+        announced = _Announced(store, lambda key: names.tell(places[key]))
+        compiler = Compiler(announced, lowering=2, compiling=CORES, keeps_early=True)
         compiler.build([prepared.table.job(key, order.sizes) for key in order.keys])
+        compiler.settle()

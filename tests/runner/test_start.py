@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,6 +55,7 @@ def test_a_second_start_lowers_nothing_and_says_the_same(
     count = first.table.size
     assert (first.table.compiler.loaded, first.table.compiler.compiled) == (0, count)
     assert first.table.compiler.lower_seconds > 0 < first.table.compiler.compile_seconds
+    first.table.compiler.settle()
     entries = list((tmp_path / "executables").iterdir())
     assert len(entries) == count
     assert len([name for name in lowered if name.startswith(("jit(extend", "jit(decode"))]) == len(
@@ -137,8 +139,17 @@ def _store(directory: Path, **identity: str) -> executables.Store:
     return store
 
 
+def _keep(store: executables.Store, jobs: list[Job[str]]) -> None:
+    compiler = Compiler(store)
+    compiler.build(jobs)
+    compiler.keep()
+    compiler.settle()
+
+
 def _double(compiler: Compiler) -> float:
     (built,) = compiler.build([_job()]).values()
+    compiler.keep()
+    compiler.settle()
     return float(built.run(np.full(4, 1.5, np.float32))[0])
 
 
@@ -170,7 +181,7 @@ def test_a_directory_that_others_may_write_to_is_not_read(tmp_path: Path, caplog
 def test_the_least_used_entries_go_first(tmp_path: Path) -> None:
     store = _store(tmp_path)
     jobs = [_job(key=f"program {i}") for i in range(3)]
-    Compiler(store).build(jobs)
+    _keep(store, jobs)
     paths = [store._path(job) for job in jobs]
     for age, path in enumerate(paths):
         os.utime(path, (1000 - age, 1000 - age))
@@ -192,7 +203,7 @@ def test_what_a_killed_process_was_writing_goes(tmp_path: Path) -> None:
 
 def test_an_entry_that_goes_as_it_is_read_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = _store(tmp_path)
-    Compiler(store).build([_job()])
+    _keep(store, [_job()])
     decode = executables._decode
 
     def decode_as_another_trims(*arguments: Any) -> Any:
@@ -218,7 +229,7 @@ def test_what_cannot_be_serialised_is_left_to_jax(
 
 
 def test_what_fails_in_its_first_run_is_not_kept(tmp_path: Path) -> None:
-    Compiler(_store(tmp_path)).build([_job()])
+    _keep(_store(tmp_path), [_job()])
     compiler = Compiler(_store(tmp_path))
     compiler.build([_job()])
     with pytest.raises(ZeroDivisionError), compiler.trying():
@@ -265,6 +276,31 @@ def test_an_error_of_either_thread_ends_the_other() -> None:
 
     with pytest.raises(ZeroDivisionError):
         start.build_and_load(refuse, load, Compiler(), None, start.Stages())
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("early", [True, False])
+def test_a_start_does_not_wait_for_what_is_kept_of_it(
+    early: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = Compiler(_store(tmp_path), keeps_early=early)
+    begun, may_end = threading.Event(), threading.Event()
+    save = executables.Store.save
+
+    def save_slowly(self: executables.Store, job: Job[str], built: Any) -> None:
+        begun.set()
+        may_end.wait()
+        save(self, job, built)
+
+    monkeypatch.setattr(executables.Store, "save", save_slowly)
+    compiler.build([_job(), _job(key="another")])
+    assert begun.wait(10 if early else 0.1) == early
+    compiler.keep()
+    begun.wait()
+    assert not list(tmp_path.iterdir())
+    may_end.set()
+    compiler.settle()
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.timeout(60)
