@@ -13,11 +13,10 @@ that need nothing of them at once:
 So the result is exact wherever the bounds are right; where they are not (by odds of a million to one, or where more
 tokens than there is room for are equal) the fourth kernel searches the whole row, slowly.
 
-The first and the third kernel are many programs a row, which read at the memory's pace. The others are one, since a
-pass of a search waits for all of a program's threads: passes are few, as each weighs what is not below several values.
+The first and the third kernel are many programs a row, which read at the memory's pace: what they do for each logit is
+counted in instructions. The others are one, since a pass of a search waits for all of a program's threads: passes are
+few, as each weighs what is not below several values, and their threads meet once in each.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +27,11 @@ import triton.language as tl
 from pallas_kernels import tuning
 from pallas_kernels.sampling_threshold import GREEDY_BELOW
 
-_LANES = 1024  # logits side by side, of which a thread holds four, and those of as many places as are read together
-_PART = 24  # such places of a part of a row, at the least
+_LANES = 1024  # of what is weighed, logits side by side, of which a thread holds four
+_PART = 24  # times as many are a part, at the least
 _PARTS = 16  # of a row, at the most
 _SAMPLE = 4096  # logits from all over a row
 _ROOM = 16384  # candidates of a row, over all of its parts
-_FEW = 2048  # what is searched in less time
 _BLOCK = 4096  # of a row that is searched as a whole, at a time
 
 
@@ -45,22 +43,34 @@ def sampling_threshold(
     if vocabulary >= 1 << 24:
         raise NotImplementedError(f"{vocabulary} logits are more than float32 can count")
     operands = (logits, temperature, top_k, top_p, min_p)
-    deep = max(_PART, 8 * triton.cdiv(vocabulary, 8 * _LANES * _PARTS))
-    parts = 1 if vocabulary <= _ROOM else triton.cdiv(vocabulary, _LANES * deep)
-    shape = {"VOCABULARY": vocabulary, "PARTS": parts, "GREEDY_BELOW": GREEDY_BELOW}
-    room = _ROOM // triton.next_power_of_2(parts)
+    config = {
+        kernel: tuning.config("sampling_threshold", kernel, defaults)
+        for kernel, defaults in {
+            "masses": {"together": 8, "stages": 2, "warps": 8},
+            "bounds": {"warps": 4},
+            "candidates": {"members": 16, "lanes": 512, "warps": 4},
+            "threshold": {"few": 4096, "warps": 8},  # few: what is searched in less time than there is room for
+        }.items()
+    }
+    shape = {"VOCABULARY": vocabulary, "GREEDY_BELOW": GREEDY_BELOW}
     # What a kernel does not read is an operand nevertheless.
     bounds = candidates = sums = logits
-    if parts > 1:
+    parts, room = 1, _ROOM
+    if vocabulary > _ROOM:
+        deep = max(_PART, 8 * triton.cdiv(vocabulary, 8 * _LANES * _PARTS))
+        weighed = triton.cdiv(vocabulary, _LANES * deep)
         masses = jax_triton.triton_call(
             *operands,
             kernel=_masses_kernel,
-            out_type=jax.ShapeDtypeStruct((rows, 2, parts), jnp.float32),
-            grid=(parts, rows),
+            out_type=jax.ShapeDtypeStruct((rows, 2, weighed), jnp.float32),
+            grid=(weighed, rows),
             name="sampling_masses",
+            num_warps=config["masses"]["warps"],
+            PARTS=weighed,
             PART=deep,
             LANES=_LANES,
-            **_reading("masses"),
+            TOGETHER=config["masses"]["together"],
+            STAGES=config["masses"]["stages"],
             **shape,
         )
         bounds = jax_triton.triton_call(
@@ -70,11 +80,15 @@ def sampling_threshold(
             out_type=jax.ShapeDtypeStruct((rows, 4), jnp.float32),
             grid=(rows,),
             name="sampling_bounds",
-            num_warps=8,
-            PARTS_PAD=triton.next_power_of_2(parts),
+            num_warps=config["bounds"]["warps"],
+            PARTS=weighed,
+            PARTS_PAD=triton.next_power_of_2(weighed),
             SAMPLE=_SAMPLE,
             **shape,
         )
+        members, lanes = config["candidates"]["members"], config["candidates"]["lanes"]
+        parts = triton.cdiv(vocabulary, members * lanes)
+        room = _ROOM // parts
         candidates, sums = jax_triton.triton_call(
             *operands,
             bounds,
@@ -85,9 +99,10 @@ def sampling_threshold(
             ),
             grid=(parts, rows),
             name="sampling_candidates",
-            PART=deep,
-            LANES=_LANES,
-            **_reading("candidates"),
+            num_warps=config["candidates"]["warps"],
+            PARTS=parts,
+            MEMBERS=members,
+            LANES=lanes,
             ROOM=room,
             **shape,
         )
@@ -100,29 +115,16 @@ def sampling_threshold(
         out_type=jax.ShapeDtypeStruct((rows,), jnp.float32),
         grid=(rows,),
         name="sampling_threshold",
-        num_warps=16,
+        num_warps=config["threshold"]["warps"] if parts > 1 else 16,
+        PARTS=parts,
         PARTS_PAD=triton.next_power_of_2(parts),
         ROOM=room,
-        FEW=_FEW,
+        ROOMS=_ROOM,
+        FEW=config["threshold"]["few"],
         BLOCK=triton.next_power_of_2(vocabulary) if parts == 1 else _BLOCK,
         **shape,
     )
     return threshold
-
-
-def _reading(kernel: str) -> dict[str, Any]:
-    """How a kernel of many programs reads; registers: at most so many a thread, 0 leaves it to the compiler."""
-    defaults = {
-        "masses": {"together": 8, "stages": 2, "warps": 8, "registers": 0},
-        "candidates": {"together": 4, "stages": 3, "warps": 8, "registers": 0},
-    }
-    config = tuning.config("sampling_threshold", kernel, defaults[kernel])
-    return {
-        "TOGETHER": config["together"],
-        "STAGES": config["stages"],
-        "num_warps": config["warps"],
-        "backend_options": {"maxnreg": config["registers"]} if config["registers"] else None,
-    }
 
 
 @triton.jit
@@ -164,15 +166,40 @@ def _mass(x, top, scale):
 
 @triton.jit
 def _load(source, start, length, WIDTH: tl.constexpr):
-    """WIDTH of the `length` values at source, [1, WIDTH]; -inf beyond them."""
-    place = start + tl.arange(0, WIDTH)[None, :]
+    """WIDTH of the `length` values at source; -inf beyond them."""
+    place = start + tl.arange(0, WIDTH)
     return tl.load(source + place, mask=place < length, other=float("-inf"))
+
+
+@triton.jit
+def _add_both(a, b, c, d):
+    return a + c, b + d
+
+
+@triton.jit
+def _add_three(a, b, c, d, e, f):
+    return a + d, b + e, c + f
+
+
+@triton.jit
+def _add_all(a, b, c, d, e, f, g, h):
+    return a + e, b + f, c + g, d + h
+
+
+@triton.jit
+def _add_three_and_least(a, b, c, d, e, f, g, h):
+    return a + e, b + f, c + g, tl.minimum(d, h)
+
+
+@triton.jit
+def _add_and_least(a, b, c, d, e, f):
+    return a + d, b + e, tl.minimum(c, f)
 
 
 @triton.jit
 def _weigh(x, rest, length, least, top, scale, WIDTH: tl.constexpr):
     """Of x and the values at `rest`, those that are over -inf and not below `least`: their count, their mass, and the
-    lowest. x: [1, WIDTH]. length: of rest."""
+    lowest. x: [WIDTH]. length: of rest."""
     kept = (x >= least) & (x > float("-inf"))
     count = kept.to(tl.float32)
     mass = tl.where(kept, _mass(x, top, scale), 0.0)
@@ -183,7 +210,7 @@ def _weigh(x, rest, length, least, top, scale, WIDTH: tl.constexpr):
         count += kept.to(tl.float32)
         mass += tl.where(kept, _mass(x, top, scale), 0.0)
         lowest = tl.minimum(lowest, tl.where(kept, x, float("inf")))
-    return tl.sum(tl.sum(count, 1), 0), tl.sum(tl.sum(mass, 1), 0), tl.min(tl.min(lowest, 1), 0)
+    return tl.reduce((count, mass, lowest), 0, _add_and_least)
 
 
 @triton.jit
@@ -193,7 +220,32 @@ def _lowest(x, rest, length, least, WIDTH: tl.constexpr):
     for start in tl.range(0, length, WIDTH, num_stages=3):
         x = _load(rest, start, length, WIDTH)
         lowest = tl.minimum(lowest, tl.where(x >= least, x, float("inf")))
-    return tl.min(tl.min(lowest, 1), 0)
+    return tl.min(lowest, 0)
+
+
+@triton.jit
+def _between(low, high, share):
+    """The key of the value that is so far on the way from one key's value to another's."""
+    share = tl.minimum(tl.maximum(share, 0.0), 1.0)
+    return _key(_float(low) * (1.0 - share) + _float(high) * share)
+
+
+@triton.jit
+def _midway(low, high, FIFTHS: tl.constexpr):
+    """The key that is so many fifths of the keys on the way from one to another."""
+    width = (high - low).to(tl.uint32, bitcast=True)  # it may be more than int32 holds
+    return low + (width // 5 * FIFTHS).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def _settle(low, over, high, under, probe, total, target):
+    """What is known once so much is known to be not below the probe."""
+    enough = total >= target
+    low = tl.where(enough, tl.maximum(low, probe), low)
+    over = tl.where(enough, tl.minimum(over, total), over)
+    high = tl.where(enough, high, tl.minimum(high, probe))
+    under = tl.where(enough, under, tl.maximum(under, total))
+    return low, over, high, under
 
 
 @triton.jit
@@ -215,37 +267,57 @@ def _search(
     """A value such that the mass of what is not below it, or else its count, is `target` or more, by less than
     `slack`; of a mass by less than one token has there, so that the next of the values is the highest that does.
 
-    What is weighed is x [1, WIDTH] and the values at `rest`, `over` in all from `low` on, `under` from `high` on; the
-    target is between them. Passes weigh from several values on, close to where the target should be and not so close,
-    or around the middle, when that has been of little use.
+    What is weighed is x [WIDTH] and the values at `rest`, `over` in all from `low` on, `under` from `high` on; the
+    target is between them. A pass weighs from four values on (two, where there is much to weigh): to both sides of
+    where the target is if the sum grows evenly, and if it grows as in a tail, or spread over all keys where that was
+    of little use. The sums meet once a pass, as all threads wait there.
     """
-    weight = _mass(x, top, scale) if MASS else tl.full([1, WIDTH], 1.0, tl.float32)
+    MANY: tl.constexpr = WIDTH > 4096
+    weight = _mass(x, top, scale) if MASS else tl.full([WIDTH], 1.0, tl.float32)
     low = _key(low)
     high = _key(high)
-    probe = tl.arange(0, 4 if WIDTH <= 4096 else 2)  # a pass over many takes longer the more it weighs
     under = tl.to_tensor(under)
     beyond = under
-    aside = tl.where(probe % 2 == 0, 1.0, -1.0) * tl.where(probe < 2, 0.015625, 0.125)
-    share = (over - target) / tl.maximum(over - under, 1e-30)
+    spread = False
     if MASS:
         slack = _mass(_float(low), top, scale)
     while (high - 1 > low) & (over - target >= slack):
-        span = (high - low).to(tl.uint32, bitcast=True)  # of two keys it may be more than int32 holds
-        place = tl.minimum(tl.maximum(share + aside, 0.0), 1.0) * span.to(tl.float32)
-        probes = tl.minimum(tl.maximum(low + place.to(tl.uint32).to(tl.int32, bitcast=True), low + 1), high - 1)
-        bound = _float(probes)[:, None]
-        totals = beyond + tl.sum(tl.where(x >= bound, weight, 0.0), 1)
+        width = (high - low).to(tl.uint32, bitcast=True)
+        evenly = (over - target) / tl.maximum(over - under, 1e-30)
+        few = tl.maximum(tl.maximum(under, 0.5 * slack), 1e-30)
+        tail = tl.log2(over / target) / tl.maximum(tl.log2(over / few), 1e-30)
+        a = tl.where(spread, _midway(low, high, 2), _between(low, high, evenly + 0.015625))
+        b = tl.where(spread, _midway(low, high, 3), _between(low, high, evenly - 0.015625))
+        c = tl.where(spread, _midway(low, high, 1), _between(low, high, tail + 0.015625))
+        d = tl.where(spread, _midway(low, high, 4), _between(low, high, tail - 0.015625))
+        a = tl.minimum(tl.maximum(a, low + 1), high - 1)
+        b = tl.minimum(tl.maximum(b, low + 1), high - 1)
+        c = tl.minimum(tl.maximum(c, low + 1), high - 1)
+        d = tl.minimum(tl.maximum(d, low + 1), high - 1)
+        over_a = tl.where(x >= _float(a), weight, 0.0)
+        over_b = tl.where(x >= _float(b), weight, 0.0)
+        over_c = over_a
+        over_d = over_b
+        if not MANY:
+            over_c = tl.where(x >= _float(c), weight, 0.0)
+            over_d = tl.where(x >= _float(d), weight, 0.0)
         for start in tl.range(0, length, WIDTH, num_stages=3):
             more = _load(rest, start, length, WIDTH)
-            weights = _mass(more, top, scale) if MASS else tl.full([1, WIDTH], 1.0, tl.float32)
-            totals += tl.sum(tl.where(more >= bound, weights, 0.0), 1)
-        enough = totals >= target
-        low = tl.max(tl.where(enough, probes, low), 0)
-        high = tl.min(tl.where(enough, high, probes), 0)
-        over = tl.min(tl.where(enough, totals, over), 0)
-        under = tl.max(tl.where(enough, under, totals), 0)
-        share = (over - target) / tl.maximum(over - under, 1e-30)
-        share = tl.where((high - low).to(tl.uint32, bitcast=True) > span // 8, 0.5, share)
+            weights = _mass(more, top, scale) if MASS else tl.full([WIDTH], 1.0, tl.float32)
+            over_a += tl.where(more >= _float(a), weights, 0.0)
+            over_b += tl.where(more >= _float(b), weights, 0.0)
+            if not MANY:
+                over_c += tl.where(more >= _float(c), weights, 0.0)
+                over_d += tl.where(more >= _float(d), weights, 0.0)
+        if MANY:
+            total_a, total_b = tl.reduce((over_a, over_b), 0, _add_both)
+        else:
+            total_a, total_b, total_c, total_d = tl.reduce((over_a, over_b, over_c, over_d), 0, _add_all)
+            low, over, high, under = _settle(low, over, high, under, c, beyond + total_c, target)
+            low, over, high, under = _settle(low, over, high, under, d, beyond + total_d, target)
+        low, over, high, under = _settle(low, over, high, under, a, beyond + total_a, target)
+        low, over, high, under = _settle(low, over, high, under, b, beyond + total_b, target)
+        spread = (high - low).to(tl.uint32, bitcast=True) > width // 8
         if MASS:
             slack = _mass(_float(low), top, scale)
     return _float(low)
@@ -253,15 +325,15 @@ def _search(
 
 @triton.jit
 def _cut(x, rest, length, top, above, mass, top_k, top_p, depth, scale, WIDTH: tl.constexpr):
-    """The threshold among x [1, WIDTH] and the values at `rest`.
+    """The threshold among x [WIDTH] and the values at `rest`.
 
     above: the mass of what is more than any of them. mass: of all that top-p sees, if it is more than they are.
     """
     count, found, threshold = _weigh(x, rest, length, top - depth, top, scale, WIDTH)
-    high = _float(_key(tl.max(tl.max(x, 1), 0)) + 1)
+    highest = x
     for start in tl.range(0, length, WIDTH, num_stages=3):
-        more = _load(rest, start, length, WIDTH)
-        high = tl.maximum(high, _float(_key(tl.max(tl.max(more, 1), 0)) + 1))
+        highest = tl.maximum(highest, _load(rest, start, length, WIDTH))
+    high = _float(_key(tl.max(highest, 0)) + 1)
     if top_k < count:
         least = _search(x, rest, length, threshold, count, high, 0.0, top_k, 1.0, top, scale, False, WIDTH)
         _, found, threshold = _weigh(x, rest, length, least, top, scale, WIDTH)
@@ -335,7 +407,7 @@ def _bounds_kernel(
     )
     if filtered:
         EACH: tl.constexpr = VOCABULARY / SAMPLE
-        place = (tl.arange(0, SAMPLE)[None, :].to(tl.float32) * EACH).to(tl.int32)
+        place = (tl.arange(0, SAMPLE).to(tl.float32) * EACH).to(tl.int32)
         x = tl.load(logits_ptr + row.to(tl.int64) * VOCABULARY + place)
         low = float("-inf")
         high = float("inf")
@@ -352,35 +424,44 @@ def _bounds_kernel(
             top = tl.max(highest, 0)
         least = tl.where(counted, float("-inf"), tl.where(counted, 0.0, top) - depth)
         kept = (x > float("-inf")) & (x >= least)
-        seen = tl.max(tl.max(x, 1), 0)
+        seen = tl.max(x, 0)
         weight = _mass(x, seen, scale)
-        dropped = tl.sum(tl.sum(tl.where(kept, 0.0, weight), 1), 0)
-        mass = tl.sum(tl.sum(tl.where(kept, weight, 0.0), 1), 0)
+        dropped = tl.where(kept, 0.0, weight)
+        mass = tl.where(kept, weight, 0.0)
+        lowest = tl.where(kept, x, float("inf"))
+        dropped, mass, count, lowest = tl.reduce((dropped, mass, kept.to(tl.float32), lowest), 0, _add_three_and_least)
         x = tl.where(kept, x, float("-inf"))
-        count, _, lowest = _weigh(x, logits_ptr, 0, float("-inf"), 0.0, 0.0, SAMPLE)
         after = _float(_key(seen) + 1)
+        above = after  # from where on the rank is known to be
+        known = 0.0
         if (counted == 0) & (top_p < 1.0) & (count > 0.0):
             # What the row's mass is to the sample's.
             masses *= tl.exp2(tl.minimum(tl.maximum(highest - seen, -1e30) * scale, 126.0))
             whole = tl.sum(masses, 0) / EACH - dropped
-            target = mass - (1.0 - top_p) * whole
+            rest = (1.0 - top_p) * whole
             middle = seen
-            rank = 0.0
-            if target > 0.0:
-                middle = _search(x, logits_ptr, 0, lowest, mass, after, 0.0, target, 0.0, seen, scale, True, SAMPLE)
-                rank = tl.sum(tl.sum((x >= middle).to(tl.float32), 1), 0)
+            if mass > rest:
+                # All that is further below the highest than so many bits weighs no more than the rest.
+                bits = tl.maximum(tl.log2(count / tl.maximum(rest, 1e-30)), 0.0)
+                least = tl.maximum(lowest, seen - bits / scale)
+                middle = _search(x, logits_ptr, 0, least, mass, after, 0.0, mass - rest, 0.0, seen, scale, True, SAMPLE)
             # The sum of what is below it varies as that of so many tokens as likely as it.
             below = tl.where(x < middle, _mass(x, middle, 2.0 * scale), 0.0)
-            margin = 5.0 * tl.sqrt(tl.sum(tl.sum(below, 1), 0)) + 8.0
-            aim = rank - 1.25 * margin
+            rank, varying = tl.reduce(((x >= middle).to(tl.float32), below), 0, _add_both)
+            margin = 5.0 * tl.sqrt(varying) + 8.0
+            if mass > rest:
+                above = middle
+                known = rank
+            aim = known - 1.25 * margin
             if aim > 0.0:
                 slack = 0.25 * margin
-                high = _search(x, logits_ptr, 0, lowest, count, after, 0.0, aim, slack, 0.0, 0.0, False, SAMPLE)
+                high = _search(x, logits_ptr, 0, above, known, after, 0.0, aim, slack, 0.0, 0.0, False, SAMPLE)
+            rank = known  # or less than any of the sample's
         if (counted != 0) | (top_p < 1.0):
             aim = rank + margin
             if aim < count:
                 slack = 0.25 * margin
-                low = _search(x, logits_ptr, 0, lowest, count, after, 0.0, aim, slack, 0.0, 0.0, False, SAMPLE)
+                low = _search(x, logits_ptr, 0, lowest, count, above, known, aim, slack, 0.0, 0.0, False, SAMPLE)
         else:
             low = high  # of min-p the lowest that it keeps is all that is asked
         bounds_ptr += row * 4
@@ -401,59 +482,65 @@ def _candidates_kernel(
     sums_ptr,
     VOCABULARY: tl.constexpr,
     PARTS: tl.constexpr,
-    PART: tl.constexpr,
+    MEMBERS: tl.constexpr,
     LANES: tl.constexpr,
-    TOGETHER: tl.constexpr,
-    STAGES: tl.constexpr,
     ROOM: tl.constexpr,
     GREEDY_BELOW: tl.constexpr,
 ):
-    """A part's candidates, as far as there is room, and how many there are. Of what min-p keeps, if the highest logit
-    is known: its mass, in all, from `low` on, from `high` on; and the lowest."""
+    """A part's candidates, as far as there is room, and how many there are. Of a row that top-k does not cut, also of
+    what min-p keeps: the mass, in all, from `low` on, from `high` on; and the lowest."""
     part, row = tl.program_id(0), tl.program_id(1)
-    counted, filtered, scale, _, _, depth = _filters(
+    counted, filtered, scale, _, top_p, depth = _filters(
         row, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, VOCABULARY, GREEDY_BELOW
     )
     if filtered:
+        LEAST: tl.constexpr = -3.4028234663852886e38  # -inf is none, whatever `low` is
         low = tl.load(bounds_ptr + row * 4)
         high = tl.load(bounds_ptr + row * 4 + 1)
         top = tl.load(bounds_ptr + row * 4 + 2)
-        least = tl.where(counted, float("-inf"), tl.where(counted, 0.0, top) - depth)
-        logits_ptr += row.to(tl.int64) * VOCABULARY
-        candidates_ptr += (row * PARTS + part) * ROOM
-        place = (tl.arange(0, TOGETHER) * PARTS + part)[:, None] * LANES + tl.arange(0, LANES)[None, :]
-        found_before = 0
-        mass = tl.zeros([LANES], tl.float32)
-        from_low = tl.zeros([LANES], tl.float32)
-        from_high = tl.zeros([LANES], tl.float32)
-        lowest = tl.full([LANES], float("inf"), tl.float32)
-        for start in tl.range(0, PART, TOGETHER, num_stages=STAGES):
-            at = start * (PARTS * LANES) + place
-            x = tl.load(logits_ptr + at, mask=at < VOCABULARY, other=float("-inf"))
-            kept = (x >= least) & (x > float("-inf"))
-            weight = tl.where(kept, _mass(x, top, scale), 0.0)
-            mass += tl.sum(weight, 0)
-            from_low += tl.sum(tl.where(x >= low, weight, 0.0), 0)
-            from_high += tl.sum(tl.where(x >= high, weight, 0.0), 0)
-            lowest = tl.minimum(lowest, tl.min(tl.where(kept, x, float("inf")), 0))
-            found = (kept & (x >= low) & (x < high)).to(tl.int32)
-            of_lane = tl.sum(found, 0)
-            before = found_before + tl.cumsum(of_lane, 0) - of_lane
-            slot = before[None, :] + tl.cumsum(found, 0) - found
-            tl.store(candidates_ptr + slot, x, mask=(found > 0) & (slot < ROOM))
-            found_before += tl.sum(of_lane, 0)
+        logits_ptr += row.to(tl.int64) * VOCABULARY + part * LANES
         sums_ptr += row * 5 * PARTS + part
-        tl.store(sums_ptr, found_before)
-        tl.store(sums_ptr + PARTS, tl.sum(mass, 0))
-        tl.store(sums_ptr + 2 * PARTS, tl.sum(from_low, 0))
-        tl.store(sums_ptr + 3 * PARTS, tl.sum(from_high, 0))
-        tl.store(sums_ptr + 4 * PARTS, tl.min(lowest, 0))
+        member = tl.arange(0, MEMBERS)[:, None]
+        lane = tl.arange(0, LANES)
+        place = member * (PARTS * LANES) + lane[None, :]
+        x = tl.load(logits_ptr + place, mask=place < VOCABULARY - part * LANES, other=float("-inf"))
+        if counted == 0:
+            x = tl.where(x >= tl.maximum(top - depth, LEAST), x, float("-inf"))
+            if top_p < 1.0:
+                weight = _mass(x, top, scale)
+                mass, from_low, from_high = tl.reduce(
+                    (weight, tl.where(x >= low, weight, 0.0), tl.where(x >= high, weight, 0.0)), 0, _add_three
+                )
+                mass, from_low, from_high = tl.reduce((mass, from_low, from_high), 0, _add_three)
+                tl.store(sums_ptr + PARTS, mass)
+                tl.store(sums_ptr + 2 * PARTS, from_low)
+                tl.store(sums_ptr + 3 * PARTS, from_high)
+                x = tl.where(x < high, x, float("-inf"))
+            else:
+                lowest = tl.min(tl.where(x > float("-inf"), x, float("inf")), 0)
+                tl.store(sums_ptr + 4 * PARTS, tl.min(lowest, 0))
+        if (counted != 0) | (top_p < 1.0):
+            # Of each lane which members are candidates, as bits, and how many, above those.
+            found = tl.sum(tl.where(x >= tl.maximum(low, LEAST), (1 << member) + (1 << MEMBERS), 0), 0)
+            count = found >> MEMBERS
+            until = tl.cumsum(count, 0)
+            slot = until - count
+            found &= (1 << MEMBERS) - 1
+            candidates_ptr += (row * PARTS + part) * ROOM
+            for _turn in tl.range(0, tl.max(count, 0)):
+                alone = (found & -found).to(tl.float32).to(tl.int32, bitcast=True)  # the lowest bit: its exponent
+                at = ((alone >> 23) - 127) * (PARTS * LANES) + lane
+                value = tl.load(logits_ptr + at, mask=found != 0)
+                tl.store(candidates_ptr + slot, value, mask=(found != 0) & (slot < ROOM))
+                found &= found - 1
+                slot += 1
+            tl.store(sums_ptr, tl.max(until, 0).to(tl.float32))
 
 
 @triton.jit
 def _side_by_side(candidates, sums, PARTS: tl.constexpr, ROOM: tl.constexpr, WIDTH: tl.constexpr):
-    """A row's candidates without the room that its parts left, [1, WIDTH]; -inf beyond them."""
-    index = tl.arange(0, WIDTH)[None, :]
+    """A row's candidates without the room that its parts left, [WIDTH]; -inf beyond them."""
+    index = tl.arange(0, WIDTH)
     place = index
     until = 0
     for part in tl.static_range(PARTS):
@@ -464,13 +551,12 @@ def _side_by_side(candidates, sums, PARTS: tl.constexpr, ROOM: tl.constexpr, WID
 
 
 @triton.jit
-def _as_they_lie(candidates, sums, PARTS: tl.constexpr, PARTS_PAD: tl.constexpr, ROOM: tl.constexpr):
-    """A row's candidates, [1, PARTS_PAD * ROOM]; -inf where there are none."""
-    part = tl.arange(0, PARTS_PAD)[:, None]
-    index = tl.arange(0, ROOM)[None, :]
+def _as_they_lie(candidates, sums, PARTS: tl.constexpr, ROOM: tl.constexpr, WIDTH: tl.constexpr):
+    """A row's candidates, [WIDTH]; -inf where there are none."""
+    index = tl.arange(0, WIDTH)
+    part = index // ROOM
     found = tl.load(sums + part, mask=part < PARTS, other=0.0).to(tl.int32)
-    x = tl.load(candidates + part * ROOM + index, mask=index < found, other=float("-inf"))
-    return tl.reshape(x, [1, PARTS_PAD * ROOM], can_reorder=True)
+    return tl.load(candidates + index, mask=index - part * ROOM < found, other=float("-inf"))
 
 
 @triton.jit
@@ -488,6 +574,7 @@ def _threshold_kernel(
     PARTS: tl.constexpr,
     PARTS_PAD: tl.constexpr,
     ROOM: tl.constexpr,
+    ROOMS: tl.constexpr,
     FEW: tl.constexpr,
     BLOCK: tl.constexpr,
     GREEDY_BELOW: tl.constexpr,
@@ -508,35 +595,37 @@ def _threshold_kernel(
             sums_ptr += row * 5 * PARTS
             part = tl.arange(0, PARTS_PAD)
             inside = part < PARTS
-            found = tl.load(sums_ptr + part, mask=inside, other=0.0)
-            mass = tl.sum(tl.load(sums_ptr + PARTS + part, mask=inside, other=0.0), 0)
-            from_low = tl.sum(tl.load(sums_ptr + 2 * PARTS + part, mask=inside, other=0.0), 0)
-            from_high = tl.sum(tl.load(sums_ptr + 3 * PARTS + part, mask=inside, other=0.0), 0)
-            threshold = tl.min(tl.load(sums_ptr + 4 * PARTS + part, mask=inside, other=float("inf")), 0)
-            fullest = tl.max(found, 0)
-            found = tl.sum(found, 0)
-            reached = tl.where(counted, found >= top_k, from_low >= top_p * mass) | (low == float("-inf"))
-            right = reached & (counted | (from_high < top_p * mass)) & (fullest <= ROOM)
-            mass = tl.where(counted, 0.0, mass)
-            above = tl.where(counted, 0.0, from_high)
-            if (counted == 0) & (top_p >= 1.0):
-                settled = True
-            elif right & (found <= FEW):
-                few = _side_by_side(candidates_ptr, sums_ptr, PARTS, ROOM, FEW)
-                top = tl.where(counted, tl.max(tl.max(few, 1), 0), top)
-                threshold = _cut(few, logits_ptr, 0, top, above, mass, top_k, top_p, depth, scale, FEW)
-                settled = True
-            elif right:
-                many = _as_they_lie(candidates_ptr, sums_ptr, PARTS, PARTS_PAD, ROOM)
-                top = tl.where(counted, tl.max(tl.max(many, 1), 0), top)
-                threshold = _cut(many, logits_ptr, 0, top, above, mass, top_k, top_p, depth, scale, PARTS_PAD * ROOM)
-                settled = True
+            settled = (counted == 0) & (top_p >= 1.0)
+            if settled:
+                lowest = tl.load(sums_ptr + 4 * PARTS + part, mask=inside, other=float("inf"))
+                threshold = tl.min(lowest, 0)
+            else:
+                found = tl.load(sums_ptr + part, mask=inside, other=0.0)
+                fullest = tl.max(found, 0)
+                found = tl.sum(found, 0)
+                mass = 0.0
+                above = 0.0
+                right = (found >= top_k) | (low == float("-inf"))
+                if counted == 0:
+                    mass = tl.sum(tl.load(sums_ptr + PARTS + part, mask=inside, other=0.0), 0)
+                    from_low = tl.sum(tl.load(sums_ptr + 2 * PARTS + part, mask=inside, other=0.0), 0)
+                    above = tl.sum(tl.load(sums_ptr + 3 * PARTS + part, mask=inside, other=0.0), 0)
+                    right = ((from_low >= top_p * mass) | (low == float("-inf"))) & (above < top_p * mass)
+                settled = right & (fullest <= ROOM)
+                if settled & (found <= FEW):
+                    few = _side_by_side(candidates_ptr, sums_ptr, PARTS, ROOM, FEW)
+                    top = tl.where(counted, tl.max(few, 0), top)
+                    threshold = _cut(few, logits_ptr, 0, top, above, mass, top_k, top_p, depth, scale, FEW)
+                elif settled:
+                    many = _as_they_lie(candidates_ptr, sums_ptr, PARTS, ROOM, ROOMS)
+                    top = tl.where(counted, tl.max(many, 0), top)
+                    threshold = _cut(many, logits_ptr, 0, top, above, mass, top_k, top_p, depth, scale, ROOMS)
         if settled == 0:
             REST: tl.constexpr = VOCABULARY - BLOCK if VOCABULARY > BLOCK else 0
             x = _load(logits_ptr, 0, VOCABULARY, BLOCK)
             highest = x
             for start in tl.range(0, REST, BLOCK, num_stages=3):
                 highest = tl.maximum(highest, _load(logits_ptr + BLOCK, start, REST, BLOCK))
-            top = tl.max(tl.max(highest, 1), 0)
+            top = tl.max(highest, 0)
             threshold = _cut(x, logits_ptr + BLOCK, REST, top, 0.0, 0.0, top_k, top_p, depth, scale, BLOCK)
     tl.store(threshold_ptr + row, threshold)
