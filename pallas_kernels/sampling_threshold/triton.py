@@ -49,7 +49,7 @@ def sampling_threshold(
             "masses": {"together": 8, "stages": 2, "warps": 8},
             "bounds": {"warps": 4},
             "candidates": {"members": 16, "lanes": 512, "warps": 4},
-            "threshold": {"few": 4096, "warps": 8},  # few: what is searched in less time than there is room for
+            "threshold": {"few": 2048, "warps": 8},  # few: what is searched in less time than there is room for
         }.items()
     }
     shape = {"VOCABULARY": vocabulary, "GREEDY_BELOW": GREEDY_BELOW}
@@ -257,6 +257,7 @@ def _search(
     over,
     high,
     under,
+    beyond,
     target,
     slack,
     top,
@@ -268,16 +269,17 @@ def _search(
     `slack`; of a mass by less than one token has there, so that the next of the values is the highest that does.
 
     What is weighed is x [WIDTH] and the values at `rest`, `over` in all from `low` on, `under` from `high` on; the
-    target is between them. A pass weighs from four values on (two, where there is much to weigh): to both sides of
-    where the target is if the sum grows evenly, and if it grows as in a tail, or spread over all keys where that was
-    of little use. The sums meet once a pass, as all threads wait there.
+    target is between them. beyond: of those sums, what is of no value here. A pass weighs from four values on (two,
+    where there is much to weigh): to both sides of where the target is if the sum grows evenly, and if it grows as in a
+    tail; or spread over all keys, behind a pass that was of little use. The sums meet once a pass, as all threads wait
+    there.
     """
     MANY: tl.constexpr = WIDTH > 4096
     weight = _mass(x, top, scale) if MASS else tl.full([WIDTH], 1.0, tl.float32)
     low = _key(low)
     high = _key(high)
     under = tl.to_tensor(under)
-    beyond = under
+    aside = 0.0625
     spread = False
     if MASS:
         slack = _mass(_float(low), top, scale)
@@ -286,10 +288,10 @@ def _search(
         evenly = (over - target) / tl.maximum(over - under, 1e-30)
         few = tl.maximum(tl.maximum(under, 0.5 * slack), 1e-30)
         tail = tl.log2(over / target) / tl.maximum(tl.log2(over / few), 1e-30)
-        a = tl.where(spread, _midway(low, high, 2), _between(low, high, evenly + 0.015625))
-        b = tl.where(spread, _midway(low, high, 3), _between(low, high, evenly - 0.015625))
-        c = tl.where(spread, _midway(low, high, 1), _between(low, high, tail + 0.015625))
-        d = tl.where(spread, _midway(low, high, 4), _between(low, high, tail - 0.015625))
+        a = tl.where(spread, _midway(low, high, 2), _between(low, high, evenly + aside))
+        b = tl.where(spread, _midway(low, high, 3), _between(low, high, evenly - aside))
+        c = tl.where(spread, _midway(low, high, 1), _between(low, high, tail + aside))
+        d = tl.where(spread, _midway(low, high, 4), _between(low, high, tail - aside))
         a = tl.minimum(tl.maximum(a, low + 1), high - 1)
         b = tl.minimum(tl.maximum(b, low + 1), high - 1)
         c = tl.minimum(tl.maximum(c, low + 1), high - 1)
@@ -317,7 +319,9 @@ def _search(
             low, over, high, under = _settle(low, over, high, under, d, beyond + total_d, target)
         low, over, high, under = _settle(low, over, high, under, a, beyond + total_a, target)
         low, over, high, under = _settle(low, over, high, under, b, beyond + total_b, target)
-        spread = (high - low).to(tl.uint32, bitcast=True) > width // 8
+        missed = (high - low).to(tl.uint32, bitcast=True) > width // 4
+        aside = tl.where(missed, aside, tl.maximum(aside * 0.25, 0.015625))  # the fewer are left, the more evenly
+        spread = missed & (spread == 0)
         if MASS:
             slack = _mass(_float(low), top, scale)
     return _float(low)
@@ -335,11 +339,13 @@ def _cut(x, rest, length, top, above, mass, top_k, top_p, depth, scale, WIDTH: t
         highest = tl.maximum(highest, _load(rest, start, length, WIDTH))
     high = _float(_key(tl.max(highest, 0)) + 1)
     if top_k < count:
-        least = _search(x, rest, length, threshold, count, high, 0.0, top_k, 1.0, top, scale, False, WIDTH)
+        least = _search(x, rest, length, threshold, count, high, 0.0, 0.0, top_k, 1.0, top, scale, False, WIDTH)
         _, found, threshold = _weigh(x, rest, length, least, top, scale, WIDTH)
     if top_p < 1.0:
         target = top_p * tl.maximum(mass, above + found)
-        least = _search(x, rest, length, threshold, above + found, high, above, target, 0.0, top, scale, True, WIDTH)
+        least = _search(
+            x, rest, length, threshold, above + found, high, above, above, target, 0.0, top, scale, True, WIDTH
+        )
         threshold = _lowest(x, rest, length, least, WIDTH)
     return threshold
 
@@ -444,7 +450,9 @@ def _bounds_kernel(
                 # All that is further below the highest than so many bits weighs no more than the rest.
                 bits = tl.maximum(tl.log2(count / tl.maximum(rest, 1e-30)), 0.0)
                 least = tl.maximum(lowest, seen - bits / scale)
-                middle = _search(x, logits_ptr, 0, least, mass, after, 0.0, mass - rest, 0.0, seen, scale, True, SAMPLE)
+                middle = _search(
+                    x, logits_ptr, 0, least, mass, after, 0.0, 0.0, mass - rest, 0.0, seen, scale, True, SAMPLE
+                )
             # The sum of what is below it varies as that of so many tokens as likely as it.
             below = tl.where(x < middle, _mass(x, middle, 2.0 * scale), 0.0)
             rank, varying = tl.reduce(((x >= middle).to(tl.float32), below), 0, _add_both)
@@ -455,13 +463,13 @@ def _bounds_kernel(
             aim = known - 1.25 * margin
             if aim > 0.0:
                 slack = 0.25 * margin
-                high = _search(x, logits_ptr, 0, above, known, after, 0.0, aim, slack, 0.0, 0.0, False, SAMPLE)
+                high = _search(x, logits_ptr, 0, above, known, after, 0.0, 0.0, aim, slack, 0.0, 0.0, False, SAMPLE)
             rank = known  # or less than any of the sample's
         if (counted != 0) | (top_p < 1.0):
             aim = rank + margin
             if aim < count:
                 slack = 0.25 * margin
-                low = _search(x, logits_ptr, 0, lowest, count, above, known, aim, slack, 0.0, 0.0, False, SAMPLE)
+                low = _search(x, logits_ptr, 0, lowest, count, above, known, 0.0, aim, slack, 0.0, 0.0, False, SAMPLE)
         else:
             low = high  # of min-p the lowest that it keeps is all that is asked
         bounds_ptr += row * 4

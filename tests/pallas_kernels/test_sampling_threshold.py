@@ -1,5 +1,7 @@
 """What sampling_threshold leaves alone, and rows that a program must get through, whatever comes out."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +45,33 @@ def test_greedy_rows_are_not_filtered(backend: str, vocabulary: int, interpreter
     with choose.using(backend):
         found = sampling_threshold(logits, jnp.asarray([0.0, 1e-6], jnp.float32), *filters)
     assert found.tolist() == [-np.inf] * 2
+
+
+@pytest.mark.parametrize("shape", ["normal", "gumbel", "flat", "peaked"])
+def test_a_sample_tells_where_the_threshold_is(shape: str, interpreter: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it does not, the whole row is searched, which takes many times as long and finds the same."""
+    import jax_triton
+
+    rng, size = np.random.default_rng(len(shape)), (6, 40000)
+    logits = {
+        "normal": 3 * rng.normal(size=size), "gumbel": rng.gumbel(size=size), "flat": 0.01 * rng.normal(size=size),
+        "peaked": 10 * rng.normal(size=size),
+    }[shape]  # fmt: skip
+    yielded: dict[str, Any] = {}
+    call = jax_triton.triton_call
+
+    def record(*args: Any, name: str, **options: Any) -> Any:
+        yielded[name] = call(*args, name=name, **options)
+        return yielded[name]
+
+    monkeypatch.setattr(jax_triton, "triton_call", record)
+    with choose.using("triton"):
+        found = np.asarray(sampling_threshold(*rows(logits, *[(50, 1.0, 0.0), (0, 0.9, 0.0), (0, 0.5, 0.0)] * 2)))
+    low, high, *_ = np.asarray(yielded["sampling_bounds"]).T
+    assert (low <= found).all()
+    assert (found < high).all()
+    candidates, sums = yielded["sampling_candidates"]
+    assert (np.asarray(sums)[:, 0] <= candidates.shape[-1]).all()
 
 
 @pytest.mark.parametrize("top_k", [300, 3000, 12000, 16999])
