@@ -214,16 +214,6 @@ def _weigh(x, rest, length, least, top, scale, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _lowest(x, rest, length, least, WIDTH: tl.constexpr):
-    """Of x and the values at `rest`, the lowest that is not below `least`."""
-    lowest = tl.where(x >= least, x, float("inf"))
-    for start in tl.range(0, length, WIDTH, num_stages=3):
-        x = _load(rest, start, length, WIDTH)
-        lowest = tl.minimum(lowest, tl.where(x >= least, x, float("inf")))
-    return tl.min(lowest, 0)
-
-
-@triton.jit
 def _between(low, high, share):
     """The key of the value that is so far on the way from one key's value to another's."""
     share = tl.minimum(tl.maximum(share, 0.0), 1.0)
@@ -262,11 +252,11 @@ def _search(
     slack,
     top,
     scale,
-    MASS: tl.constexpr,
+    counting,
     WIDTH: tl.constexpr,
 ):
-    """A value such that the mass of what is not below it, or else its count, is `target` or more, by less than
-    `slack`; of a mass by less than one token has there, so that the next of the values is the highest that does.
+    """A value such that the mass of what is not below it, or its count, is `target` or more: a count by less than
+    `slack`, a mass by less than one token has there, so that the next of the values is the highest that does.
 
     What is weighed is x [WIDTH] and the values at `rest`, `over` in all from `low` on, `under` from `high` on; the
     target is between them. beyond: of those sums, what is of no value here. A pass weighs from four values on (two,
@@ -275,19 +265,17 @@ def _search(
     there.
     """
     MANY: tl.constexpr = WIDTH > 4096
-    weight = _mass(x, top, scale) if MASS else tl.full([WIDTH], 1.0, tl.float32)
+    weight = tl.where(counting, 1.0, _mass(x, top, scale))
     low = _key(low)
     high = _key(high)
     under = tl.to_tensor(under)
     aside = 0.0625
     spread = False
-    if MASS:
-        slack = _mass(_float(low), top, scale)
-    while (high - 1 > low) & (over - target >= slack):
+    while (high - 1 > low) & (over - target >= tl.where(counting, slack, _mass(_float(low), top, scale))):
         width = (high - low).to(tl.uint32, bitcast=True)
         evenly = (over - target) / tl.maximum(over - under, 1e-30)
-        few = tl.maximum(tl.maximum(under, 0.5 * slack), 1e-30)
-        tail = tl.log2(over / target) / tl.maximum(tl.log2(over / few), 1e-30)
+        few = tl.maximum(under, 0.5 * tl.where(counting, slack, _mass(_float(low), top, scale)))
+        tail = tl.log2(over / target) / tl.maximum(tl.log2(over / tl.maximum(few, 1e-30)), 1e-30)
         a = tl.where(spread, _midway(low, high, 2), _between(low, high, evenly + aside))
         b = tl.where(spread, _midway(low, high, 3), _between(low, high, evenly - aside))
         c = tl.where(spread, _midway(low, high, 1), _between(low, high, tail + aside))
@@ -305,7 +293,7 @@ def _search(
             over_d = tl.where(x >= _float(d), weight, 0.0)
         for start in tl.range(0, length, WIDTH, num_stages=3):
             more = _load(rest, start, length, WIDTH)
-            weights = _mass(more, top, scale) if MASS else tl.full([WIDTH], 1.0, tl.float32)
+            weights = tl.where(counting, 1.0, _mass(more, top, scale))
             over_a += tl.where(more >= _float(a), weights, 0.0)
             over_b += tl.where(more >= _float(b), weights, 0.0)
             if not MANY:
@@ -322,8 +310,6 @@ def _search(
         missed = (high - low).to(tl.uint32, bitcast=True) > width // 4
         aside = tl.where(missed, aside, tl.maximum(aside * 0.25, 0.015625))  # the fewer are left, the more evenly
         spread = missed & (spread == 0)
-        if MASS:
-            slack = _mass(_float(low), top, scale)
     return _float(low)
 
 
@@ -338,15 +324,16 @@ def _cut(x, rest, length, top, above, mass, top_k, top_p, depth, scale, WIDTH: t
     for start in tl.range(0, length, WIDTH, num_stages=3):
         highest = tl.maximum(highest, _load(rest, start, length, WIDTH))
     high = _float(_key(tl.max(highest, 0)) + 1)
-    if top_k < count:
-        least = _search(x, rest, length, threshold, count, high, 0.0, 0.0, top_k, 1.0, top, scale, False, WIDTH)
-        _, found, threshold = _weigh(x, rest, length, least, top, scale, WIDTH)
-    if top_p < 1.0:
-        target = top_p * tl.maximum(mass, above + found)
-        least = _search(
-            x, rest, length, threshold, above + found, high, above, above, target, 0.0, top, scale, True, WIDTH
-        )
-        threshold = _lowest(x, rest, length, least, WIDTH)
+    for filtering in tl.range(0, 2):  # one search in code for both: it takes seconds to compile
+        counting = filtering == 0
+        if tl.where(counting, top_k < count, top_p < 1.0):
+            over = tl.where(counting, count, above + found)
+            under = tl.where(counting, 0.0, above)
+            target = tl.where(counting, top_k, top_p * tl.maximum(mass, over))
+            least = _search(
+                x, rest, length, threshold, over, high, under, under, target, 1.0, top, scale, counting, WIDTH
+            )
+            _, found, threshold = _weigh(x, rest, length, least, top, scale, WIDTH)
     return threshold
 
 
@@ -451,7 +438,7 @@ def _bounds_kernel(
                 bits = tl.maximum(tl.log2(count / tl.maximum(rest, 1e-30)), 0.0)
                 least = tl.maximum(lowest, seen - bits / scale)
                 middle = _search(
-                    x, logits_ptr, 0, least, mass, after, 0.0, 0.0, mass - rest, 0.0, seen, scale, True, SAMPLE
+                    x, logits_ptr, 0, least, mass, after, 0.0, 0.0, mass - rest, 0.0, seen, scale, False, SAMPLE
                 )
             # The sum of what is below it varies as that of so many tokens as likely as it.
             below = tl.where(x < middle, _mass(x, middle, 2.0 * scale), 0.0)
@@ -463,13 +450,13 @@ def _bounds_kernel(
             aim = known - 1.25 * margin
             if aim > 0.0:
                 slack = 0.25 * margin
-                high = _search(x, logits_ptr, 0, above, known, after, 0.0, 0.0, aim, slack, 0.0, 0.0, False, SAMPLE)
+                high = _search(x, logits_ptr, 0, above, known, after, 0.0, 0.0, aim, slack, 0.0, 0.0, True, SAMPLE)
             rank = known  # or less than any of the sample's
         if (counted != 0) | (top_p < 1.0):
             aim = rank + margin
             if aim < count:
                 slack = 0.25 * margin
-                low = _search(x, logits_ptr, 0, lowest, count, above, known, 0.0, aim, slack, 0.0, 0.0, False, SAMPLE)
+                low = _search(x, logits_ptr, 0, lowest, count, above, known, 0.0, aim, slack, 0.0, 0.0, True, SAMPLE)
         else:
             low = high  # of min-p the lowest that it keeps is all that is asked
         bounds_ptr += row * 4
