@@ -2,9 +2,11 @@
 
 import functools
 import math
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,10 +70,14 @@ def load[Model: Any](
 
 
 def _draw(wanted: dict[str, Parameter], dtypes: dict[str, jnp.dtype], seed: int) -> Iterator[tuple[str, jax.Array]]:
+    """Compiles all forms of parameters at once: a decoder has a handful, each of which takes a second to compile."""
     root = jax.random.key(seed)
-    for name, parameter in wanted.items():
-        key = jax.random.fold_in(root, np.uint32(zlib.crc32(name.encode())))
-        yield name, _initialise(key, parameter.init, parameter.shape, dtypes[name])
+    forms = {name: (parameter.init, parameter.shape, dtypes[name]) for name, parameter in wanted.items()}
+    with ThreadPoolExecutor(os.cpu_count(), "draw") as threads:
+        compiling = {form: threads.submit(_initialise.lower(root, *form).compile) for form in set(forms.values())}
+        for name, form in forms.items():
+            key = jax.random.fold_in(root, np.uint32(zlib.crc32(name.encode())))
+            yield name, compiling[form].result()(key)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
