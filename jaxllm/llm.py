@@ -124,6 +124,7 @@ class LLM(PoolingMethods):
         engine_config = EngineConfig.from_kwargs(model=str(model), **config)
         with reporting(progress) as report:
             self._engine: Engine | None = Engine.start(engine_config, model_class=model_class, progress=report)
+        self._engine.keep()
         self._engine.use_vocabulary(lambda: self.tokenizer)
         self._chat_template = chat_template
         self._ids = itertools.count()

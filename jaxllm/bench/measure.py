@@ -252,6 +252,7 @@ def _main(order: dict[str, Any]) -> None:
         print(_ROW + json.dumps(compile_all(model, order["engine"])), flush=True)
         return
     with LLM(model_directory(model), **order["engine"]) as llm:
+        llm.engine.keep(wait=True)  # which would disturb what is measured
         chosen = {name: Workload(*lengths) for name, lengths in order.get("workloads", {}).items()}
         match order["what"]:
             case "workloads":

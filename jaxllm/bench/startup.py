@@ -48,6 +48,7 @@ def _main(config: dict[str, Any]) -> None:
     engine = Engine.start(engine_config)
     ready = time.monotonic()
     run_batch(engine, [Prompt([1], 1)])
+    engine.keep()
     runner: Any = engine.runner
     compiler = runner.table.compiler
     figures = {

@@ -93,6 +93,7 @@ def throughput(
     rows = []
     with progress() as report:
         llm = LLM(**vars(config), progress=report)
+        llm.engine.keep(wait=True)  # which would disturb what is measured
         info = llm.engine.info
         for count, (name, source) in enumerate(sources.items()):
             report(count, len(sources), "workloads")
@@ -136,6 +137,7 @@ def embed(
     source = _source(config, num_prompts, input_len, 1, range_ratio, None)
     with progress() as report:
         llm = LLM(**vars(config), progress=report)
+        llm.engine.keep(wait=True)  # which would disturb what is measured
         info = llm.engine.info
         runs = [source(info.vocab_size, info.max_model_len, config.seed + i) for i in range(repeats)]
         seconds = []
@@ -169,6 +171,7 @@ def latency(
     batches, records = [], []
     with progress() as report:
         running = Engine.start(config, progress=report)
+        running.keep(wait=True)  # which would disturb what is measured
         for index in range(num_iters_warmup + num_iters):
             report(index, num_iters_warmup + num_iters, "batches")
             prompts = workloads.random_lengths(

@@ -15,6 +15,9 @@ from jaxllm.errors import EngineDeadError, JaxllmError, QueueFullError, RequestE
 
 log = logging.getLogger(__name__)
 
+IDLE_SECONDS = 1.0
+"""Without work, from which on the engine's thread writes what is kept of a start, a program in some tenths of one."""
+
 OnDelta = Callable[[Delta], None]
 
 
@@ -56,6 +59,7 @@ class EngineClient:
         self._num_entering = 0  # requests in the inbox
         self._closed: str | None = None  # why no request is taken any more
         self._stopping = False
+        self._patience: float | None = IDLE_SECONDS  # to wait for work before something else is done; None: nothing is
         # Guards the above. Waited on by the idle loop and by `drain`.
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -140,6 +144,7 @@ class EngineClient:
                 if engine.has_work:
                     self._deliver(engine.step())
                     self._observe_step()
+            engine.keep()
         except Exception:
             log.critical("the engine died; every running request ends with an error", exc_info=True)
         finally:
@@ -150,8 +155,15 @@ class EngineClient:
         if not self._inbox and not self._stopping and self.engine.has_work:
             return True  # the usual case, without the lock: what arrives this moment is seen a step later
         with self._changed:
-            self._changed.wait_for(lambda: self._inbox or self._stopping or self.engine.has_work)
-        self._carry_out()
+            wanted = self._changed.wait_for(
+                lambda: self._inbox or self._stopping or self.engine.has_work, timeout=self._patience
+            )
+        if wanted:
+            if self._patience is not None:
+                self._patience = IDLE_SECONDS
+            self._carry_out()
+        else:
+            self._patience = 0.0 if self.engine.keep_next() else None
         return not self._stopping
 
     def _carry_out(self) -> None:

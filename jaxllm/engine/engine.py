@@ -41,6 +41,8 @@ class AnyRunner(Protocol):
     def scheduler_config(self) -> SchedulerConfig: ...
     def submit(self, plan: Any) -> Any: ...
     def collect(self, handle: Any) -> Any: ...
+    def keep(self, *, wait: bool = False) -> None: ...
+    def keep_next(self) -> bool: ...
 
 
 class StepRunner(AnyRunner, Protocol):
@@ -283,6 +285,15 @@ class Engine:
         """Requests that wait for their first step, of which there are max_queued at most."""
         queued: int = self._scheduler.num_queued
         return queued
+
+    def keep(self, *, wait: bool = False) -> None:
+        """Have the programs that this start compiled written for the next one, by a thread that steps wait for now and
+        then for some tenths of a second; wait: until it is done."""
+        self.runner.keep(wait=wait)
+
+    def keep_next(self) -> bool:
+        """Write one of them, here; for when nothing runs. False where all are."""
+        return self.runner.keep_next()
 
     def load(self) -> Load:
         load: Load = self._scheduler.load()

@@ -3,7 +3,7 @@
 Lowering is Python, which holds its lock, but for the assembler of the kernels' code; XLA's compiler lets go of the
 lock. So few threads lower, ahead of the many that compile, and other processes help where there are cores for them
 (workers.py). JAX serialises a program under that lock as well, 0.3 s for a large one: what is kept for the next start
-is written when this one is over, see Compiler.keep. The jobs come with the longest compile first.
+is written when this one is over and nobody waits, see Compiler.keep. The jobs come with the longest compile first.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -119,7 +120,7 @@ class Compiler:
         keeps_early: bool = False,
     ):
         """kept: where programs come from and go to. lowering, compiling: threads that may do so at a time. keeps_early:
-        what is built is kept as soon as all is lowered, not when `keep` says so."""
+        what is built is kept as soon as all is lowered, not when `keep` or `keep_next` says so."""
         self.kept = kept
         self._keeps_early = keeps_early
         self._lowering, self._compiling = lowering, compiling
@@ -128,7 +129,7 @@ class Compiler:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._saver = ThreadPoolExecutor(1, "save")
-        self._unkept: list[tuple[Job[Any], Built]] = []
+        self._unkept: deque[tuple[Job[Any], Built]] = deque()
         self._save_failed = False
 
     def build[K](
@@ -220,17 +221,26 @@ class Compiler:
             following.result()  # raises what `check` did
         return built
 
-    def keep(self) -> None:
-        """Has what was built written for the next start, and does not wait. The interpreter does before it ends."""
-        if self.kept is not None and self._unkept:
-            for job, program in self._unkept:
-                self._saver.submit(self._save, job, program)
-            self._unkept.clear()
-            self._saver.submit(self.kept.trim)
+    def keep(self, *, wait: bool = False) -> None:
+        """Has what was built written for the next start, and may wait for it. The interpreter does before it ends."""
 
-    def settle(self) -> None:
-        """Waits until what is to be kept is."""
-        self._saver.submit(lambda: None).result()
+        def keep_all() -> None:
+            while self.keep_next():
+                pass
+
+        writing = self._saver.submit(keep_all)
+        if wait:
+            writing.result()
+
+    def keep_next(self) -> bool:
+        """Writes one of the programs that were built. False where all are."""
+        if self.kept is None or not self._unkept:
+            return False
+        self._save(*self._unkept.popleft())
+        if self._unkept:
+            return True
+        self.kept.trim()
+        return False
 
     def stop(self) -> None:
         """Ends a `build` that another thread is in, which raises StoppedError."""

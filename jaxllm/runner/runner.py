@@ -73,7 +73,6 @@ class Runner:
         with stages("warm-up"), compiler.trying():
             runner = cls(prepared, model, progress)
         stages.end(compiler)
-        compiler.keep()
         runner.start_seconds = stages.seconds
         return runner
 
@@ -118,6 +117,14 @@ class Runner:
             policy=c.scheduling_policy,
             max_queued=c.max_queued,
         )
+
+    def keep(self, *, wait: bool = False) -> None:
+        """Has the programs that this start compiled written for the next one; see Compiler.keep."""
+        self.table.compiler.keep(wait=wait)
+
+    def keep_next(self) -> bool:
+        """Writes one of them, which holds the interpreter's lock for some tenths of a second. False where all are."""
+        return self.table.compiler.keep_next()
 
     def submit(self, plan: StepPlan) -> Handle:
         """Enqueues a plan behind what was submitted before; returns without waiting for the device.

@@ -69,4 +69,4 @@ def main() -> None:
         announced = _Announced(store, lambda key: names.tell(places[key]))
         compiler = Compiler(announced, lowering=2, compiling=CORES, keeps_early=True)
         compiler.build([prepared.table.job(key, order.sizes) for key in order.keys])
-        compiler.settle()
+        compiler.keep(wait=True)

@@ -63,9 +63,17 @@ class EchoRunner:
             max_queued=max_queued,
         )  # fmt: skip
         self.plans: list[StepPlan] = []
+        self.unkept = 0  # programs that a start would have compiled
         self._step_time = step_time
         self._fail_at = fail_at
         self._last = [0] * max_num_seqs
+
+    def keep(self, *, wait: bool = False) -> None:
+        self.unkept = 0
+
+    def keep_next(self) -> bool:
+        self.unkept = max(0, self.unkept - 1)
+        return self.unkept > 0
 
     def submit(self, plan: StepPlan) -> Echo:
         self.plans.append(plan)

@@ -11,6 +11,7 @@ from echo_runner import VOCABULARY, answer, echo_engine
 
 from jaxllm.core import Delta, FinishReason, Request, SamplingParams
 from jaxllm.engine import EngineClient
+from jaxllm.engine import client as client_module
 from jaxllm.errors import EngineDeadError, QueueFullError, RequestError
 
 
@@ -79,6 +80,25 @@ def test_many_threads_submit_and_abort(client: EngineClient) -> None:
             assert len(inbox.tokens) == length
     load = client.load()
     assert (load.running, load.waiting, load.pages_free) == (0, 0, load.pages_total)
+
+
+def test_a_start_is_kept_while_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "IDLE_SECONDS", 0.2)
+    engine = echo_engine(step_time=0.01)
+    engine.runner.unkept = 3
+    client = EngineClient(engine)
+    inbox = submit(client, [1, 2], max_tokens=60)
+    inbox.end()
+    assert engine.runner.unkept == 3
+    until = time.monotonic() + 20
+    while engine.runner.unkept and time.monotonic() < until:
+        time.sleep(0.01)
+    assert engine.runner.unkept == 0
+    engine.runner.unkept = 2  # nobody asks again
+    time.sleep(0.5)
+    assert engine.runner.unkept == 2
+    client.stop()
+    assert engine.runner.unkept == 0  # and what is left is kept at the end
 
 
 def test_the_idle_loop_sleeps(client: EngineClient) -> None:

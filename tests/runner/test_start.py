@@ -55,7 +55,7 @@ def test_a_second_start_lowers_nothing_and_says_the_same(
     count = first.table.size
     assert (first.table.compiler.loaded, first.table.compiler.compiled) == (0, count)
     assert first.table.compiler.lower_seconds > 0 < first.table.compiler.compile_seconds
-    first.table.compiler.settle()
+    first.keep(wait=True)
     entries = list((tmp_path / "executables").iterdir())
     assert len(entries) == count
     assert len([name for name in lowered if name.startswith(("jit(extend", "jit(decode"))]) == len(
@@ -142,14 +142,12 @@ def _store(directory: Path, **identity: str) -> executables.Store:
 def _keep(store: executables.Store, jobs: list[Job[str]]) -> None:
     compiler = Compiler(store)
     compiler.build(jobs)
-    compiler.keep()
-    compiler.settle()
+    compiler.keep(wait=True)
 
 
 def _double(compiler: Compiler) -> float:
     (built,) = compiler.build([_job()]).values()
-    compiler.keep()
-    compiler.settle()
+    compiler.keep(wait=True)
     return float(built.run(np.full(4, 1.5, np.float32))[0])
 
 
@@ -299,7 +297,7 @@ def test_a_start_does_not_wait_for_what_is_kept_of_it(
     begun.wait()
     assert not list(tmp_path.iterdir())
     may_end.set()
-    compiler.settle()
+    compiler.keep(wait=True)
     assert len(list(tmp_path.iterdir())) == 2
 
 

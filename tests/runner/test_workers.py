@@ -82,8 +82,7 @@ def test_what_workers_build_serves_as_ones_own(
     assert compiler.loaded > 0
     assert set(built.table.compiled) == set(keys)
     assert len(started) == 2
-    compiler.keep()
-    compiler.settle()
+    compiler.keep(wait=True)
     monkeypatch.delenv("MOSAIC_SET_BY_JAX")
     helped = Runner.load(config)
     assert helped.table.compiler.compiled == 0  # nobody has kept what others do not find
