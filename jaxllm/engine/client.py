@@ -59,9 +59,10 @@ class EngineClient:
         self._num_entering = 0  # requests in the inbox
         self._closed: str | None = None  # why no request is taken any more
         self._stopping = False
-        self._patience: float | None = IDLE_SECONDS  # to wait for work before something else is done; None: nothing is
         # Guards the above. Waited on by the idle loop and by `drain`.
         self._changed = threading.Condition()
+        # The engine's thread's own: how long it waits for work before it keeps a program; None where all are kept.
+        self._patience: float | None = IDLE_SECONDS
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -239,7 +239,10 @@ class Compiler:
         self._save(*self._unkept.popleft())
         if self._unkept:
             return True
-        self.kept.trim()
+        try:
+            self.kept.trim()
+        except OSError as error:  # the engine runs, and must not die of what the next start would have found
+            log.warning("programs of earlier starts are not removed: %s", error)
         return False
 
     def stop(self) -> None:
@@ -295,7 +298,8 @@ class Compiler:
                 log.warning("%s is not kept as an executable: %s: %s", job.name, type(error).__name__, error)
                 if not isinstance(error, OSError):
                     log.warning("JAX's compilation cache keeps programs from the next start on")
-                    self.kept.give_up()
+                    with suppress(OSError):  # or the next start finds out again
+                        self.kept.give_up()
 
 
 def _cost(name: str, run: jax.stages.Compiled) -> ProgramCost:

@@ -84,12 +84,19 @@ def test_many_threads_submit_and_abort(client: EngineClient) -> None:
 
 def test_a_start_is_kept_while_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "IDLE_SECONDS", 0.2)
-    engine = echo_engine(step_time=0.01)
+    engine = echo_engine(step_time=0.02)
     engine.runner.unkept = 3
     client = EngineClient(engine)
-    inbox = submit(client, [1, 2], max_tokens=60)
+    inbox, unkept = Inbox(), set()
+
+    def note(delta: Delta) -> None:
+        unkept.add(engine.runner.unkept)
+        inbox(delta)
+
+    client.submit(client.make_request([1, 2], SamplingParams(max_tokens=100)), note)
     inbox.end()
-    assert engine.runner.unkept == 3
+    assert len(inbox.deltas) > 3
+    assert len(unkept) == 1  # none while it ran, though that took longer than an idle moment
     until = time.monotonic() + 20
     while engine.runner.unkept and time.monotonic() < until:
         time.sleep(0.01)

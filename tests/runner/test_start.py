@@ -276,6 +276,23 @@ def test_an_error_of_either_thread_ends_the_other() -> None:
         start.build_and_load(refuse, load, Compiler(), None, start.Stages())
 
 
+def test_what_cannot_be_kept_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiler = Compiler(_store(tmp_path / "cache"))
+    compiler.build([_job(), _job(key="another")])
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError("the directory is not ours any more")
+
+    monkeypatch.setattr(executables.Store, "trim", refuse)
+    (tmp_path / "cache").rmdir()
+    assert compiler.keep_next()
+    assert not compiler.keep_next()
+    assert "is not kept as an executable: FileNotFoundError" in caplog.text
+    assert "are not removed: the directory is not ours any more" in caplog.text
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("early", [True, False])
 def test_a_start_does_not_wait_for_what_is_kept_of_it(
