@@ -172,7 +172,7 @@ def _load(source, start, length, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _add_both(a, b, c, d):
+def _add_two(a, b, c, d):
     return a + c, b + d
 
 
@@ -182,7 +182,7 @@ def _add_three(a, b, c, d, e, f):
 
 
 @triton.jit
-def _add_all(a, b, c, d, e, f, g, h):
+def _add_four(a, b, c, d, e, f, g, h):
     return a + e, b + f, c + g, d + h
 
 
@@ -192,7 +192,7 @@ def _add_three_and_least(a, b, c, d, e, f, g, h):
 
 
 @triton.jit
-def _add_and_least(a, b, c, d, e, f):
+def _add_two_and_least(a, b, c, d, e, f):
     return a + d, b + e, tl.minimum(c, f)
 
 
@@ -210,21 +210,18 @@ def _weigh(x, rest, length, least, top, scale, WIDTH: tl.constexpr):
         count += kept.to(tl.float32)
         mass += tl.where(kept, _mass(x, top, scale), 0.0)
         lowest = tl.minimum(lowest, tl.where(kept, x, float("inf")))
-    return tl.reduce((count, mass, lowest), 0, _add_and_least)
+    return tl.reduce((count, mass, lowest), 0, _add_two_and_least)
 
 
 @triton.jit
-def _between(low, high, share):
-    """The key of the value that is so far on the way from one key's value to another's."""
+def _probe(low, high, share, spread, FIFTHS: tl.constexpr):
+    """A key between two others: so far on the way from one's value to the other's or, if spread, so many fifths of the
+    keys between them."""
     share = tl.minimum(tl.maximum(share, 0.0), 1.0)
-    return _key(_float(low) * (1.0 - share) + _float(high) * share)
-
-
-@triton.jit
-def _midway(low, high, FIFTHS: tl.constexpr):
-    """The key that is so many fifths of the keys on the way from one to another."""
+    there = _key(_float(low) * (1.0 - share) + _float(high) * share)
     width = (high - low).to(tl.uint32, bitcast=True)  # it may be more than int32 holds
-    return low + (width // 5 * FIFTHS).to(tl.int32, bitcast=True)
+    key = tl.where(spread, low + (width // 5 * FIFTHS).to(tl.int32, bitcast=True), there)
+    return tl.minimum(tl.maximum(key, low + 1), high - 1)
 
 
 @triton.jit
@@ -276,14 +273,10 @@ def _search(
         evenly = (over - target) / tl.maximum(over - under, 1e-30)
         few = tl.maximum(under, 0.5 * tl.where(counting, slack, _mass(_float(low), top, scale)))
         tail = tl.log2(over / target) / tl.maximum(tl.log2(over / tl.maximum(few, 1e-30)), 1e-30)
-        a = tl.where(spread, _midway(low, high, 2), _between(low, high, evenly + aside))
-        b = tl.where(spread, _midway(low, high, 3), _between(low, high, evenly - aside))
-        c = tl.where(spread, _midway(low, high, 1), _between(low, high, tail + aside))
-        d = tl.where(spread, _midway(low, high, 4), _between(low, high, tail - aside))
-        a = tl.minimum(tl.maximum(a, low + 1), high - 1)
-        b = tl.minimum(tl.maximum(b, low + 1), high - 1)
-        c = tl.minimum(tl.maximum(c, low + 1), high - 1)
-        d = tl.minimum(tl.maximum(d, low + 1), high - 1)
+        a = _probe(low, high, evenly + aside, spread, 2)
+        b = _probe(low, high, evenly - aside, spread, 3)
+        c = _probe(low, high, tail + aside, spread, 1)
+        d = _probe(low, high, tail - aside, spread, 4)
         over_a = tl.where(x >= _float(a), weight, 0.0)
         over_b = tl.where(x >= _float(b), weight, 0.0)
         over_c = over_a
@@ -300,9 +293,9 @@ def _search(
                 over_c += tl.where(more >= _float(c), weights, 0.0)
                 over_d += tl.where(more >= _float(d), weights, 0.0)
         if MANY:
-            total_a, total_b = tl.reduce((over_a, over_b), 0, _add_both)
+            total_a, total_b = tl.reduce((over_a, over_b), 0, _add_two)
         else:
-            total_a, total_b, total_c, total_d = tl.reduce((over_a, over_b, over_c, over_d), 0, _add_all)
+            total_a, total_b, total_c, total_d = tl.reduce((over_a, over_b, over_c, over_d), 0, _add_four)
             low, over, high, under = _settle(low, over, high, under, c, beyond + total_c, target)
             low, over, high, under = _settle(low, over, high, under, d, beyond + total_d, target)
         low, over, high, under = _settle(low, over, high, under, a, beyond + total_a, target)
@@ -442,7 +435,7 @@ def _bounds_kernel(
                 )
             # The sum of what is below it varies as that of so many tokens as likely as it.
             below = tl.where(x < middle, _mass(x, middle, 2.0 * scale), 0.0)
-            rank, varying = tl.reduce(((x >= middle).to(tl.float32), below), 0, _add_both)
+            rank, varying = tl.reduce(((x >= middle).to(tl.float32), below), 0, _add_two)
             margin = 5.0 * tl.sqrt(varying) + 8.0
             if mass > rest:
                 above = middle
