@@ -49,7 +49,7 @@ def sampling_threshold(
             "masses": {"together": 8, "stages": 2, "warps": 8},
             "bounds": {"warps": 4},
             "candidates": {"members": 16, "lanes": 512, "warps": 4},
-            "threshold": {"few": 2048, "warps": 8},  # few: what is searched in less time than there is room for
+            "threshold": {"few": 1024, "warps": 8},  # few: what is searched in less time than there is room for
         }.items()
     }
     shape = {"VOCABULARY": vocabulary, "GREEDY_BELOW": GREEDY_BELOW}
