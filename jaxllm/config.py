@@ -19,6 +19,9 @@ Task = Literal["auto", "generate", "embed", "classify", "score"]
 SchedulingPolicy = Literal["fcfs", "priority"]
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
 
+OFFLINE_INTERVAL_MS = 1000.0
+"""EngineConfig.stream_interval_ms of offline runs where nobody says: hardly anyone waits for single tokens there."""
+
 
 def flag(default: Any, help_text: str, *, secret: bool = False) -> Any:
     """A dataclass field with its help text: the one place a flag is described. secret: its value is never shown."""

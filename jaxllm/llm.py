@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from jaxllm.config import EngineConfig
+from jaxllm.config import OFFLINE_INTERVAL_MS, EngineConfig
 from jaxllm.core import Delta, FinishReason, Logprobs, Request, SamplingParams
 from jaxllm.engine import Engine
 from jaxllm.errors import ConfigError, RequestError
@@ -88,10 +88,6 @@ class RequestOutput:
     error: str | None = None
     encoder_prompt: str | None = None
     encoder_prompt_token_ids: list[int] | None = None
-
-
-OFFLINE_INTERVAL_MS = 1000.0
-"""EngineConfig.stream_interval_ms where nobody says: offline hardly anyone waits for single tokens."""
 
 
 class LLM(PoolingMethods):

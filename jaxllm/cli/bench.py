@@ -15,7 +15,7 @@ import typer
 
 from jaxllm import __version__
 from jaxllm.cli.command import Given, app, arguments, command, engine_config, print_error, print_table
-from jaxllm.config import EngineConfig
+from jaxllm.config import OFFLINE_INTERVAL_MS, EngineConfig
 from jaxllm.errors import ConfigError
 from jaxllm.progress import progress
 
@@ -58,7 +58,9 @@ PLOT = Annotated[
 DEFAULT_OUTPUT_LEN = 128
 
 
-@command(bench, engine=EngineConfig, defaults={"enable_prefix_caching": False, "stream_interval_ms": 1000.0})
+@command(
+    bench, engine=EngineConfig, defaults={"enable_prefix_caching": False, "stream_interval_ms": OFFLINE_INTERVAL_MS}
+)
 def throughput(
     engine: Given,
     workload: Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from jaxllm.cli.command import Given, app, command, engine_config
-from jaxllm.config import EngineConfig, ServerConfig
+from jaxllm.config import OFFLINE_INTERVAL_MS, EngineConfig, ServerConfig
 
 SOURCE = Annotated[Path, typer.Argument(help="OpenAI's batch format: {custom_id, method, url, body} a line.")]
 TARGET = Annotated[Path, typer.Argument(help="Where the answers go; those that stand there already are kept.")]
@@ -23,7 +23,7 @@ WITHOUT = tuple(field.name for field in dataclasses.fields(ServerConfig) if fiel
 @command(
     app,
     name="run-batch",
-    defaults={"stream_interval_ms": 1000.0},
+    defaults={"stream_interval_ms": OFFLINE_INTERVAL_MS},
     without=WITHOUT,
     engine=EngineConfig,
     server=ServerConfig,

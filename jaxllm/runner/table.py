@@ -77,8 +77,8 @@ def _options(key: ProgramKey) -> tuple[tuple[str, bool | int], ...]:
     """Of XLA, for a model's program: which matmuls it tries and times, which takes most of a compile.
 
     For few rows Triton's beside cuBLAS's. Beyond those it does not choose Triton's for the better, as what it times has
-    its weights in the cache, and cuBLAS's first guess is as fast as what it finds, but for MISGUESSED rows or tokens and
-    for the most tokens at once.
+    its weights in the cache, and cuBLAS's first guess is as fast as what it finds, but for MISGUESSED rows or tokens
+    and for the most tokens at once.
     """
     if jax.default_backend() != "gpu" or (key.kind == "decode" and key.size <= FEW_ROWS):
         return ()
@@ -109,10 +109,10 @@ DIRECTORY_VARIABLE = "JAXLLM_COMPILATION_CACHE_DIR"
 FEW_ROWS = 16
 """Up to which Triton's matmuls read weights faster than cuBLAS's; at 64 rows a step is slower by a twentieth."""
 MISGUESSED = 128
-"""Rows or tokens for which cuBLAS's first guess takes up to twice as long as its best, where a matrix is wide: a ninth of
-an 8B's step. Of 24 to 256 rows and 16 to 4,096 tokens no others gain by being timed; some lose 3%."""
+"""Rows or tokens for which cuBLAS's first guess takes up to twice as long as its best, where a matrix is wide: a ninth
+of an 8B's step. Of 24 to 256 rows and 16 to 4,096 tokens no others gain by being timed; some lose 3%."""
 MANY_TOKENS = 8192
-"""From which on timing cuBLAS's matmuls pays: 4% of an 8B's step; at 128 to 2,048 tokens it lost as much and more."""
+"""From which on timing cuBLAS's matmuls pays: 4% of an 8B's step."""
 TIMED_SIZES = 6
 """Decode programs whose steps are timed; between them steps are interpolated."""
 
