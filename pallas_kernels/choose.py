@@ -89,6 +89,12 @@ def record(choice: Choice) -> None:
         _logger.info("%s", choice)
 
 
+def check_environment() -> None:
+    """Raises ValueError where JAXLLM_KERNELS names no backend, which the first traced operation would else find."""
+    if forced := os.environ.get("JAXLLM_KERNELS"):
+        _known(forced)
+
+
 def _known(backend: str) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"JAXLLM_KERNELS={backend!r} is no backend; choose one of {', '.join(BACKENDS)}")

@@ -27,4 +27,6 @@ def main(address: str, prompt: str = "Once upon a time") -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3):
+        sys.exit(__doc__)
     main(*sys.argv[1:])

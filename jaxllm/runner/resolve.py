@@ -14,6 +14,7 @@ from jaxllm.errors import ConfigError, RequestError
 from jaxllm.models.encoder_decoder import EncoderDecoderConfig
 from jaxllm.runner.workers import workers_for
 from jaxllm.sampling_params import SamplingParams
+from pallas_kernels import choose
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ def unclaimed_bytes() -> int:
 def resolve(config: EngineConfig, model: _Model) -> EngineConfig:
     """The configuration without Nones, but for the pool's size, which the memory plan decides."""
     generation_defaults(config, {})  # a wrong override is told before weights are read
+    _check_kernels()
     gpu = on_gpu()
     max_model_len = _max_model_len(config, model, model.max_position_embeddings, gpu)
     max_num_seqs = config.max_num_seqs or min(256 if gpu else 16, config.max_num_batched_tokens or 256)
@@ -93,6 +95,13 @@ def resolve(config: EngineConfig, model: _Model) -> EngineConfig:
     )
 
 
+def _check_kernels() -> None:
+    try:
+        choose.check_environment()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
 def _compile_workers(config: EngineConfig, gpu: bool) -> int:
     if config.compile_workers is not None:
         return config.compile_workers
@@ -108,6 +117,7 @@ def resolve_encoder(config: EngineConfig, model: _Model, longest: int, size: int
 
     longest: tokens of a text where the user says nothing. size: numbers of each token, if it yields any for them alone.
     """
+    _check_kernels()
     gpu = on_gpu()
     max_model_len = _max_model_len(config, model, longest, gpu)
     max_tokens = 8192 if gpu else 512

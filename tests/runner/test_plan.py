@@ -33,11 +33,14 @@ def test_resolve_on_a_cpu() -> None:
     assert resolve(EngineConfig(max_num_batched_tokens=4), Model()).max_num_seqs == 4
 
 
-def test_resolve_refuses() -> None:
+def test_resolve_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="max_model_len=1000: the model is made for 512 positions"):
         resolve(EngineConfig(max_model_len=1000), Model(512))
     with pytest.raises(ConfigError, match="max_num_batched_tokens=8 is below max_num_seqs=16"):
         resolve(EngineConfig(max_num_batched_tokens=8, max_num_seqs=16), Model())
+    monkeypatch.setenv("JAXLLM_KERNELS", "mosaik")
+    with pytest.raises(ConfigError, match="JAXLLM_KERNELS='mosaik' is no backend; choose one of mosaic, triton"):
+        resolve(EngineConfig(), Model())
 
 
 def test_the_pool_is_no_larger_than_can_be_used(config: EngineConfig) -> None:
