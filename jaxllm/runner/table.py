@@ -109,8 +109,8 @@ DIRECTORY_VARIABLE = "JAXLLM_COMPILATION_CACHE_DIR"
 FEW_ROWS = 16
 """Up to which Triton's matmuls read weights faster than cuBLAS's; at 64 rows a step is slower by a twentieth."""
 MISGUESSED = 128
-"""Rows or tokens for which cuBLAS's first guess takes up to twice as long as its best, where a matrix is wide: a ninth
-of an 8B's step. Of 24 to 256 rows and 16 to 4,096 tokens no others gain by being timed; some lose 3%."""
+"""Rows or tokens for which cuBLAS's first guess takes two thirds longer than its best, where a matrix is wide: a ninth
+of an 8B's step. Of 24 to 256 rows and 16 to 4,096 tokens no others gain over 2% by being timed; some lose up to 6%."""
 MANY_TOKENS = 8192
 """From which on timing cuBLAS's matmuls pays: 4% of an 8B's step."""
 TIMED_SIZES = 6
