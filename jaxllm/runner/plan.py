@@ -286,7 +286,10 @@ def prepare(
     def again(program_bytes: int) -> Prepared:
         return prepare(config, model_class=model_class, program_bytes=program_bytes, compiler=compiler)
 
-    asked = config.replace(kv_cache_memory_bytes=plan.kv_bytes or None)
+    # What depends on the device's memory is said, as a worker sees another share of it.
+    asked = config.replace(
+        kv_cache_memory_bytes=plan.kv_bytes or None, max_num_batched_tokens=resolved.max_num_batched_tokens
+    )
     workers, count = None, given(resolved.compile_workers)
     if isinstance(compiler.kept, executables.Store) and count:
         kept = compiler.kept

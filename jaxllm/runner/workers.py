@@ -38,8 +38,9 @@ KERNELS = 16
 class Order:
     """What workers are told.
 
-    config, model_class: as the parent's own engine was asked for, but for the cache, which has its size. sizes: pages
-    of each cache group. identity: of the parent's store; a worker whose store has another would build other programs.
+    config, model_class: as the parent's own engine was asked for, but for the cache and the tokens of a step, which
+    have its sizes. sizes: pages of each cache group. identity: of the parent's store; a worker whose store has another
+    would build other programs.
     flags: the part of it that is of the environment. keys: a worker's share.
     """
 

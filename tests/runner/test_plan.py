@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxllm.config import EngineConfig
+from jaxllm.config import OFFLINE_INTERVAL_MS, EngineConfig
 from jaxllm.errors import ConfigError
 from jaxllm.runner import Runner
 from jaxllm.runner.plan import plan_memory, prepare
@@ -31,6 +31,20 @@ def test_resolve_on_a_cpu() -> None:
     asked = resolve(EngineConfig(max_model_len=100_000, dtype="bfloat16", max_num_seqs=600), Model())
     assert (asked.max_model_len, asked.dtype, asked.max_num_batched_tokens) == (100_000, "bfloat16", 600)
     assert resolve(EngineConfig(max_num_batched_tokens=4), Model()).max_num_seqs == 4
+
+
+@pytest.mark.parametrize(
+    ("interval", "budget", "tokens"),
+    [(OFFLINE_INTERVAL_MS, 128 << 30, 16384), (15.0, 128 << 30, 8192), (OFFLINE_INTERVAL_MS, 20 << 30, 8192)],
+)
+def test_steps_are_largest_where_nobody_waits_and_there_is_room(
+    interval: float, budget: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxllm.runner.resolve.on_gpu", lambda: True)
+    monkeypatch.setattr("jaxllm.runner.resolve.device_budget", lambda config: budget)
+    assert resolve(EngineConfig(stream_interval_ms=interval), Model()).max_num_batched_tokens == tokens
+    given = resolve(EngineConfig(stream_interval_ms=interval, max_num_batched_tokens=2048), Model())
+    assert given.max_num_batched_tokens == 2048
 
 
 def test_resolve_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
