@@ -24,11 +24,12 @@ from jaxllm.runner.state import State
 
 
 def token_buckets(max_tokens: int, *, gpu: bool) -> list[int]:
-    """Sizes of extend programs: powers of two from 16 on a GPU, few on a CPU so that it starts soon."""
+    """Sizes of extend programs on a GPU: powers of two from 16 on, and those between them where a step takes as long as
+    its tokens do. Few on a CPU so that it starts soon."""
     largest = max(16, -(-max_tokens // 16) * 16)
     if largest > SCORE_BLOCK:
         largest = -(-largest // SCORE_BLOCK) * SCORE_BLOCK
-    sizes = [16 << i for i in range(30)] if gpu else [64]
+    sizes = sorted([16 << i for i in range(30)] + [384 << i for i in range(5)]) if gpu else [64]
     return [size for size in sizes if size < largest] + [largest]
 
 
@@ -48,7 +49,7 @@ def closed_table(
     """
     tokens, rows = token_buckets(max_tokens, gpu=gpu), row_buckets(max_rows, gpu=gpu)
     # Thinned out from the largest down, so that the largest size of each exists.
-    scored = tokens[::-4] if gpu else tokens[-1:]
+    scored = tokens[::-6] if gpu else tokens[-1:]
     keys = [ProgramKey("extend", size, "forward") for size in tokens]
     keys += [ProgramKey("extend", size, "scored") for size in scored]
     decodes: dict[Variant, list[int]]
@@ -67,7 +68,7 @@ def closed_table(
     kinds: tuple[Variant, ...] = ("greedy", "sampled", "full") if gpu else ("greedy", "full")
     keys += [ProgramKey("draw", size, variant) for size in sorted(draws) for variant in kinds]
     if sources:
-        keys += [ProgramKey("encode", size) for size in tokens[::-2]]
+        keys += [ProgramKey("encode", size) for size in tokens[::-3]]
     # A state may take hundreds of megabytes: where there is one to copy, it should not be sixteen.
     keys += [ProgramKey("copy", size) for size in ((1, 4, COPIES) if gpu else (COPIES,))]
     return [*keys, ProgramKey("seed", tokens[-1])]
