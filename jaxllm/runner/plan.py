@@ -20,7 +20,7 @@ from jaxllm.runner.compiling import Compiler, ProgramCost, Progress
 from jaxllm.runner.drawing import VARIANTS
 from jaxllm.runner.pools import Demand, GroupPlan, divide, exactly, least
 from jaxllm.runner.programs import FlatModel, Geometry, Programs
-from jaxllm.runner.resolve import claim_memory, decode_steps, device_budget, given, on_gpu, resolve
+from jaxllm.runner.resolve import claim_memory, device_budget, given, on_gpu, resolve
 from jaxllm.runner.table import ProgramTable, closed_table, use_compilation_cache
 from jaxllm.runner.tables import BlockTables
 from jaxllm.runner.workers import Order, Workers
@@ -199,7 +199,6 @@ def prepare(
     specs = model.cache_specs()
     token_bytes = elements_per_token(specs) * dtype.itemsize
     weight_bytes = size_of(flat.leaves)
-    resolved = resolved.replace(decode_steps=decode_steps(resolved, weight_bytes))
     budget = device_budget(resolved)
     processors = make_processors(architecture.config.vocab_size, resolved.logits_processors)
     if compiler is None:

@@ -69,8 +69,7 @@ def unclaimed_bytes() -> int:
 
 
 def resolve(config: EngineConfig, model: _Model) -> EngineConfig:
-    """The configuration without Nones, but for the pool's size and the steps of a decode program, which the model's
-    weights decide."""
+    """The configuration without Nones, but for the pool's size, which the memory plan decides."""
     generation_defaults(config, {})  # a wrong override is told before weights are read
     _check_kernels()
     gpu = on_gpu()
@@ -84,27 +83,16 @@ def resolve(config: EngineConfig, model: _Model) -> EngineConfig:
             f"max_num_batched_tokens={max_num_batched_tokens} is below max_num_seqs={max_num_seqs}: a step could not "
             "give every running request its token; raise the first or lower the second"
         )
+    steps = config.decode_steps or tuple(n for n in ((1, 4) if gpu else (1,)) if n <= config.block_size)
     return config.replace(
         dtype=_dtype(config, model, gpu),
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
+        decode_steps=steps,
         compile_workers=_compile_workers(config, gpu),
         served_model_name=_names(config),
     )
-
-
-BYTES_PER_SECOND = 3e12
-"""That a decode step gets through: what an H200 reads, less what 64 rows take beside the weights."""
-
-
-def decode_steps(config: EngineConfig, weight_bytes: int) -> tuple[int, ...]:
-    """Steps of decode programs where nobody says: as many as a stream's interval has time for."""
-    if config.decode_steps is not None:
-        return config.decode_steps
-    fits = 4 * weight_bytes / BYTES_PER_SECOND <= config.stream_interval_ms / 1000
-    steps = (1, 4 if fits else 2) if on_gpu() else (1,)
-    return tuple(n for n in steps if n <= config.block_size)
 
 
 AMPLE_BYTES = 64 << 30

@@ -21,6 +21,7 @@ from jax_triton import triton_lib
 
 from pallas_kernels import tuning
 
+_MANY = 1024  # assignments to an expert from which on more change nothing: they fill its blocks
 _TAKEN = 128  # assignments that a program of the listing kernel lists
 _LISTED = 2048  # up to how many assignments each program of the listing kernel counts all of them
 _SECTION = 1024  # how many a program of the counting kernel counts beyond that, or more
@@ -54,7 +55,7 @@ def moe(
     # alone: up to how many assignments per expert a block is one assignment, in hundredths. tma: whether down's tiles
     # come by TMA, which compute capability 9.0 has; programs: how many then take them in turns, 0 for one each.
     defaults |= {"down_warps": 4, "down_stages": 3, "alone": 50, "tma": 0, "programs": 0}
-    config = tuning.config("moe", "grouped", defaults, rows=rows, bytes=x.dtype.itemsize)
+    config = tuning.config("moe", "grouped", defaults, rows=min(rows, _MANY), bytes=x.dtype.itemsize)
     alone = 100 * assignments <= config["alone"] * num_experts
     if alone:
         ids = expert_ids.reshape(-1)

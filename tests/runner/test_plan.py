@@ -3,7 +3,6 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import pytest
@@ -12,7 +11,7 @@ from jaxllm.config import OFFLINE_INTERVAL_MS, EngineConfig
 from jaxllm.errors import ConfigError
 from jaxllm.runner import Runner
 from jaxllm.runner.plan import plan_memory, prepare
-from jaxllm.runner.resolve import decode_steps, resolve
+from jaxllm.runner.resolve import resolve
 
 from .conftest import VOCAB
 
@@ -26,7 +25,7 @@ class Model:
 def test_resolve_on_a_cpu() -> None:
     resolved = resolve(EngineConfig(model="/somewhere/llama/"), Model())
     assert (resolved.dtype, resolved.max_model_len, resolved.max_num_seqs) == ("float32", 8192, 16)
-    assert resolved.max_num_batched_tokens == 512
+    assert (resolved.max_num_batched_tokens, resolved.decode_steps) == (512, (1,))
     assert resolved.served_model_name == ("llama",)
     assert resolve(EngineConfig(), Model(512)).max_model_len == 512
     asked = resolve(EngineConfig(max_model_len=100_000, dtype="bfloat16", max_num_seqs=600), Model())
@@ -46,25 +45,6 @@ def test_steps_are_largest_where_nobody_waits_and_there_is_room(
     assert resolve(EngineConfig(stream_interval_ms=interval), Model()).max_num_batched_tokens == tokens
     given = resolve(EngineConfig(stream_interval_ms=interval, max_num_batched_tokens=2048), Model())
     assert given.max_num_batched_tokens == 2048
-
-
-@pytest.mark.parametrize(
-    ("changes", "gigabytes", "steps"),
-    [
-        ({}, 2, (1, 4)), ({}, 16, (1, 2)), ({"stream_interval_ms": OFFLINE_INTERVAL_MS}, 16, (1, 4)),
-        ({"stream_interval_ms": 2.0}, 2, (1, 2)), ({"block_size": 2}, 2, (1,)), ({"decode_steps": (1, 8)}, 16, (1, 8)),
-    ],
-)  # fmt: skip
-def test_a_program_decodes_as_many_steps_as_a_stream_has_time_for(
-    changes: dict[str, Any], gigabytes: int, steps: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("jaxllm.runner.resolve.on_gpu", lambda: True)
-    assert decode_steps(EngineConfig(**changes), gigabytes * 10**9) == steps
-
-
-def test_a_program_decodes_one_step_on_a_cpu() -> None:
-    assert decode_steps(EngineConfig(), 10**9) == (1,)
-    assert decode_steps(EngineConfig(decode_steps=(1, 4)), 10**9) == (1, 4)
 
 
 def test_resolve_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
