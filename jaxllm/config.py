@@ -60,8 +60,8 @@ class EngineConfig:
     max_num_seqs: int | None = flag(None, "Requests computed at once; 256 on a GPU and 16 on a CPU by default.")
     max_num_batched_tokens: int | None = flag(
         None,
-        "Tokens of one prefill or mixed step at most; by default 512 on a CPU, 8192 on a GPU, and 16384 offline on one "
-        "with 64 GiB for the engine.",
+        "Tokens of one prefill or mixed step at most; by default 512 on a CPU, 8192 on a GPU, and 16384 offline where "
+        "32 GiB are left beside the weights.",
     )
     gpu_memory_utilization: float = flag(
         0.92, "Share of the device's memory for weights, programs and the KV cache together."

@@ -11,7 +11,7 @@ from jaxllm.config import OFFLINE_INTERVAL_MS, EngineConfig
 from jaxllm.errors import ConfigError
 from jaxllm.runner import Runner
 from jaxllm.runner.plan import plan_memory, prepare
-from jaxllm.runner.resolve import resolve
+from jaxllm.runner.resolve import larger_steps, resolve
 
 from .conftest import VOCAB
 
@@ -34,17 +34,26 @@ def test_resolve_on_a_cpu() -> None:
 
 
 @pytest.mark.parametrize(
-    ("interval", "budget", "tokens"),
-    [(OFFLINE_INTERVAL_MS, 128 << 30, 16384), (15.0, 128 << 30, 8192), (OFFLINE_INTERVAL_MS, 20 << 30, 8192)],
-)
+    ("interval", "gibibytes", "asked", "tokens"),
+    [
+        (OFFLINE_INTERVAL_MS, 100, None, 16384), (OFFLINE_INTERVAL_MS, 20, None, 8192), (15.0, 100, None, 8192),
+        (OFFLINE_INTERVAL_MS, 100, 2048, 2048),
+    ],
+)  # fmt: skip
 def test_steps_are_largest_where_nobody_waits_and_there_is_room(
-    interval: float, budget: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+    interval: float, gibibytes: int, asked: int | None, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jaxllm.runner.resolve.on_gpu", lambda: True)
-    monkeypatch.setattr("jaxllm.runner.resolve.device_budget", lambda config: budget)
-    assert resolve(EngineConfig(stream_interval_ms=interval), Model()).max_num_batched_tokens == tokens
-    given = resolve(EngineConfig(stream_interval_ms=interval, max_num_batched_tokens=2048), Model())
-    assert given.max_num_batched_tokens == 2048
+    config = EngineConfig(stream_interval_ms=interval, max_num_batched_tokens=asked)
+    assert larger_steps(config, resolve(config, Model()), gibibytes << 30).max_num_batched_tokens == tokens
+
+
+def test_the_plan_makes_steps_larger_where_it_finds_room(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxllm.runner.resolve.on_gpu", lambda: True)
+    monkeypatch.setattr("jaxllm.runner.plan.device_budget", lambda config: 100 << 30)
+    offline = config.replace(max_num_batched_tokens=None, stream_interval_ms=OFFLINE_INTERVAL_MS)
+    assert prepare(offline).config.max_num_batched_tokens == 16384
+    assert prepare(offline.replace(max_num_batched_tokens=512)).config.max_num_batched_tokens == 512
 
 
 def test_resolve_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
