@@ -3,7 +3,8 @@
 An entry is a file: a line of JSON (what the program takes, the kernels it was built with, a digest of the rest), then
 the executable as JAX serialises it. Its name is a digest of everything that decides the program: the sources of this
 package and its kernels, the versions of what compiles, the device and its driver, flags, the model's and the engine's
-configuration, the program's key and its arguments. Nothing is ever matched by less.
+configuration, the program's key and its arguments. Nothing is ever matched by less. Beside them stands, by engine, what
+its programs take, which its memory is planned with.
 
 JAX's serialised executable is a pickle, and reading a pickle can run any code: entries are read only from a directory
 that the user owns and nobody else may write to, and only files that the user owns.
@@ -97,12 +98,30 @@ class Store:
 
     def save[K](self, job: Job[K], built: Built) -> None:
         """Writes an entry, whole or not at all. Raises what JAX raises for a program that cannot be serialised."""
-        data = _encode(built)
+        self._write(self._path(job), _encode(built))
+
+    def program_bytes(self) -> int | None:
+        """What an earlier start found its programs to take, if there was one."""
+        try:
+            if self._known.stat().st_uid != os.getuid():
+                return None
+            known = int(self._known.read_text())
+            os.utime(self._known)
+        except (OSError, ValueError):  # damaged, or trimmed meanwhile: it is reckoned again
+            return None
+        return known if known >= 0 else None
+
+    def keep_program_bytes(self, program_bytes: int) -> None:
+        """Notes it for later starts, which would otherwise trace their largest programs to know."""
+        with contextlib.suppress(OSError):  # a full disk costs them that
+            self._write(self._known, str(program_bytes).encode())
+
+    def _write(self, path: Path, data: bytes) -> None:
         with tempfile.NamedTemporaryFile(dir=self.directory, prefix=_UNFINISHED, delete=False) as file:
             try:
                 file.write(data)
                 file.flush()
-                os.replace(file.name, self._path(job))
+                os.replace(file.name, path)
             except BaseException:
                 os.unlink(file.name)
                 raise
@@ -124,7 +143,7 @@ class Store:
                 if time.time() - path.stat().st_mtime > _LONGEST_WRITE:
                     path.unlink()
         entries = []
-        for path in self.directory.glob("*.executable"):
+        for path in (path for kind in ("executable", "bytes") for path in self.directory.glob(f"*.{kind}")):
             try:
                 found = path.stat()
             except FileNotFoundError:  # another start trims as well
@@ -136,6 +155,10 @@ class Store:
                 return
             path.unlink(missing_ok=True)
             total -= size
+
+    @property
+    def _known(self) -> Path:
+        return self.directory / f"{self.identity}.bytes"
 
     @property
     def _unsuited(self) -> Path:

@@ -227,8 +227,9 @@ def prepare(
 
     max_model_len = given(resolved.max_model_len)
     table, state_bytes = build(max_model_len)
+    kept = compiler.kept if isinstance(compiler.kept, executables.Store) else None
     if program_bytes is None:
-        program_bytes = _program_bytes(table) if wants_all or measure else 0
+        program_bytes = _known_or_reckoned(table, kept) if wants_all or measure else 0
     geometry = table.programs.geometry
     demand = Demand(
         max_num_seqs=geometry.max_num_seqs,
@@ -285,6 +286,8 @@ def prepare(
     resolved = resolved.replace(max_model_len=max_model_len, kv_cache_memory_bytes=plan.kv_bytes)
 
     def again(program_bytes: int) -> Prepared:
+        if kept is not None:
+            kept.keep_program_bytes(program_bytes)
         return prepare(config, model_class=model_class, program_bytes=program_bytes, compiler=compiler)
 
     # What depends on the device's memory is said, as a worker sees another share of it.
@@ -292,8 +295,7 @@ def prepare(
         kv_cache_memory_bytes=plan.kv_bytes or None, max_num_batched_tokens=resolved.max_num_batched_tokens
     )
     workers, count = None, given(resolved.compile_workers)
-    if isinstance(compiler.kept, executables.Store) and count:
-        kept = compiler.kept
+    if kept is not None and count:
         workers = Workers(count, Order(asked, model_class, plan.sizes, kept.identity, kept.flags))
     return Prepared(resolved, architecture, model, flat, table, plan, again, workers)
 
@@ -328,6 +330,16 @@ def kept_programs(directory: Path | None, config: EngineConfig, model_class: typ
         described=repr(described),
     )  # fmt: skip
     return executables.Store.open(directory / "executables", identity)
+
+
+def _known_or_reckoned(table: ProgramTable, kept: executables.Store | None) -> int:
+    """Of the programs, as an earlier start had it: tracing them again takes seconds."""
+    if kept is not None and (known := kept.program_bytes()) is not None:
+        return known
+    found = _program_bytes(table)
+    if kept is not None:
+        kept.keep_program_bytes(found)
+    return found
 
 
 def _program_bytes(table: ProgramTable) -> int:

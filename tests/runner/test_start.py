@@ -405,6 +405,43 @@ def test_a_program_that_takes_more_than_reckoned_makes_the_cache_smaller(
     assert device_budget(config) is None  # of the CPU itself
 
 
+def test_a_later_start_knows_what_its_programs_take(
+    small: EngineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small.replace(compilation_cache_dir=str(tmp_path))
+    traced: list[str] = []
+    monkeypatch.setattr(estimate, "program_bytes", lambda function, *_: (traced.append(function.__name__), 1 << 20)[1])
+    plan.plan_memory(config)
+    assert traced
+    traced.clear()
+    assert plan.plan_memory(config).program_bytes > 1 << 20
+    assert not traced
+    plan.plan_memory(config.replace(max_num_seqs=1))
+    assert traced, "another engine's programs are others"
+
+    for damaged in ("", "many", "-1"):
+        for file in (tmp_path / "executables").glob("*.bytes"):
+            file.write_text(damaged)
+        traced.clear()
+        plan.plan_memory(config)
+        assert traced
+
+
+def test_what_a_program_took_beyond_the_reckoning_is_known_to_later_starts(
+    small: EngineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(plan, "device_budget", lambda config: 4 << 20)
+    monkeypatch.setattr(estimate, "program_bytes", lambda *_: 0)
+    config = small.replace(num_gpu_blocks_override=None, compilation_cache_dir=str(tmp_path))
+    built = compile_table(prepare(config))
+    built.table.compiler.keep(wait=True)
+    caplog.clear()
+    second = compile_table(prepare(config))
+    assert "planning a smaller cache" not in caplog.text
+    assert second.plan == built.plan
+    assert second.table.compiler.compiled == 0
+
+
 def test_what_of_a_device_is_reserved_and_what_is_not(small: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 72 << 30})
     monkeypatch.setattr(resolve.jax, "devices", lambda: [device])
