@@ -114,6 +114,8 @@ MISGUESSED = 128
 of an 8B's step. Of 24 to 256 rows and 16 to 4,096 tokens no others gain over 2% by being timed; some lose up to 6%."""
 MANY_TOKENS = 8192
 """From which on timing cuBLAS's matmuls pays: 4% of an 8B's step."""
+LONG_STEP = 1024
+"""Tokens from which on an extend step takes so long that recording a command buffer, 1 to 3 ms, hardly shows in it."""
 TIMED_SIZES = 6
 """Decode programs whose steps are timed; between them steps are interpolated."""
 
@@ -222,13 +224,14 @@ class ProgramTable:
 
         Once, for a first run loads and allocates. Decode programs twice, for in the second a GPU records its command
         buffers, which would delay a stream more than its step takes, as an extend step's would not. Those that are
-        timed, of either kind, a third time.
+        timed once more, and short extend steps twice, as recording takes a part of their time.
         """
         timed = self._timed()
         for done, key in enumerate(self.keys):
             draw = key.kind == "draw"
             inputs = everything(key.size, self.programs.geometry.vocab_size) if draw else self._harmless(key)
-            runs = 3 if key in timed else {"decode": 2, "draw": 2}.get(key.kind, 1)
+            runs = {"decode": 2, "draw": 2}.get(key.kind, 1) + (key in timed)
+            runs += key in timed and key.kind == "extend" and key.size < LONG_STEP
             for _ in range(runs):
                 started = time.perf_counter()
                 if draw:

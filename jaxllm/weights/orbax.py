@@ -1,19 +1,24 @@
-"""Converted checkpoints: the model's own parameters, already fused and cast, in an Orbax directory."""
+"""Converted checkpoints: the model's own parameters, already fused and cast, in an Orbax directory.
+
+Orbax is imported where it is needed: it takes half a second, which a start from other files need not spend.
+"""
 
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 
 from jaxllm.errors import CheckpointError, ConfigError
 from jaxllm.layers.parameter import Parameter, parameters
 from jaxllm.weights.fit import Fit
 from jaxllm.weights.sentence_transformers import module_files
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 FOLDER = "orbax"
 _COPIED = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".md"}
@@ -28,6 +33,8 @@ def save_orbax(model: Any, hf_config: dict[str, Any], source_path: str | Path, t
 
     hf_config: the content of the source's config.json; its dtype becomes the model's.
     """
+    import orbax.checkpoint as ocp
+
     source, target = Path(source_path), Path(target_path).expanduser().absolute()
     if target.exists() and any(target.iterdir()):
         raise ConfigError(f"{target}: is not empty; name a new directory")
@@ -50,6 +57,8 @@ def read(
     model: Any, directory: Path, wanted: dict[str, Parameter], dtypes: dict[str, jnp.dtype]
 ) -> Iterator[tuple[str, jax.Array]]:
     """The parameters by name, cast to their dtypes, on the default device."""
+    import orbax.checkpoint as ocp
+
     if not is_converted(directory):
         raise CheckpointError(f"{directory}: no folder {FOLDER!r}; `jaxllm convert` writes one")
     folder = (directory / FOLDER).absolute()
@@ -80,8 +89,10 @@ def read(
     yield from arrays.items()
 
 
-def _checkpointer() -> ocp.Checkpointer:
+def _checkpointer() -> "ocp.Checkpointer":
     """Uncompressed, since weights hardly shrink and a disk is faster than zstd; a few GB on the host at once."""
+    import orbax.checkpoint as ocp
+
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False, restore_concurrent_gb=4))
 
 

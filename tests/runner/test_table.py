@@ -167,6 +167,19 @@ def test_the_warm_up_runs_no_program_more_often_than_it_must(runner: Runner) -> 
     assert sorted(key.size for key in timed) == [2, 16, 32, 64, 128, 256]
 
 
+def test_the_warm_up_times_prompts_on_a_gpu(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = closed_table(256, 8192, (1, 4), gpu=True)
+    table = ProgramTable(runner.table.programs, keys, (), jnp.float32)
+    table._harmless = lambda key: np.zeros(1, np.int32)  # type: ignore[method-assign]
+    table.compiled = {key: Counted() for key in keys}  # type: ignore[misc]
+    monkeypatch.setattr("jaxllm.runner.table.jax.default_backend", lambda: "gpu")
+    table.warm((), (), jnp.zeros(0, jnp.int32))  # type: ignore[arg-type]
+    runs = {key.size: table.compiled[key].runs for key in keys if (key.kind, key.variant) == ("extend", "forward")}  # type: ignore[attr-defined]
+    assert {size for size, count in runs.items() if count == 3} == {16, 32, 64, 128, 256, 384, 512, 768}
+    assert {count for size, count in runs.items() if size >= 1024} == {2}
+    assert [size for size, _ in table.extend_seconds()] == sorted(runs)
+
+
 def test_steps_that_were_not_timed_are_interpolated(runner: Runner) -> None:
     table = ProgramTable(runner.table.programs, closed_table(256, 512, (1, 4), gpu=True), (), jnp.float32)
     table.seconds = {ProgramKey("decode", size, "greedy", 4): 4.0 * size for size in (2, 16, 256)}
