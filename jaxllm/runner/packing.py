@@ -217,8 +217,7 @@ def read_decode(
 
 
 def read_extend(packed: np.ndarray, rows: list[Row], size: int, num_logprobs: int | None) -> list[RowOutput]:
-    """Outputs of a program of `size` rows that draws at most one token for each. num_logprobs: None if it reports
-    none."""
+    """Outputs of a draw of `size` rows, at most one token for each. num_logprobs: None if it reports none."""
     reader = _Reader(packed)
     tokens, drawn = reader.take(size).tolist(), reader.take(size).tolist()
     outputs = [RowOutput([tokens[i]] if drawn[i] else []) for i in range(len(rows))]

@@ -20,7 +20,7 @@ from jaxllm.runner.compiling import Compiler, ProgramCost, Progress
 from jaxllm.runner.drawing import VARIANTS
 from jaxllm.runner.pools import Demand, GroupPlan, divide, exactly, least
 from jaxllm.runner.programs import FlatModel, Geometry, Programs
-from jaxllm.runner.resolve import claim_memory, device_budget, given, larger_steps, on_gpu, resolve
+from jaxllm.runner.resolve import claim_memory, device_budget, for_weights, given, on_gpu, resolve
 from jaxllm.runner.table import ProgramTable, closed_table, use_compilation_cache
 from jaxllm.runner.tables import BlockTables
 from jaxllm.runner.workers import Order, Workers
@@ -200,7 +200,8 @@ def prepare(
     token_bytes = elements_per_token(specs) * dtype.itemsize
     weight_bytes = size_of(flat.leaves)
     budget = device_budget(resolved)
-    resolved = larger_steps(config, resolved, 0 if budget is None else budget - weight_bytes)
+    sparse = architecture.config.mixture is not None
+    resolved = for_weights(config, resolved, weight_bytes, budget=budget, sparse=sparse)
     processors = make_processors(architecture.config.vocab_size, resolved.logits_processors)
     if compiler is None:
         compiler = Compiler(kept_programs(directory, resolved, type(model)))

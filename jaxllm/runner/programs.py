@@ -191,10 +191,6 @@ class Programs:
             case "draw":
                 raise AssertionError("a draw program takes what a forward program left, and masks")
 
-    def num_rows(self, key: ProgramKey) -> int:
-        """Rows of an extend, decode or draw program."""
-        return self.geometry.extend_rows(key.size) if key.kind == "extend" else key.size
-
     def extend_layout(self, key: ProgramKey) -> ExtendLayout:
         rows = self.geometry.extend_rows(key.size)
         return ExtendLayout(rows, self.geometry.tables, key.size, scored=key.variant == "scored")

@@ -69,7 +69,8 @@ def unclaimed_bytes() -> int:
 
 
 def resolve(config: EngineConfig, model: _Model) -> EngineConfig:
-    """The configuration without Nones, but for the pool's size, which the memory plan decides."""
+    """The configuration without Nones, but for the pool's size, which the memory plan decides, and what `for_weights`
+    does."""
     generation_defaults(config, {})  # a wrong override is told before weights are read
     _check_kernels()
     gpu = on_gpu()
@@ -83,13 +84,11 @@ def resolve(config: EngineConfig, model: _Model) -> EngineConfig:
             f"max_num_batched_tokens={max_num_batched_tokens} is below max_num_seqs={max_num_seqs}: a step could not "
             "give every running request its token; raise the first or lower the second"
         )
-    steps = config.decode_steps or tuple(n for n in ((1, 4) if gpu else (1,)) if n <= config.block_size)
     return config.replace(
         dtype=_dtype(config, model, gpu),
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
-        decode_steps=steps,
         compile_workers=_compile_workers(config, gpu),
         served_model_name=_names(config),
     )
@@ -97,15 +96,30 @@ def resolve(config: EngineConfig, model: _Model) -> EngineConfig:
 
 AMPLE_BYTES = 32 << 30
 """Of a device, beside the weights: where twice the temporaries of a step of 8,192 tokens are no loss."""
+BYTES_PER_SECOND = 3e12
+"""That a decode step gets through: what an H200 reads, less what 64 rows take beside the weights."""
 
 
-def larger_steps(asked: EngineConfig, resolved: EngineConfig, free_bytes: int) -> EngineConfig:
-    """Steps of 16,384 tokens where nobody says and nobody waits for the end of one: they leave less of the device idle
-    at each kernel's end, 1% of an 8B's long prompts. free_bytes: of the device, beside the weights."""
+def for_weights(
+    asked: EngineConfig, resolved: EngineConfig, weight_bytes: int, *, budget: int | None, sparse: bool
+) -> EngineConfig:
+    """The configuration with what the size of the weights decides, where nobody says.
+
+    Steps of 16,384 tokens where there is room beside the weights and nobody waits for the end of one: they leave less
+    of the device idle at each kernel's end, 1% of an 8B's long prompts.
+
+    Several decode steps a program, unless the weights are so large that they would take longer than a stream may wait:
+    then those programs would never run, and steps are long enough to hide what a launch costs. sparse: the model has
+    experts, so that a step takes less than its weights say.
+    """
     offline = resolved.stream_interval_ms >= OFFLINE_INTERVAL_MS
-    if asked.max_num_batched_tokens is None and on_gpu() and offline and free_bytes >= AMPLE_BYTES:
-        return resolved.replace(max_num_batched_tokens=max(given(resolved.max_num_batched_tokens), 16384))
-    return resolved
+    tokens, steps = given(resolved.max_num_batched_tokens), asked.decode_steps
+    if asked.max_num_batched_tokens is None and on_gpu() and offline and (budget or 0) - weight_bytes >= AMPLE_BYTES:
+        tokens = max(tokens, 16384)
+    if steps is None:
+        too_long = not sparse and 4 * weight_bytes / BYTES_PER_SECOND > resolved.stream_interval_ms / 1000
+        steps = (1, 4) if on_gpu() and not too_long and resolved.block_size >= 4 else (1,)
+    return resolved.replace(max_num_batched_tokens=tokens, decode_steps=steps)
 
 
 def _check_kernels() -> None:

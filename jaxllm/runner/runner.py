@@ -148,8 +148,7 @@ class Runner:
                 VARIANTS[needed],
                 plan.num_steps,
             )
-            num_rows = self.table.programs.num_rows(key)
-            draw = self.table.choose("draw", num_rows, VARIANTS[min(needed, _FULL)]) if key.forward else None
+            draw = self.table.choose("draw", len(plan.rows), VARIANTS[min(needed, _FULL)]) if key.forward else None
             if plan.kind == "extend":
                 layout = self.table.programs.extend_layout(key)
                 packed = layout.pack(plan.rows, self._params, self._geometry.sink)
@@ -188,13 +187,13 @@ class Runner:
         assert handle.out is not None, "a plan with constrained rows is drawn before it is collected"
         with self._guard:
             packed = np.asarray(handle.out)
-        key, rows = handle.key, handle.plan.rows
-        size, num_logprobs = self.table.programs.num_rows(key), self._geometry.num_logprobs
-        logprobs = num_logprobs if (handle.draw or key).variant == "full" else None
+        key, rows, num_logprobs = handle.key, handle.plan.rows, self._geometry.num_logprobs
+        drew = handle.draw or key
+        logprobs = num_logprobs if drew.variant == "full" else None
         if key.kind == "decode" and key.steps > 1:
-            outputs = read_decode(packed, rows, size, key.steps, logprobs)
+            outputs = read_decode(packed, rows, key.size, key.steps, logprobs)
         else:
-            outputs = read_extend(packed, rows, size, logprobs)
+            outputs = read_extend(packed, rows, drew.size, logprobs)
         if handle.scores is not None:
             read_scores(np.asarray(handle.scores), rows, outputs, key.size, num_logprobs)
         return StepOutput(outputs)

@@ -44,7 +44,8 @@ NUM_PARAMS = WIDTH - FIRST_PARAM
 
 
 class Undrawn(NamedTuple):
-    """What a forward program of up to S rows leaves for the draw program behind it.
+    """What a forward program of up to S rows leaves for the draw program behind it, which may be of more rows or fewer:
+    those of no request are the sink's, slot S, and draw nothing.
 
     It lies in the state, at one address: command buffers hold the addresses that they were recorded with, and are
     recorded anew where a program's output, and so whatever is placed beside it, lies elsewhere than the last time.
@@ -58,10 +59,12 @@ class Undrawn(NamedTuple):
     def write(self, logits: jax.Array, slot: jax.Array, at: jax.Array, draws: jax.Array) -> "Undrawn":
         """With logits [R, V] of the rows' slots [R], from which tokens at positions [R] are to be drawn."""
         rows = jnp.stack([slot, at, draws.astype(jnp.int32)], axis=1)
-        return Undrawn(self.logits.at[: len(logits)].set(logits), self.rows.at[: len(rows)].set(rows))
+        nobody = jnp.asarray([len(self.rows), 0, 0], jnp.int32)
+        filled = self.rows.at[: len(rows)].set(rows).at[len(rows) :].set(nobody)
+        return Undrawn(self.logits.at[: len(logits)].set(logits), filled)
 
     def read(self, num_rows: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """The arguments of `write` for so many rows."""
+        """The arguments of `write` for so many rows; of those that it did not have, the logits are anything."""
         slot, at, draws = self.rows[:num_rows].T
         return self.logits[:num_rows], slot, at, draws != 0
 

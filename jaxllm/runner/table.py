@@ -63,10 +63,11 @@ def closed_table(
         for variant, sizes in decodes.items():
             if (n == 1) == (variant == "forward"):
                 keys += [ProgramKey("decode", size, variant, n) for size in sizes[:: -2 if variant in thinned else 1]]
-    draws = {min(key.size, max_rows) for key in keys if key.forward}
+    # What a draw of more rows than there are takes longer is little beside the step.
+    draws = rows[::-2] if gpu else rows
     # On a CPU a draw that could be sampled is full: they take as long to compile as a step of a small model.
     kinds: tuple[Variant, ...] = ("greedy", "sampled", "full") if gpu else ("greedy", "full")
-    keys += [ProgramKey("draw", size, variant) for size in sorted(draws) for variant in kinds]
+    keys += [ProgramKey("draw", size, variant) for size in draws for variant in kinds]
     if sources:
         keys += [ProgramKey("encode", size) for size in tokens[::-3]]
     # A state may take hundreds of megabytes: where there is one to copy, it should not be sixteen.
@@ -99,11 +100,11 @@ def _drawn(key: ProgramKey) -> bool:
     return key.kind in ("decode", "draw") and key.variant in ("sampled", "full")
 
 
-def _urgency(key: ProgramKey) -> tuple[bool, bool, int, int]:
+def _urgency(key: ProgramKey, most_steps: int) -> tuple[bool, bool, int, int]:
     """What is compiled sooner: the longer. Before those one of each size of few rows, whose matmuls are timed, one
-    program at a time; the others of the size come late."""
-    times = key.kind == "decode" and key.size <= FEW_ROWS and key.variant == "greedy" and key.steps > 1
-    return times, key.kind in ("extend", "decode"), key.size, key.steps
+    program at a time; the others of the size come late. most_steps: of the table's decode programs."""
+    usual = key.kind == "decode" and key.steps == most_steps and key.variant in ("greedy", "forward")
+    return usual and key.size <= FEW_ROWS, key.kind in ("extend", "decode"), key.size, key.steps
 
 
 DIRECTORY_VARIABLE = "JAXLLM_COMPILATION_CACHE_DIR"
@@ -211,7 +212,8 @@ class ProgramTable:
     ) -> None:
         """Builds the whole table. check: told what each program takes; may raise. elsewhere: who may help."""
         started = time.perf_counter()
-        order = sorted(self.keys, key=_urgency, reverse=True)
+        most_steps = max((key.steps for key in self.keys if key.kind == "decode"), default=1)
+        order = sorted(self.keys, key=lambda key: _urgency(key, most_steps), reverse=True)
         built = self.compiler.build([self.job(key, num_pages) for key in order], progress, check, elsewhere)
         self.compiled |= {key: program.run for key, program in built.items()}
         self.costs |= {key: program.cost for key, program in built.items()}

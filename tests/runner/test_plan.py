@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -11,7 +12,7 @@ from jaxllm.config import OFFLINE_INTERVAL_MS, EngineConfig
 from jaxllm.errors import ConfigError
 from jaxllm.runner import Runner
 from jaxllm.runner.plan import plan_memory, prepare
-from jaxllm.runner.resolve import larger_steps, resolve
+from jaxllm.runner.resolve import for_weights, resolve
 
 from .conftest import VOCAB
 
@@ -22,10 +23,15 @@ class Model:
     dtype: str = "bfloat16"
 
 
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxllm.runner.resolve.on_gpu", lambda: True)
+
+
 def test_resolve_on_a_cpu() -> None:
     resolved = resolve(EngineConfig(model="/somewhere/llama/"), Model())
     assert (resolved.dtype, resolved.max_model_len, resolved.max_num_seqs) == ("float32", 8192, 16)
-    assert (resolved.max_num_batched_tokens, resolved.decode_steps) == (512, (1,))
+    assert resolved.max_num_batched_tokens == 512
     assert resolved.served_model_name == ("llama",)
     assert resolve(EngineConfig(), Model(512)).max_model_len == 512
     asked = resolve(EngineConfig(max_model_len=100_000, dtype="bfloat16", max_num_seqs=600), Model())
@@ -33,23 +39,39 @@ def test_resolve_on_a_cpu() -> None:
     assert resolve(EngineConfig(max_num_batched_tokens=4), Model()).max_num_seqs == 4
 
 
-@pytest.mark.parametrize(
-    ("interval", "gibibytes", "asked", "tokens"),
-    [
-        (OFFLINE_INTERVAL_MS, 100, None, 16384), (OFFLINE_INTERVAL_MS, 20, None, 8192), (15.0, 100, None, 8192),
-        (OFFLINE_INTERVAL_MS, 100, 2048, 2048),
-    ],
-)  # fmt: skip
-def test_steps_are_largest_where_nobody_waits_and_there_is_room(
-    interval: float, gibibytes: int, asked: int | None, tokens: int, monkeypatch: pytest.MonkeyPatch
+def sized(weights: int, budget: int | None = 128 << 30, sparse: bool = False, **asked: Any) -> EngineConfig:
+    """What the size of the weights makes of a configuration, in bytes."""
+    config = EngineConfig(**asked)
+    return for_weights(config, resolve(config, Model()), weights, budget=budget, sparse=sparse)
+
+
+def test_steps_are_largest_where_nobody_waits_and_there_is_room(on_a_gpu: None) -> None:
+    offline = {"stream_interval_ms": OFFLINE_INTERVAL_MS}
+    assert sized(16 << 30, **offline).max_num_batched_tokens == 16384
+    assert sized(100 << 30, **offline).max_num_batched_tokens == 8192
+    assert sized(1 << 30, budget=None, **offline).max_num_batched_tokens == 8192
+    assert sized(16 << 30).max_num_batched_tokens == 8192
+    assert sized(16 << 30, max_num_batched_tokens=2048, **offline).max_num_batched_tokens == 2048
+
+
+def test_a_program_decodes_several_steps_where_a_stream_has_time_for_them(on_a_gpu: None) -> None:
+    assert sized(2 << 30).decode_steps == (1, 4)
+    assert sized(16 << 30).decode_steps == (1,)
+    assert sized(16 << 30, sparse=True).decode_steps == (1, 4)
+    assert sized(16 << 30, stream_interval_ms=OFFLINE_INTERVAL_MS).decode_steps == (1, 4)
+    assert sized(16 << 30, decode_steps=(1, 8)).decode_steps == (1, 8)
+    assert sized(2 << 30, block_size=2).decode_steps == (1,)
+
+
+def test_a_cpu_takes_one_step_at_a_time() -> None:
+    config = sized(1 << 20, budget=None, stream_interval_ms=OFFLINE_INTERVAL_MS)
+    assert (config.max_num_batched_tokens, config.decode_steps) == (512, (1,))
+    assert sized(1 << 20, budget=None, decode_steps=(1, 4)).decode_steps == (1, 4)
+
+
+def test_the_plan_makes_steps_larger_where_it_finds_room(
+    config: EngineConfig, on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jaxllm.runner.resolve.on_gpu", lambda: True)
-    config = EngineConfig(stream_interval_ms=interval, max_num_batched_tokens=asked)
-    assert larger_steps(config, resolve(config, Model()), gibibytes << 30).max_num_batched_tokens == tokens
-
-
-def test_the_plan_makes_steps_larger_where_it_finds_room(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxllm.runner.resolve.on_gpu", lambda: True)
     monkeypatch.setattr("jaxllm.runner.plan.device_budget", lambda config: 100 << 30)
     offline = config.replace(max_num_batched_tokens=None, stream_interval_ms=OFFLINE_INTERVAL_MS)
     assert prepare(offline).config.max_num_batched_tokens == 16384

@@ -3,12 +3,14 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxllm.core import PageCopy, Row, StepPlan
 from jaxllm.errors import CompileWhileServingError
 from jaxllm.runner import Runner
+from jaxllm.runner.state import Undrawn
 from jaxllm.sampling_params import FLOAT32_MAX, MAX_STOP_TOKENS, SamplingParams
 
 from .conftest import PAGE, VOCAB, Driver, greedy, prompt_of
@@ -63,6 +65,26 @@ def test_tokens_that_never_saw_the_host(runner: Runner, driver: Driver) -> None:
         driver.collect(handle)
     assert a.output == greedy(runner, a.prompt, 8)
     assert b.output == greedy(runner, b.prompt, 7)
+
+
+def test_what_waits_to_be_drawn_is_the_last_steps_alone() -> None:
+    """Of the rows behind those of a step, which an earlier one left, a draw of more rows draws none."""
+
+    def left(undrawn: Undrawn, *slots: int) -> Undrawn:
+        logits = jnp.asarray(slots, jnp.float32)[:, None] * jnp.ones((1, 7))
+        slot = jnp.asarray(slots, jnp.int32)
+        return undrawn.write(logits, slot, slot + 10, slot != 4)
+
+    undrawn = Undrawn(jnp.full((6, 7), jnp.nan), jnp.zeros((6, 3), jnp.int32))
+    undrawn = left(left(undrawn, 5, 3, 4, 0, 1), 2, 4)
+    for num_rows in (1, 2, 3, 6):
+        logits, slot, at, draws = undrawn.read(num_rows)
+        known = min(num_rows, 2)
+        assert logits.shape == (num_rows, 7)
+        assert logits[:known, 0].tolist() == [2.0, 4.0][:known]
+        assert slot.tolist() == [2, 4, 6, 6, 6, 6][:num_rows]
+        assert at.tolist()[:known] == [12, 14][:known]
+        assert draws.tolist() == [True, False, False, False, False, False][:num_rows]
 
 
 def test_a_stop_id_ends_the_row_on_the_device(runner: Runner, driver: Driver) -> None:

@@ -60,10 +60,10 @@ def test_every_step_the_scheduler_may_plan_has_its_program(
     for key in keys:
         assert key.forward == (key.kind == "extend" or (key.kind, key.steps) == ("decode", 1))
         for variant in ("greedy", "full") if key.forward else ():
-            assert ProgramKey("draw", min(key.size, rows), variant) in keys, key
+            assert served("draw", min(key.size, rows), VARIANTS.index(variant), 1), key
 
 
-@pytest.mark.parametrize(("gpu", "sizes"), [(True, [2, 16, 32, 64, 128, 256]), (False, [1, 64, 256])])
+@pytest.mark.parametrize(("gpu", "sizes"), [(True, [2, 16, 32, 64, 128, 256]), (False, [1, 256])])
 def test_forward_programs_end_in_few_sizes_of_draws(gpu: bool, sizes: list[int]) -> None:
     keys = closed_table(256, 8192, (1, 4), gpu=gpu)
     assert sorted({key.size for key in keys if key.kind == "draw"}) == sizes
