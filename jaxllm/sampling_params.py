@@ -32,7 +32,7 @@ class SamplingParams:
     """How to draw tokens and when to stop. Names and meanings are those of vLLM and OpenAI.
 
     Attributes:
-        max_tokens: new tokens at most; None means as many as the context holds.
+        max_tokens: new tokens at most; without a number, as many as the context holds.
         min_tokens: new tokens before an end-of-text or stop token may end the request.
         temperature: 0 is greedy.
         top_k: keep the k most likely tokens; 0 or -1 keeps all.
@@ -41,7 +41,7 @@ class SamplingParams:
         repetition_penalty: divides positive and multiplies negative logits of tokens seen in prompt or output.
         frequency_penalty: subtracted per occurrence in the output; in [-2, 2].
         presence_penalty: subtracted once for tokens in the output; in [-2, 2].
-        seed: draws depend on (seed, sample index, position) alone; None takes a fresh one.
+        seed: draws depend on (seed, sample index, position) alone; without one, a fresh one is taken.
         stop: strings that end the request, found across token borders.
         stop_token_ids: token ids that end the request, beside the model's end-of-text ids.
         ignore_eos: the model's end-of-text ids do not end the request.
@@ -59,7 +59,7 @@ class SamplingParams:
         logit_bias: token id to what is added to its logit, in [-100, 100].
         bad_words: texts that the output may not hold; their last token is not drawn behind the others.
         bad_words_ids: the same as sequences of token ids.
-        allowed_token_ids: the only tokens that may be drawn; None allows all.
+        allowed_token_ids: the only tokens that may be drawn; without any, all may be.
         thinking_token_budget: tokens between the start and the end of thinking at most; the end is then forced.
         thinking_token_ids: the tokens that start and end thinking; None takes the tokenizer's.
         truncate_prompt_tokens: keep only so many of the prompt's last tokens; -1 keeps what the context holds.
