@@ -296,10 +296,28 @@ def load(what: str | type, vocab_size: int) -> LogitsProcessor:
             ) from error
     if not (isinstance(cls, type) and issubclass(cls, LogitsProcessor)):
         raise ConfigError(f"logits_processors: {what!r} is no subclass of jaxllm.LogitsProcessor")
-    processor = cls(vocab_size)
-    if not isinstance(getattr(processor, "name", None), str):
-        raise ConfigError(f"logits_processors: {what!r} has no `name` for requests to call it by")
+    try:
+        processor: LogitsProcessor = cls(vocab_size)
+    except Exception as error:
+        raise ConfigError(f"logits_processors: {what!r}({vocab_size}) failed: {error!r}") from error
+    if lacking := _lacking(processor):
+        raise ConfigError(f"logits_processors: {what!r} {lacking}")
     return processor
+
+
+def _lacking(processor: LogitsProcessor) -> str:
+    """What a processor is not whole without; nothing of one that is."""
+    if not isinstance(getattr(processor, "name", None), str):
+        return "has no `name` for requests to call it by"
+    for name in ("parameters", "state"):
+        if not isinstance(getattr(processor, name, None), dict):
+            return f"has no dictionary `{name}`; its __init__ is to call super().__init__(vocab_size), which makes one"
+    cls, base = type(processor), LogitsProcessor
+    if cls.apply is base.apply:
+        return "lacks `apply`, which changes the logits"
+    if cls.parse is base.parse and cls.read is base.read:
+        return "lacks `parse`, which reads a request's argument"
+    return ""
 
 
 def _pack(value: np.ndarray) -> np.ndarray:

@@ -320,6 +320,24 @@ def test_how_a_processor_is_named() -> None:
         make_processors(V, [Damp, Damp])
 
 
+@pytest.mark.parametrize(
+    ("members", "says"),
+    [
+        ({}, "has no `name`"),
+        ({"name": "mine", "parse": lambda self, argument: {}}, "lacks `apply`"),
+        ({"name": "mine", "apply": lambda self, logits, *_: logits}, "lacks `parse`"),
+        (
+            {"name": "mine", "__init__": lambda self, vocab_size: None},
+            r"no dictionary `parameters`.*super\(\).__init__",
+        ),
+        ({"name": "mine", "__init__": lambda self: None}, "failed: TypeError"),
+    ],
+)
+def test_a_processor_that_is_not_whole_is_refused(members: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load(type("Mine", (LogitsProcessor,), members), V)
+
+
 def test_until_when_processors_act() -> None:
     processors = make_processors(V)
     assert processors.read(request([1])).until == 0
