@@ -188,6 +188,17 @@ def test_arguments_of_functions_that_were_not_offered() -> None:
     assert read(text, "qwen3_coder").parsed == [("other", {"a": 5, "b": "x y"})]
 
 
+@pytest.mark.parametrize(("name", "tag"), [("qwen3_coder", "tool_call"), ("seed_oss", "seed:tool_call")])
+def test_a_parameter_that_is_not_closed_ends_where_the_next_one_begins(name: str, tag: str) -> None:
+    text = f"<{tag}>\n<function=send>\n<parameter=text>\nHe <b>\n<parameter=to>\nher\n</function>\n</{tag}>"
+    assert read(text, name).parsed == [("send", {"text": "He <b>", "to": "her"})]
+    text = (
+        f"<{tag}>\n<function=send>\n<parameter=text>\n<f>\n</function>\n</f>\n</parameter>\n</function>\n</{tag}> Sent."
+    )
+    assert read(text, name).parsed == [("send", {"text": "<f>\n</function>\n</f>"})], "a value may hold such a line"
+    assert read(text, name).content == "Sent."
+
+
 def test_strings_stream_as_they_come() -> None:
     reader = AnswerReader(AnswerFormat("qwen3_coder"), TOOLS)
     reader.feed("<tool_call>\n<function=send>\n<parameter=text>\n")

@@ -28,12 +28,18 @@ class Qwen3Coder(TypedParser):
             yield from self.expect("<function=")
         name, _ = yield from self.text_until(">", limit=MAX_NAME)
         self.begin_typed(name.strip())
-        while (yield from self.skip("<parameter=")):
+        # The models forget to close a parameter now and then: what can hardly stand in a value closes it as well.
+        another, whole = "\n<parameter=", f"\n</function>\n{self.closers[0]}"
+        mark = another if (yield from self.skip("<parameter=")) else ""
+        while mark == another:
             key, _ = yield from self.text_until(">", limit=MAX_NAME)
             if (yield from self.follows("\n")):
                 self.take()
-            yield from self.argument(key.strip(), "\n</parameter>", "</parameter>")
-        yield from self.expect("</function>")
+            mark = yield from self.argument(key.strip(), "\n</parameter>", "</parameter>", another, whole)
+            if mark.endswith("</parameter>") and (yield from self.skip("<parameter=")):
+                mark = another
+        if mark != whole:
+            yield from self.expect("</function>")
         self.end_typed()
 
 

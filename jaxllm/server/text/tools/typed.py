@@ -21,15 +21,17 @@ class TypedParser(ToolParser):
         self._num_arguments = 0
         self._parameters = self.functions.get(name, {}).get("parameters") or {}
 
-    def argument(self, key: str, *ends: str, types: set[str] | None = None) -> Course[None]:
-        """One argument's value, up to one of `ends`. types: what it may be, in place of what the tool's schema says."""
+    def argument(self, key: str, *ends: str, types: set[str] | None = None) -> Course[str]:
+        """One argument's value, up to one of `ends`, which is taken and returned. types: what it may be, in place of
+        what the tool's schema says."""
         self.arguments((", " if self._num_arguments else "") + _quoted(key) + ": ")
         self._num_arguments += 1
         if types is None:
             types = schema_types(self._parameters, property_of(self._parameters, key))
         if types == {"string"}:
             self.arguments('"')
-            if not (yield from self.until(lambda text: self.arguments(_quoted(text)[1:-1]), *ends)):
+            ended = yield from self.until(lambda text: self.arguments(_quoted(text)[1:-1]), *ends)
+            if not ended:
                 raise BrokenError("the end")
             self.arguments('"')
         else:
@@ -40,6 +42,7 @@ class TypedParser(ToolParser):
                 self.arguments(_quoted(text)[:-1])
                 raise BrokenError("the end")
             self.arguments(_as_json(text, types))
+        return ended
 
     def end_typed(self) -> None:
         self.arguments("}")
