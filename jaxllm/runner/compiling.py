@@ -173,7 +173,7 @@ class Compiler:
             if lowered is None or job.key in built:
                 return
             program = self._compile(job, lowered)
-            if self.kept is not None:
+            if self.kept is not None and not failed.is_set():
                 if self._keeps_early:
                     self._saver.submit(self._save, job, program)
                 else:
@@ -215,6 +215,7 @@ class Compiler:
                 all_of([pool.submit(copy_context().run, compile, job, lowered[job.key]) for job in missing])
             except BaseException:
                 failed.set()  # lowering ends at once
+                self._unkept.clear()  # no start will ask for the programs of a plan that was given up
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         if following is not None:

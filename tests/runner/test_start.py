@@ -435,6 +435,9 @@ def test_what_a_program_took_beyond_the_reckoning_is_known_to_later_starts(
     config = small.replace(num_gpu_blocks_override=None, compilation_cache_dir=str(tmp_path))
     built = compile_table(prepare(config))
     built.table.compiler.keep(wait=True)
+    assert "planning a smaller cache" in caplog.text
+    entries = list((tmp_path / "executables").glob("*.executable"))
+    assert len(entries) == built.table.size, "nothing is kept of the plan that was given up"
     caplog.clear()
     second = compile_table(prepare(config))
     assert "planning a smaller cache" not in caplog.text
