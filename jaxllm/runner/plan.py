@@ -291,7 +291,7 @@ def prepare(
             kept.keep_program_bytes(program_bytes)
         return prepare(config, model_class=model_class, program_bytes=program_bytes, compiler=compiler)
 
-    # What depends on the device's memory is said, as a worker sees another share of it.
+    # What the device's memory decides is said: a worker's own view of it decides nothing.
     asked = config.replace(
         kv_cache_memory_bytes=plan.kv_bytes or None, max_num_batched_tokens=resolved.max_num_batched_tokens
     )

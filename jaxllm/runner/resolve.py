@@ -109,8 +109,10 @@ def for_weights(
     of the device idle at each kernel's end, 1% of an 8B's long prompts.
 
     Several decode steps a program, unless the weights are so large that they would take longer than a stream may wait:
-    then those programs would never run, and steps are long enough to hide what a launch costs. sparse: the model has
-    experts, so that a step takes less than its weights say.
+    then those programs would hardly ever run, and steps are long enough to hide what a launch costs. sparse: the model
+    has experts, so that a step takes less than its weights say.
+
+    budget: bytes of the device that the engine may use; None where the device does not say.
     """
     offline = resolved.stream_interval_ms >= OFFLINE_INTERVAL_MS
     tokens, steps = given(resolved.max_num_batched_tokens), asked.decode_steps

@@ -232,8 +232,8 @@ class ProgramTable:
         for done, key in enumerate(self.keys):
             draw = key.kind == "draw"
             inputs = everything(key.size, self.programs.geometry.vocab_size) if draw else self._harmless(key)
-            runs = {"decode": 2, "draw": 2}.get(key.kind, 1) + (key in timed)
-            runs += key in timed and key.kind == "extend" and key.size < LONG_STEP
+            short = key.kind == "extend" and key.size < LONG_STEP
+            runs = (2 if key.kind in ("decode", "draw") else 1) + (key in timed) * (1 + short)
             for _ in range(runs):
                 started = time.perf_counter()
                 if draw:

@@ -28,7 +28,7 @@ class Qwen3Coder(TypedParser):
             yield from self.expect("<function=")
         name, _ = yield from self.text_until(">", limit=MAX_NAME)
         self.begin_typed(name.strip())
-        # The models forget to close a parameter now and then: what can hardly stand in a value closes it as well.
+        # A parameter that the model forgot to close ends at what can hardly stand in a value.
         another, whole = "\n<parameter=", f"\n</function>\n{self.closers[0]}"
         mark = another if (yield from self.skip("<parameter=")) else ""
         while mark == another:
