@@ -149,8 +149,12 @@ class OpenAIAnswer[R: (CompletionRequest, ChatRequest)]:
             if not choice.started:
                 choice.started = True
                 events.extend(self._opening(choice))
+            if choice.tool_calls and choice.finish:
+                # OpenAI's client tells of a call's end if the reason comes behind it, and never if both come at once.
+                events.append(self._full_event(choice, ended=False))
+                choice.clear()
             if choice.logprobs or choice.finish or self.request.return_token_ids:
-                events.append(self._full_event(choice))
+                events.append(self._full_event(choice, ended=choice.finish is not None))
             elif choice.token_ids or any(choice.texts):  # tokens whose text is still to come are told of, too
                 events.append(
                     b"".join((
@@ -176,13 +180,14 @@ class OpenAIAnswer[R: (CompletionRequest, ChatRequest)]:
             return b',"usage":' + to_json(self._usage())
         return b',"usage":null' if self._usage_at_end else b""
 
-    def _full_event(self, choice: Choice) -> bytes:
+    def _full_event(self, choice: Choice, ended: bool) -> bytes:
+        """ended: tell how the choice ended."""
         rest: dict[str, Any] = {
             "logprobs": self._logprobs(choice) if choice.logprobs else None,
-            "finish_reason": choice.finish_reason,
-            "stop_reason": choice.stop_reason,
+            "finish_reason": choice.finish_reason if ended else None,
+            "stop_reason": choice.stop_reason if ended else None,
         }
-        if self.request.return_timings and choice.finish:
+        if self.request.return_timings and ended:
             rest["timings"] = timed(choice.timings)
         if self.request.return_token_ids:
             rest["token_ids"] = choice.token_ids
@@ -302,12 +307,7 @@ class ChatAnswer(OpenAIAnswer[ChatRequest]):
     def _whole(self, choice: Choice) -> dict[str, Any]:
         parts = self._reasoning(choice)
         if choice.tool_calls:
-            calls: dict[int, dict[str, Any]] = {}
-            for delta in choice.tool_calls:
-                call = calls.setdefault(delta.index, _tool_call(delta) | {"function": {"name": "", "arguments": ""}})
-                call["function"]["name"] += delta.name
-                call["function"]["arguments"] += delta.arguments
-            parts["tool_calls"] = list(calls.values())
+            parts["tool_calls"] = list(_tool_calls(choice.tool_calls).values())
         content = choice.text or (None if choice.reasoning or choice.tool_calls else "")
         return {"message": {"role": "assistant", "content": content, "refusal": None, **parts}}
 
@@ -318,7 +318,8 @@ class ChatAnswer(OpenAIAnswer[ChatRequest]):
         if choice.text:
             delta["content"] = choice.text
         if choice.tool_calls:
-            delta["tool_calls"] = [{"index": call.index, **_tool_call(call)} for call in choice.tool_calls]
+            calls = _tool_calls(choice.tool_calls)
+            delta["tool_calls"] = [{"index": index, **call} for index, call in calls.items()]
         return b'"delta":' + to_json(delta)
 
     def _reasoning(self, choice: Choice) -> dict[str, Any]:
@@ -343,6 +344,17 @@ class ChatAnswer(OpenAIAnswer[ChatRequest]):
 
     def _logprobs(self, choice: Choice) -> dict[str, Any]:
         return {"content": [scored(entry) for entry in choice.logprobs], "refusal": None}
+
+
+def _tool_calls(deltas: Iterable[pb.ToolCallDelta]) -> dict[int, dict[str, Any]]:
+    """What is said of each call, by its index. Clients take an event to have one part of a call at most."""
+    calls: dict[int, dict[str, Any]] = {}
+    for delta in deltas:
+        if delta.index in calls:
+            calls[delta.index]["function"]["arguments"] += delta.arguments
+        else:
+            calls[delta.index] = _tool_call(delta)
+    return calls
 
 
 def _tool_call(delta: pb.ToolCallDelta) -> dict[str, Any]:

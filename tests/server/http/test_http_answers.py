@@ -3,8 +3,12 @@
 import json
 
 import pytest
+from openai.lib.streaming.chat import ChatCompletionStreamState
+from openai.types.chat import ChatCompletionChunk
 
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
+from jaxllm.server.http.answers import ChatAnswer
+from jaxllm.server.http.chats import ChatRequest
 
 MESSAGES = [{"role": "user", "content": "say something"}]
 COMPLETIONS = "/v1/completions"
@@ -317,6 +321,45 @@ def test_events_with_reasoning_and_calls(shared_front):
     assert list(calls.values()) == CALLS
     assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
     assert all(event["choices"][0]["finish_reason"] is None for event in events[:-1])
+
+
+@pytest.mark.parametrize("joined", range(2**5))
+def test_calls_whose_chunks_come_together(joined):
+    """Where the reader is late, several chunks make one event: OpenAI's client sees the same calls begin and end."""
+    chunks = [
+        pb.GenerateChunk(text="I look.", token_ids=[0]),
+        pb.GenerateChunk(token_ids=[1], tool_calls=[pb.ToolCallDelta(index=0, id="call_1", name="look")]),
+        pb.GenerateChunk(token_ids=[2], tool_calls=[pb.ToolCallDelta(index=0, arguments='{"city": ')]),
+        pb.GenerateChunk(token_ids=[3], tool_calls=[pb.ToolCallDelta(index=0, arguments='"Paris"}')]),
+        pb.GenerateChunk(token_ids=[4], tool_calls=[pb.ToolCallDelta(index=1, id="call_2", name="wait")]),
+        pb.GenerateChunk(
+            token_ids=[5],
+            tool_calls=[pb.ToolCallDelta(index=1, arguments="{}")],
+            finish=pb.Finish(reason=pb.FINISH_REASON_STOP),
+        ),
+    ]
+    answer = ChatAnswer(ChatRequest(messages=MESSAGES, stream=True, return_token_ids=True), "scripted")
+    written = b""
+    for place, chunk in enumerate(chunks):
+        chunk.request_id = answer.requests[0].request_id
+        answer.add([chunk])
+        if place == len(chunks) - 1 or not joined >> place & 1:
+            written += answer.events()
+    events = [json.loads(line.removeprefix("data: ")) for line in written.decode().splitlines() if line]
+    state = ChatCompletionStreamState()
+    done = []
+    for event in events:
+        parts = [part["index"] for part in event["choices"][0]["delta"].get("tool_calls", ())]
+        assert len(parts) == len(set(parts))
+        told = state.handle_chunk(ChatCompletionChunk.model_validate(event))
+        done += [each.arguments for each in told if each.type == "tool_calls.function.arguments.done"]
+    assert done == [call["function"]["arguments"] for call in CALLS]
+    assert [event["choices"][0]["finish_reason"] for event in events] == [None] * (len(events) - 1) + ["tool_calls"]
+    assert [token for event in events for token in event["choices"][0].get("token_ids", ())] == list(range(6))
+    (choice,) = state.get_final_completion().choices
+    assert choice.message.content == "I look."
+    got = [(call.id, call.function.name, call.function.arguments) for call in choice.message.tool_calls or ()]
+    assert got == [(call["id"], call["function"]["name"], call["function"]["arguments"]) for call in CALLS]
 
 
 def test_reasoning_is_left_out_where_it_is_not_wanted(shared_front):
