@@ -62,6 +62,7 @@ class AfmoeForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.default(rms_norm_eps=1e-5)
         for name in ("n_group", "num_expert_groups", "topk_group", "num_limited_groups"):
             fields.expect(name, 1, None)
         for name in ("score_func", "scoring_func"):

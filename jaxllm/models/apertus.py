@@ -45,6 +45,10 @@ class ApertusForCausalLM(Qwen3ForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.default(rms_norm_eps=1e-5)
+        fields.default_rope(
+            "llama3", factor=8.0, original_max_position_embeddings=8192, low_freq_factor=1.0, high_freq_factor=4.0
+        )
         fields.expect("hidden_act", "xielu", None)
         fields.expect("mlp_bias", False, None)
         fields.expect("post_norm", False, None)

@@ -29,6 +29,7 @@ class BambaForCausalLM(HybridForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.default(rms_norm_eps=1e-5)
         num_layers, bias = fields.size("num_hidden_layers"), fields.take("attention_bias", bool, False)
         attends = fields.take("attn_layer_indices", list, [])
         fields.ignore(*TRAINING)

@@ -48,7 +48,7 @@ class BloomForCausalLM(LlamaForCausalLM):
             fields.raw(name)
         fields.put("intermediate_size", 4 * fields.size("hidden_size"))
         fields.expect("n_inner", None, 4 * fields.size("hidden_size"))
-        fields.put("max_position_embeddings", fields.size("max_position_embeddings", 2048))
+        fields.default(max_position_embeddings=2048)
         return decoder_config(
             fields,
             architecture,

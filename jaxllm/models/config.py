@@ -181,6 +181,17 @@ class Fields:
         self.values = self.values | {name: value}
         self.left.add(name)
 
+    def default(self, **values: Any) -> None:
+        """What fields that the file lacks mean in this family, where decoder_config has it otherwise."""
+        for name, value in values.items():
+            if name not in self.values:
+                self.put(name, value)
+
+    def default_rope(self, kind: str, **scaling: float) -> None:
+        """The same for rotations, in a file that says nothing of them but their base."""
+        if self.values.keys().isdisjoint(("rope_scaling", "rope_parameters")):
+            self.put("rope_scaling", {"rope_type": kind, **scaling})
+
     def rename(self, **names: str) -> None:
         """Fields that the family calls otherwise: its name = the one that decoder_config reads."""
         for theirs, ours in names.items():
@@ -304,6 +315,7 @@ def token_ids(value: Any, name: str) -> tuple[int, ...]:
 
 def read_windows(fields: Fields, num_layers: int) -> tuple[int | None, ...]:
     """Per-layer windows as Qwen's files give them: use_sliding_window, max_window_layers, layer_types."""
+    fields.default(sliding_window=4096)
     window = fields.size("sliding_window", None)
     first = fields.take("max_window_layers", int, 28)
     types = fields.take("layer_types", list, None)

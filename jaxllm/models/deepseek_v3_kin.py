@@ -13,7 +13,10 @@ class Glm4MoeLiteForCausalLM(DeepseekV3ForCausalLM):
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
         fields.expect("topk_method", "noaux_tc", None)
         fields.expect("scoring_func", "sigmoid", None)
-        fields.put("routed_scaling_factor", fields.take("routed_scaling_factor", float, 1.8))
+        fields.default(
+            rms_norm_eps=1e-5, routed_scaling_factor=1.8, n_routed_experts=64, num_experts_per_tok=4,
+            moe_intermediate_size=1536,
+        )  # fmt: skip
         mixture = glm4_moe.read_mixture(fields, dense=fields.take("first_k_dense_replace", int, 1))
         mixture = glm4_moe.read_sparse(fields, mixture)
         interleaved = fields.take("rope_interleave", bool, True)
@@ -26,6 +29,6 @@ class YoutuForCausalLM(DeepseekV3ForCausalLM):
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
         fields.raw("embedding_initializer_range")
-        fields.put("tie_word_embeddings", fields.take("tie_word_embeddings", bool, True))
+        fields.default(tie_word_embeddings=True)
         interleaved = fields.take("rope_interleave", bool, True)
         return latent_config(fields, architecture, None, interleaved=interleaved, eos_token_id=128001)

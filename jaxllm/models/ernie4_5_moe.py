@@ -27,6 +27,7 @@ class Ernie45MoeForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.default(rms_norm_eps=1e-5)
         fields.expect("use_bias", False, None)  # the reference implementation leaves some of the biases out
         fields.expect("moe_use_aux_free", True, None)
         fields.expect("moe_gate", "topk", None)

@@ -38,7 +38,7 @@ class ExaoneForCausalLM(LlamaForCausalLM):
         fields.rename(
             num_layers="num_hidden_layers", activation_function="hidden_act", layer_norm_epsilon="rms_norm_eps"
         )
-        return decoder_config(fields, architecture, eos_token_id=2)
+        return decoder_config(fields, architecture, eos_token_id=361, rope_theta=500000.0)
 
 
 class Exaone4ForCausalLM(LlamaForCausalLM):
@@ -48,6 +48,7 @@ class Exaone4ForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.default(rms_norm_eps=1e-5, sliding_window=4096)
         window = fields.size("sliding_window", None)
         period = read_period(fields)
         windows = read_layer_types(fields, fields.size("num_hidden_layers"), window, period)

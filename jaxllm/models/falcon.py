@@ -41,7 +41,7 @@ class FalconForCausalLM(LlamaForCausalLM):
         fields.expect("apply_residual_connection_post_layernorm", False)
         hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
         fields.put("intermediate_size", fields.size("ffn_hidden_size", fields.size("ff_factor", 4) * hidden_size))
-        fields.put("max_position_embeddings", fields.size("max_position_embeddings", 2048))
+        fields.default(max_position_embeddings=2048)
 
         kv_heads = fields.size("num_kv_heads", num_heads)
         shared = fields.take("multi_query", bool, True)

@@ -87,6 +87,8 @@ class FalconH1ForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.default(rms_norm_eps=1e-5)
+
         def factor(name: str) -> float:
             value: float = fields.take(name, float, 1.0)
             return value

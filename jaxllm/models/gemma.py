@@ -117,15 +117,14 @@ def _windowed_config(
 ) -> ModelConfig:
     """Every `period`-th layer sees all. The caps are the family's own where the file does not say; null is none."""
     window = fields.size("sliding_window", 4096)
-    caps = {"attn_logit_softcapping": soft_cap, "final_logit_softcapping": logit_soft_cap}
-    given = {name: fields.take(name, float, None if name in fields.values else cap) for name, cap in caps.items()}
+    fields.default(attn_logit_softcapping=soft_cap, final_logit_softcapping=logit_soft_cap)
     return _gemma_config(
         fields,
         architecture,
         windows=read_layer_types(fields, fields.size("num_hidden_layers"), window, period),
         attention_scale=fields.take("query_pre_attn_scalar", float, 256.0) ** -0.5,
-        soft_cap=given["attn_logit_softcapping"],
-        logit_soft_cap=given["final_logit_softcapping"],
+        soft_cap=fields.take("attn_logit_softcapping", float, None),
+        logit_soft_cap=fields.take("final_logit_softcapping", float, None),
         **family,
     )
 

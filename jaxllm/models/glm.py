@@ -18,6 +18,7 @@ class GlmForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.default(rms_norm_eps=1.5625e-07)
         return decoder_config(
             fields,
             architecture,

@@ -42,6 +42,7 @@ class Glm4MoeForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.default(rms_norm_eps=1e-5)
         mixture = read_mixture(fields, dense=fields.take("first_k_dense_replace", int, 1))
         return decoder_config(
             fields,

@@ -18,6 +18,7 @@ class Dots1ForCausalLM(Glm4MoeForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.default(sliding_window=4096, n_shared_experts=0, norm_topk_prob=False)
         fields.expect("scoring_func", "sigmoid", "noaux_tc", None)  # a sigmoid by both names
         fields.expect("topk_method", "noaux_tc", None)
         fields.expect("moe_layer_freq", 1, None)
@@ -26,8 +27,6 @@ class Dots1ForCausalLM(Glm4MoeForCausalLM):
         windows = tuple(window if layer >= first else None for layer in range(num_layers))
         if fields.values.get("layer_types") is not None:
             windows = read_layer_types(fields, num_layers, window, period=0)
-        fields.put("n_shared_experts", fields.take("n_shared_experts", int, 0))
-        fields.put("norm_topk_prob", fields.take("norm_topk_prob", bool, False))
         bias = fields.take("attention_bias", bool, False)
         mixture = read_mixture(fields, dense=fields.take("first_k_dense_replace", int, 0))
         return decoder_config(fields, architecture, windows=windows, qkv_bias=bias, out_bias=bias, mixture=mixture)
@@ -40,6 +39,7 @@ class SolarOpenForCausalLM(Glm4MoeForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.default(rms_norm_eps=1e-5, moe_intermediate_size=1280)
         fields.expect("first_k_dense_replace", 0, None)
         fields.expect("use_qk_norm", False, None)
         mixture = read_mixture(fields, dense=0)
@@ -69,7 +69,10 @@ class ExaoneMoeForCausalLM(Glm4MoeForCausalLM):
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
         num_layers = fields.size("num_hidden_layers")
         fields.rename(num_experts="n_routed_experts", num_shared_experts="n_shared_experts")
-        fields.put("routed_scaling_factor", fields.take("routed_scaling_factor", float, 2.5))
+        fields.default(
+            rms_norm_eps=1e-5, sliding_window=4096,
+            n_routed_experts=64, moe_intermediate_size=1024, routed_scaling_factor=2.5,
+        )  # fmt: skip
         mixture = read_sparse(fields, read_mixture(fields, dense=fields.take("first_k_dense_replace", int, 1)))
         window = fields.size("sliding_window", None)
         windows = read_layer_types(fields, num_layers, window, read_period(fields))
@@ -96,6 +99,7 @@ class HYV3ForCausalLM(Glm4MoeForCausalLM):
         fields.expect("mlp_bias", False, None)
         fields.rename(num_experts="n_routed_experts", num_shared_experts="n_shared_experts")
         fields.put("routed_scaling_factor", fields.take("router_scaling_factor", float, 2.826))
+        fields.default(rms_norm_eps=1e-5, n_routed_experts=192, moe_intermediate_size=1536)
         mixture = read_sparse(fields, read_mixture(fields, dense=1))
         bias = fields.take("attention_bias", bool, False)
         return decoder_config(

@@ -19,6 +19,7 @@ class GPTBigCodeForCausalLM(GPT2LMHeadModel):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.default(activation_function="gelu_pytorch_tanh")
         for name in ("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32"):  # it always is
             fields.raw(name)
         for name in ("inference_runner", "pre_allocate_kv_cache", "runner_max_sequence_length"):

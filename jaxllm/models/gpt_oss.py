@@ -56,6 +56,8 @@ class GptOssForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.default(rms_norm_eps=1e-5)
+        fields.default_rope("yarn", factor=32.0, original_max_position_embeddings=4096, truncate=False)
         fields.expect("swiglu_limit", 7.0)
         fields.expect("swiglu_alpha", 1.702)
         for name in ("initial_context_length", "experts_per_token"):  # repeat what other fields say

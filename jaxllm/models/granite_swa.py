@@ -19,7 +19,7 @@ class GraniteSWAForCausalLM(GraniteForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
-        fields.put("tie_word_embeddings", fields.take("tie_word_embeddings", bool, True))
+        fields.default(rms_norm_eps=1e-5, eos_token_id=100257, tie_word_embeddings=True)
         return _with_windows(fields, super().configure(fields, architecture))
 
 
@@ -37,7 +37,6 @@ class GraniteMoeSWAForCausalLM(GraniteMoeForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
-        fields.put("tie_word_embeddings", fields.take("tie_word_embeddings", bool, True))
         return _with_windows(fields, super().configure(fields, architecture))
 
 

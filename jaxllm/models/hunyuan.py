@@ -77,6 +77,7 @@ class HunYuanMoEV1ForCausalLM(HunYuanDenseV1ForCausalLM):
 
 
 def _config(fields: Fields, architecture: str, **family: Any) -> ModelConfig:
+    fields.default(rms_norm_eps=1e-5)
     for name in _WITHOUT_USE:
         fields.raw(name)
     fields.rename(attention_head_dim="head_dim")
@@ -93,8 +94,7 @@ def _config(fields: Fields, architecture: str, **family: Any) -> ModelConfig:
 def _one_for_all(fields: Fields, name: str, num_layers: int, default: int) -> int:
     """A number, or a list that gives it to every layer."""
     value = fields.raw(name, default)
-    values = set(value) if isinstance(value, list) and len(value) == num_layers else {value}
-    if len(values) != 1 or not all(isinstance(number, int) and number > 0 for number in values):
+    number, *others = value if isinstance(value, list) and len(value) == num_layers else [value]
+    if type(number) is not int or number < 1 or any(other != number for other in others):
         raise ConfigError(f"{fields.where}{name}={value!r} must be a positive number, the same for every layer")
-    number: int = values.pop()
     return number

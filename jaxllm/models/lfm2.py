@@ -77,6 +77,7 @@ def lfm2_config(fields: Fields, architecture: str, **family: Any) -> ModelConfig
     """The fields that LFM2 and its mixtures share."""
     num_layers = fields.size("num_hidden_layers")
     fields.rename(tie_embedding="tie_word_embeddings", norm_eps="rms_norm_eps")
+    fields.default(rms_norm_eps=1e-5)
     fields.expect("block_norm_eps", fields.raw("rms_norm_eps"))
     fields.expect("theta", fields.raw("rope_theta"))
     attends = fields.take("full_attn_idxs", list, list(range(num_layers)))

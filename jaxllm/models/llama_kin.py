@@ -42,6 +42,7 @@ class ArceeForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.default(rms_norm_eps=1e-5)
         bias = fields.take("attention_bias", bool, False)
         return decoder_config(
             fields,
@@ -59,6 +60,7 @@ class HeliumForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.default(rms_norm_eps=1e-8)
         fields.raw("mlp_bias")  # the reference implementation has no biases there, whatever it says
         return decoder_config(
             fields,
@@ -76,6 +78,7 @@ class Ernie45ForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.default(rms_norm_eps=1e-5)
         bias = fields.take("use_bias", bool, False)
         return decoder_config(
             fields,
@@ -105,10 +108,13 @@ class InternLM3ForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.default(rms_norm_eps=1e-5)
         fields.rename(attention_bias="qkv_bias", mlp_bias="bias")
         bias = fields.take("bias", bool, False)
         qkv_bias = fields.take("qkv_bias", bool, False)
-        return decoder_config(fields, architecture, eos_token_id=2, qkv_bias=qkv_bias, out_bias=bias, mlp_bias=bias)
+        return decoder_config(
+            fields, architecture, head_dim=128, eos_token_id=2, qkv_bias=qkv_bias, out_bias=bias, mlp_bias=bias
+        )
 
 
 class IQuestCoderForCausalLM(LlamaForCausalLM):
@@ -116,6 +122,7 @@ class IQuestCoderForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.default(rms_norm_eps=1e-5, head_dim=128)
         fields.expect("clip_qkv", None)
         fields.expect("use_sliding_window", False, None)
         fields.ignore("max_window_layers", "sliding_window")

@@ -65,7 +65,7 @@ def read_mamba2(fields: Fields, **family: Any) -> Mamba2:
         "conv_bias": fields.take("mamba_conv_bias", bool, True),
         "time_step_limit": read_limit(fields),
         "norm_groups": groups,
-        "norm_eps": fields.take("rms_norm_eps", float, 1e-5),
+        "norm_eps": fields.take("rms_norm_eps", float, 1e-6),
     }
     sizes = Mamba2(**(shared | family))
     check_inner_size(fields, sizes, inner_size)

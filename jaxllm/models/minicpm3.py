@@ -13,6 +13,6 @@ class MiniCPM3ForCausalLM(DeepseekV2ForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
-        fields.put("tie_word_embeddings", fields.take("tie_word_embeddings", bool, True))
+        fields.default(rms_norm_eps=1e-5, tie_word_embeddings=True)
         scales = read_scales(fields, embed=12.0, depth=1.4, base=256)
         return replace(latent_config(fields, architecture, None, interleaved=False, eos_token_id=2), **scales)

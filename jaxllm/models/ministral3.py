@@ -50,6 +50,7 @@ class Ministral3ForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.default(rms_norm_eps=1e-5)
         rope = Fields(fields.take("rope_parameters", dict), f"{fields.where}rope ")
         growth, context = rope.take("llama_4_scaling_beta", float), rope.size("original_max_position_embeddings")
         rope.raw("max_position_embeddings")  # stands outside as well

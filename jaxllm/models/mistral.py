@@ -7,7 +7,8 @@ from jaxllm.models.llama import LlamaForCausalLM
 class MistralForCausalLM(LlamaForCausalLM):
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
-        window = fields.size("sliding_window", None) if "sliding_window" in fields.values else 4096
+        fields.default(sliding_window=4096)
+        window = fields.size("sliding_window", None)
         windows = (window,) * fields.size("num_hidden_layers")
         return decoder_config(fields, architecture, eos_token_id=2, windows=windows)
 
@@ -17,7 +18,8 @@ class MinistralForCausalLM(MistralForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
-        window = fields.size("sliding_window", None) if "sliding_window" in fields.values else 4096
+        fields.default(sliding_window=4096)
+        window = fields.size("sliding_window", None)
         windows = read_layer_types(fields, fields.size("num_hidden_layers"), window, period=0)
         return decoder_config(fields, architecture, eos_token_id=2, windows=windows)
 
@@ -27,6 +29,10 @@ class CwmForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.default(rms_norm_eps=1e-5)
+        fields.default_rope(
+            "llama3", factor=16.0, original_max_position_embeddings=8192, low_freq_factor=1.0, high_freq_factor=4.0
+        )
         window, num_layers = fields.size("sliding_window", 8192), fields.size("num_hidden_layers")
         windows = tuple(window if layer % 4 else None for layer in range(num_layers))
         if fields.values.get("layer_types") is not None:

@@ -55,6 +55,7 @@ class MixtralForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.default(rms_norm_eps=1e-5)
         num_layers = fields.size("num_hidden_layers")
         mixture = Mixture(
             sparse=(True,) * num_layers,
@@ -63,4 +64,6 @@ class MixtralForCausalLM(LlamaForCausalLM):
             routing=SoftmaxTopK(fields.size("num_experts_per_tok", 2)),
         )
         windows = (fields.size("sliding_window", None),) * num_layers
-        return decoder_config(fields, architecture, eos_token_id=2, windows=windows, mixture=mixture)
+        return decoder_config(
+            fields, architecture, eos_token_id=2, rope_theta=1000000.0, windows=windows, mixture=mixture
+        )

@@ -43,9 +43,7 @@ class NanoChatForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
-        cap = fields.take(
-            "final_logit_softcapping", float, None if "final_logit_softcapping" in fields.values else 15.0
-        )
+        fields.default(final_logit_softcapping=15.0)
         bias = fields.take("attention_bias", bool, False)
         return decoder_config(
             fields,
@@ -54,7 +52,7 @@ class NanoChatForCausalLM(LlamaForCausalLM):
             activation=fields.take("hidden_act", str, "relu2"),
             qkv_bias=bias,
             out_bias=bias,
-            logit_soft_cap=cap,
+            logit_soft_cap=fields.take("final_logit_softcapping", float, None),
         )
 
     def __call__(self, step: Step | DenseStep, cache: Cache | None) -> tuple[jax.Array, Cache | None]:

@@ -116,7 +116,7 @@ class NemotronHForCausalLM(LlamaForCausalLM):
         for name in ("norm_eps", "rms_norm_eps"):
             fields.expect(name, eps)
         fields.put("rms_norm_eps", eps)
-        fields.put("hidden_act", fields.take("hidden_act", str, "relu2"))
+        fields.default(hidden_act="relu2")
         attention_bias, mlp_bias = fields.take("attention_bias", bool, False), fields.take("mlp_bias", bool, False)
         sizes = _read_sizes(fields, eps)
         fields.expect("sliding_window", None)

@@ -75,12 +75,14 @@ class Olmo2ForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.default(rms_norm_eps=1e-5)
         return _olmo_config(fields, architecture)
 
 
 class Olmo3ForCausalLM(Olmo2ForCausalLM):
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.default(rms_norm_eps=1e-5)
         window = fields.size("sliding_window", 4096)
         windows = read_layer_types(fields, fields.size("num_hidden_layers"), window, period=4)
         theta = fields.take("rope_theta", float, 500000.0)

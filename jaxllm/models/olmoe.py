@@ -44,6 +44,7 @@ class OlmoeForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.default(rms_norm_eps=1e-5)
         mixture = _read_mixture(fields, num_experts=64, top_k=8)
         bias = fields.take("attention_bias", bool, False)
         clip = fields.take("clip_qkv", float, None)

@@ -15,6 +15,7 @@ class Phi3ForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.default(rms_norm_eps=1e-5, original_max_position_embeddings=4096)
         for name in ("attention_bias", "mlp_bias", "lm_head_bias"):
             fields.expect(name, False, None)
         for name in ("full_attn_mod", "interpolate_factor"):

@@ -25,6 +25,7 @@ class PhiMoEForCausalLM(MixtralForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
+        fields.default(rms_norm_eps=1e-5)
         for name in ("expert_dropout", "input_jitter_noise"):  # of training
             fields.raw(name)
         top_k = fields.size("num_experts_per_tok", 2)

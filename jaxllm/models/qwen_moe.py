@@ -69,7 +69,7 @@ class MellumForCausalLM(Qwen3MoeForCausalLM):
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
         # Layers that draft, which are not loaded.
         fields.ignore("mtp_layer_types", "mtp_mlp_layer_types", "num_mtp_layers", "num_nextn_predict_layers")
-        fields.put("norm_topk_prob", fields.take("norm_topk_prob", bool, True))
+        fields.default(norm_topk_prob=True)
         mixture = read_sparse(fields, read_mixture(fields))
         num_layers, window = fields.size("num_hidden_layers"), fields.size("sliding_window", 1024)
         windows = (None,) * num_layers

@@ -169,7 +169,7 @@ class MT5ForConditionalGeneration(T5ForConditionalGeneration):
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
         fields.put("scale_decoder_outputs", False)
-        fields.put("feed_forward_proj", fields.take("feed_forward_proj", str, "gated-gelu"))
+        fields.default(feed_forward_proj="gated-gelu")
         return super().configure(fields, architecture)
 
 
