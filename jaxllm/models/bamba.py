@@ -31,7 +31,7 @@ class BambaForCausalLM(HybridForCausalLM):
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
         fields.default(rms_norm_eps=1e-5)
         num_layers, bias = fields.size("num_hidden_layers"), fields.take("attention_bias", bool, False)
-        attends = fields.take("attn_layer_indices", list, [])
+        attends = fields.take_list("attn_layer_indices", int, [])
         fields.ignore(*TRAINING)
         read_activation(fields)
         return decoder_config(

@@ -170,10 +170,22 @@ class Fields:
             if default is _REQUIRED:
                 raise ConfigError(f"{self.where}{name} is missing; a checkpoint's own config.json has it")
             return default
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return self._checked(name, value, kind)
+
+    def take_list(self, name: str, kind: type, default: Any = _REQUIRED) -> Any:
+        """A list, each entry checked to be of `kind`; the default as in `take`."""
+        values = self.take(name, list, default)
+        if values is default:
+            return default
+        return [self._checked(f"{name}[{place}]", value, kind) for place, value in enumerate(values)]
+
+    def _checked(self, name: str, value: Any, kind: type) -> Any:
+        if kind is float and type(value) is int:
             value = float(value)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise ConfigError(f"{self.where}{name}={value!r} must be of type {kind.__name__}")
+            raise ConfigError(f"{self.where}{name}={_short(value)} must be of type {kind.__name__}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{self.where}{name}={value}: must be finite")
         return value
 
     def put(self, name: str, value: Any) -> None:
@@ -200,8 +212,14 @@ class Fields:
 
     def size(self, name: str, default: Any = _REQUIRED) -> Any:
         """A positive integer, or the default."""
-        value = self.take(name, int, default)
-        if value is not None and value < 1:
+        return self._positive(name, self.take(name, int, default))
+
+    def positive(self, name: str, default: Any = _REQUIRED) -> Any:
+        """A positive number, or the default."""
+        return self._positive(name, self.take(name, float, default))
+
+    def _positive(self, name: str, value: Any) -> Any:
+        if value is not None and value <= 0:
             raise ConfigError(f"{self.where}{name}={value}: must be positive")
         return value
 
@@ -318,7 +336,7 @@ def read_windows(fields: Fields, num_layers: int) -> tuple[int | None, ...]:
     fields.default(sliding_window=4096)
     window = fields.size("sliding_window", None)
     first = fields.take("max_window_layers", int, 28)
-    types = fields.take("layer_types", list, None)
+    types = fields.take_list("layer_types", str, None)
     if not fields.take("use_sliding_window", bool, False):
         window = None
     if types is None:
@@ -328,7 +346,7 @@ def read_windows(fields: Fields, num_layers: int) -> tuple[int | None, ...]:
 
 def read_layer_types(fields: Fields, num_layers: int, window: int | None, period: int) -> tuple[int | None, ...]:
     """Per-layer windows from layer_types; where there is none, every `period`-th layer sees all (0: no layer does)."""
-    types = fields.take("layer_types", list, None)
+    types = fields.take_list("layer_types", str, None)
     if types is None:
         return tuple(window if not period or (layer + 1) % period else None for layer in range(num_layers))
     return _windows_of(fields, types, num_layers, window)
@@ -360,18 +378,21 @@ def read_rope(
     Returns it and the positions the checkpoint is made for, which YaRN extends.
     """
     if scaling is None:
-        theta = fields.take("rope_theta", float, theta)
+        theta = fields.positive("rope_theta", theta)
         scaling = fields.take("rope_scaling", dict, {}) | fields.take("rope_parameters", dict, {})
-        scaling = scaling.get("full_attention", scaling) or {}
+        scaling = Fields(scaling, f"{fields.where}rope ").take("full_attention", dict, scaling)
     inner = Fields(scaling, f"{fields.where}rope ")
-    theta = inner.take("rope_theta", float, theta)
+    theta = inner.positive("rope_theta", theta)
     old_name = inner.take("type", str, "default")
     kind = inner.take("rope_type", str, old_name)
     if partial_rotary_factor is None:
         inner.expect("partial_rotary_factor", 1, None)
     else:
         share = fields.take("partial_rotary_factor", float, partial_rotary_factor)
-        head_dim = int(head_dim * inner.take("partial_rotary_factor", float, share))
+        share = inner.positive("partial_rotary_factor", share)
+        if share > 1:
+            raise ConfigError(f"{inner.where}partial_rotary_factor={share}: must be a share of head_dim, 1 at most")
+        head_dim = int(head_dim * share)
 
     if kind == "default":
         rope = Rope(head_dim, theta)
@@ -425,7 +446,8 @@ def with_local_rope[C: ModelConfig](config: C, fields: Fields, theta: float) -> 
 
     Only transformers 5 writes it: as `sliding_attention`, beside `full_attention`, in rope_parameters.
     """
-    scaling = fields.take("rope_parameters", dict, {}).get("sliding_attention") or {}
+    both = Fields(fields.take("rope_parameters", dict, {}), f"{fields.where}rope ")
+    scaling = both.take("sliding_attention", dict, {})
     local, _ = read_rope(fields, config.head_dim, config.max_position_embeddings, theta=theta, scaling=scaling)
     return replace(config, layer_ropes=tuple(config.rope if window is None else local for window in config.windows))
 
@@ -451,10 +473,10 @@ def _read_longrope(fields: Fields, rope: Fields, head_dim: int, max_position_emb
     warmer = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 and original > 1 else 1.0
     sets = {}
     for name in ("short_factor", "long_factor"):
-        values = rope.take(name, list)
-        if len(values) != head_dim // 2 or not all(isinstance(value, (int, float)) and value > 0 for value in values):
+        values = rope.take_list(name, float)
+        if len(values) != head_dim // 2 or min(values) <= 0:
             raise ConfigError(f"{rope.where}{name}={_short(values)} must hold {head_dim // 2} positive numbers")
-        sets[name] = tuple(map(float, values))
+        sets[name] = tuple(values)
     warmer = rope.take("long_mscale", float, warmer)  # Phi-MoE's name of the factor
     rope.expect("short_mscale", warmer)
     return LongRope(

@@ -3,6 +3,7 @@ parallel with groups of heads; RW, one layer after the other with ALiBi."""
 
 from typing import Any, ClassVar
 
+from jaxllm.errors import ConfigError
 from jaxllm.layers.attention import slopes_of
 from jaxllm.layers.mlp import MLP
 from jaxllm.layers.parameter import Source, linear_rows, norm_rows
@@ -57,6 +58,10 @@ class FalconForCausalLM(LlamaForCausalLM):
         bias = fields.take("bias", bool, False)
         family: dict[str, Any] = {}
         if fields.take("alibi", bool, False):  # added to the scores before they are scaled
+            if hidden_size < num_heads:
+                raise ConfigError(
+                    f"{fields.where}hidden_size={hidden_size} is less than num_attention_heads={num_heads}"
+                )
             scale = (hidden_size // num_heads) ** -0.5
             family = {"rope": None, "alibi": tuple(slope * scale for slope in slopes_of(num_heads))}
         return decoder_config(

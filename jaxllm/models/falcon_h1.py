@@ -142,7 +142,7 @@ class FalconH1ForCausalLM(LlamaForCausalLM):
 
 
 def _factors(fields: Fields, name: str, count: int) -> tuple[Any, ...]:
-    values = fields.take(name, list, [1.0] * count)
-    if len(values) != count or not all(isinstance(value, (int, float)) for value in values):
+    values = fields.take_list(name, float, [1.0] * count)
+    if len(values) != count:
         raise ConfigError(f"{fields.where}{name}={values} must be {count} numbers")
-    return tuple(map(float, values))
+    return tuple(values)

@@ -122,7 +122,7 @@ def _windowed_config(
         fields,
         architecture,
         windows=read_layer_types(fields, fields.size("num_hidden_layers"), window, period),
-        attention_scale=fields.take("query_pre_attn_scalar", float, 256.0) ** -0.5,
+        attention_scale=fields.positive("query_pre_attn_scalar", 256.0) ** -0.5,
         soft_cap=fields.take("attn_logit_softcapping", float, None),
         logit_soft_cap=fields.take("final_logit_softcapping", float, None),
         **family,

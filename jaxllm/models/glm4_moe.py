@@ -81,7 +81,7 @@ def read_mixture(fields: Fields, *, dense: int) -> Mixture:
 
 def read_sparse(fields: Fields, mixture: Mixture) -> Mixture:
     """The mixture in the layers that mlp_layer_types calls sparse, where the file has that field."""
-    kinds = fields.take("mlp_layer_types", list, None)
+    kinds = fields.take_list("mlp_layer_types", str, None)
     if kinds is None:
         return mixture
     num_layers = fields.size("num_hidden_layers")

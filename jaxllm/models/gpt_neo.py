@@ -47,9 +47,11 @@ class GPTNeoForCausalLM(GPT2LMHeadModel):
 
 def _windows(fields: Fields, num_layers: int, window: int) -> tuple[int | None, ...]:
     """Per-layer windows from attention_types, [[pattern, times], ...], or from the names written out."""
-    groups: list[Any] = fields.take("attention_types", list, [[["global", "local"], num_layers // 2]])
-    names = [name for pattern, times in groups for _ in range(times) for name in pattern]
-    names = fields.take("attention_layers", list, names)
+    groups: list[Any] = fields.take_list("attention_types", list, [[["global", "local"], num_layers // 2]])
+    if not all(len(group) == 2 and isinstance(group[0], list) and isinstance(group[1], int) for group in groups):
+        raise ConfigError(f"{fields.where}attention_types={groups} must hold patterns, and how often each is repeated")
+    names = [str(name) for pattern, times in groups for _ in range(times) for name in pattern]
+    names = fields.take_list("attention_layers", str, names)
     if len(names) != num_layers or not set(names) <= {"global", "local"}:
         raise ConfigError(f"{fields.where}attention_layers must hold {num_layers} times global or local, not {names}")
     return tuple(window if name == "local" else None for name in names)

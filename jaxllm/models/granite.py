@@ -24,6 +24,6 @@ def granite_config(fields: Fields, architecture: str, **family: Any) -> ModelCon
         embed_scale=fields.take("embedding_multiplier", float, 1.0),
         attention_scale=fields.take("attention_multiplier", float, 1.0),
         residual_scale=fields.take("residual_multiplier", float, 1.0),
-        logit_scale=1.0 / fields.take("logits_scaling", float, 1.0),
+        logit_scale=1.0 / fields.positive("logits_scaling", 1.0),
         **family,
     )

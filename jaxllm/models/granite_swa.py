@@ -47,12 +47,12 @@ def _with_windows(fields: Fields, config: ModelConfig) -> ModelConfig:
     if fields.values.get("layer_types") is not None:
         windows = read_layer_types(fields, config.num_layers, window, period=0)
     fields.raw("layer_types")
-    thetas = fields.take("layer_rope_theta", list, None)
+    thetas = fields.take_list("layer_rope_theta", float, None)
     ropes, rope = None, config.rope
     if thetas is not None:
-        if len(thetas) != config.num_layers or not all(isinstance(theta, int | float) for theta in thetas):
+        if len(thetas) != config.num_layers:
             raise ConfigError(
                 f"{fields.where}layer_rope_theta must hold {config.num_layers} numbers, 0 for a layer without positions"
             )
-        ropes = tuple(replace(rope, theta=float(theta)) if rope and theta else None for theta in thetas)
+        ropes = tuple(replace(rope, theta=theta) if rope and theta else None for theta in thetas)
     return replace(config, windows=windows, layer_ropes=ropes)

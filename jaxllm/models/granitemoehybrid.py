@@ -38,7 +38,7 @@ class GraniteMoeHybridForCausalLM(HybridForCausalLM):
                 shared_size=shared_size,
             )
         fields.put("intermediate_size", shared_size)  # of the MLPs, where there are no experts
-        types = fields.take("layer_types", list, fields.take("layers_block_type", list, ["mamba"] * num_layers))
+        types = fields.take_list("layer_types", str, fields.take_list("layers_block_type", str, ["mamba"] * num_layers))
         if len(types) != num_layers or not set(types) <= set(_KINDS):
             raise ConfigError(f"{fields.where}layer_types must hold {num_layers} times mamba or attention, not {types}")
         position = fields.raw("position_embedding_type")

@@ -80,8 +80,8 @@ def lfm2_config(fields: Fields, architecture: str, **family: Any) -> ModelConfig
     fields.default(rms_norm_eps=1e-5)
     fields.expect("block_norm_eps", fields.raw("rms_norm_eps"))
     fields.expect("theta", fields.raw("rope_theta"))
-    attends = fields.take("full_attn_idxs", list, list(range(num_layers)))
-    types = fields.take("layer_types", list, None)
+    attends = fields.take_list("full_attn_idxs", int, list(range(num_layers)))
+    types = fields.take_list("layer_types", str, None)
     if types is None:
         types = ["full_attention" if layer in attends else "conv" for layer in range(num_layers)]
     if len(types) != num_layers or not set(types) <= {"conv", "full_attention"}:
@@ -101,7 +101,7 @@ def lfm2_config(fields: Fields, architecture: str, **family: Any) -> ModelConfig
 def _adjusted(fields: Fields) -> int:
     """The MLPs' inner size: two thirds of what the file says, times a factor, rounded up to a multiple, if asked."""
     size, multiple = fields.size("intermediate_size"), fields.size("block_multiple_of", 256)
-    factor = fields.take("block_ffn_dim_multiplier", float, None)
+    factor = fields.positive("block_ffn_dim_multiplier", None)
     if not fields.take("block_auto_adjust_ff_dim", bool, True):
         return int(size)
     size = int(2 * size / 3)

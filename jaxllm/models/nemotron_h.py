@@ -152,7 +152,9 @@ class NemotronHForCausalLM(LlamaForCausalLM):
 
 def _read_kinds(fields: Fields) -> tuple[str, ...]:
     pattern = fields.take("hybrid_override_pattern", str, None)
-    kinds = fields.take("layers_block_type", list, fields.take("layer_types", list, None)) or list(pattern or "")
+    kinds = fields.take_list("layers_block_type", str, fields.take_list("layer_types", str, None)) or list(
+        pattern or ""
+    )
     if not kinds or not set(kinds) <= set(_KINDS):
         raise ConfigError(
             f"{fields.where}hybrid_override_pattern or layers_block_type must name the layers, each one of"

@@ -41,17 +41,18 @@ class PoolingModel(Model):
 
 def read_labels(fields: Fields) -> tuple[str, ...]:
     """The classes that a classification head tells apart; transformers leaves out two without names of their own."""
-    names = fields.raw("id2label")
-    count = fields.raw("num_labels")
+    names, count = fields.take("id2label", dict, None), fields.size("num_labels", 2)
     if names is None:
-        return tuple(f"LABEL_{i}" for i in range(2 if count is None else count))
+        return tuple(f"LABEL_{i}" for i in range(count))
+    if not names or not all(key.isdecimal() for key in names):
+        raise ConfigError(f"{fields.where}id2label={names} must name the classes by their numbers")
     return tuple(str(names[i]) for i in sorted(names, key=int))
 
 
 def read_embedding(fields: Fields, size: int, sequence: Whose) -> Pooling:
     """Embeddings of unit length; sequence: the family's own, where no file of the checkpoint says otherwise."""
     fields.raw("is_matryoshka")
-    dimensions = tuple(sorted(fields.take("matryoshka_dimensions", list, [])))
+    dimensions = tuple(sorted(fields.take_list("matryoshka_dimensions", int, [])))
     return Pooling(
         task="embed", size=size, sequence=sequence, per_token=True, activation="normalize", dimensions=dimensions
     )

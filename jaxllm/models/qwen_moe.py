@@ -85,7 +85,7 @@ class MellumForCausalLM(Qwen3MoeForCausalLM):
 
 def read_mixture(fields: Fields, *, shared_size: int = 0, shared_gate: bool = False) -> Mixture:
     """The mixture as Qwen's files give it, with the family's shared expert."""
-    dense = fields.take("mlp_only_layers", list, [])
+    dense = fields.take_list("mlp_only_layers", int, [])
     every = fields.size("decoder_sparse_step", 1)
     newer = fields.size("num_local_experts", None)  # as transformers 5 writes it
     num_experts = newer or fields.size("num_experts")

@@ -12,7 +12,9 @@ class SmolLM3ForCausalLM(LlamaForCausalLM):
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
         num_layers = fields.size("num_hidden_layers")
         period = fields.size("no_rope_layer_interval", 4)
-        turned = fields.take("no_rope_layers", list, [int((layer + 1) % period != 0) for layer in range(num_layers)])
+        turned = fields.take_list(
+            "no_rope_layers", int, [int((layer + 1) % period != 0) for layer in range(num_layers)]
+        )
         if len(turned) != num_layers or not set(turned) <= {0, 1}:
             raise ConfigError(
                 f"{fields.where}no_rope_layers must hold {num_layers} times 1, or 0 for a layer without positions"

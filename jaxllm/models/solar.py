@@ -24,10 +24,10 @@ class SolarForCausalLM(LlamaForCausalLM):
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
         fields.raw("sliding_window")  # its makers' own programs read it and do without
-        shares = fields.take("bskcn_tv", list, [0.9, 0.8])  # in training, and from then on
+        shares = fields.take_list("bskcn_tv", float, [0.9, 0.8])  # in training, and from then on
         num_layers = fields.size("num_hidden_layers")
         kept, mixed = ([_read_layers(fields, f"bskcn_{i}", num_layers) for i in pair] for pair in ((1, 2), (3, 4)))
-        if len(shares) != 2 or not all(isinstance(share, int | float) for share in shares):
+        if len(shares) != 2:
             raise ConfigError(f"{fields.where}bskcn_tv={shares!r} must hold two numbers")
         skips = []
         for layer in range(num_layers):
@@ -40,7 +40,7 @@ class SolarForCausalLM(LlamaForCausalLM):
                 raise ConfigError(f"{fields.where}bskcn_1 and bskcn_2 name no layer before {layer} to mix into it")
             skips.append(tuple(source for source in sources if source is not None))
         config = super().configure(fields, architecture)
-        return SolarConfig(**vars(config), skips=tuple(skips), share=float(shares[1]))
+        return SolarConfig(**vars(config), skips=tuple(skips), share=shares[1])
 
     def __call__(self, step: Step | DenseStep, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
         assert isinstance(self.config, SolarConfig)
@@ -59,7 +59,7 @@ class SolarForCausalLM(LlamaForCausalLM):
 
 
 def _read_layers(fields: Fields, name: str, num_layers: int) -> list[int]:
-    layers = fields.take(name, list, [])
-    if not all(isinstance(layer, int) and 0 <= layer < num_layers for layer in layers):
+    layers = fields.take_list(name, int, [])
+    if not all(0 <= layer < num_layers for layer in layers):
         raise ConfigError(f"{fields.where}{name}={layers!r} must hold numbers of layers, from 0 to {num_layers - 1}")
     return layers

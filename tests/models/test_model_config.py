@@ -259,8 +259,9 @@ def test_longrope_is_that_of_the_context_served(material):
     for context, factors in ((131072, "long_factor"), (4097, "long_factor"), (4096, "short_factor")):
         frequencies = whole.within(context).config.rope.frequencies()
         np.testing.assert_allclose(frequencies, plain / np.asarray(scaling[factors]), rtol=1e-6)
-    for wrong in ([1.0] * 47, [0.0] * 48, ["1"] * 48):
-        with pytest.raises(ConfigError, match=r"rope short_factor=.* must hold 48 positive numbers"):
+    size = r"rope short_factor=.* must hold 48 positive numbers"
+    for wrong, said in (([1.0] * 47, size), ([0.0] * 48, size), (["1"] * 48, r"short_factor\[0\]='1' must be of type")):
+        with pytest.raises(ConfigError, match=said):
             registry.resolve(values | {"rope_scaling": scaling | {"short_factor": wrong}})
 
 
