@@ -170,7 +170,7 @@ def resolve_encoder(config: EngineConfig, model: _Model, longest: int, size: int
 def generation_defaults(config: EngineConfig, generation: Mapping[str, Any]) -> dict[str, Any]:
     """What requests leave unset: SamplingParams' names and values. generation: a generation_config.json's content.
 
-    Raises ConfigError for an override that SamplingParams does not take.
+    Raises ConfigError for what SamplingParams does not take.
     """
     makers = {} if config.generation_config == "vllm" else generation
     defaults = {name: makers[name] for name in _MAKERS_CHOICES if makers.get(name) is not None}
@@ -183,10 +183,12 @@ def generation_defaults(config: EngineConfig, generation: Mapping[str, Any]) -> 
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             raise ConfigError(f"override_generation_config: unknown parameter {name!r}; {hint}")
-    try:
-        SamplingParams(**{"max_tokens": None} | defaults | override)
-    except RequestError as error:
-        raise ConfigError(f"override_generation_config: {error}") from error
+    defaults = {name: value for name, value in defaults.items() if name not in override}
+    for source, values in (("generation_config.json", defaults), ("override_generation_config", override)):
+        try:
+            SamplingParams(**{"max_tokens": None} | values)
+        except RequestError as error:
+            raise ConfigError(f"{source}: {error}") from error
     return defaults | override
 
 

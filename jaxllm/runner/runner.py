@@ -14,7 +14,7 @@ from jaxllm.config import EngineConfig, SchedulerConfig
 from jaxllm.core import ModelInfo, Request, Row, StepOutput, StepPlan
 from jaxllm.errors import ConfigError
 from jaxllm.layers.step import EncodeStep
-from jaxllm.models.config import ModelConfig
+from jaxllm.models.config import ModelConfig, token_ids
 from jaxllm.models.encoder_decoder import EncoderDecoderConfig
 from jaxllm.runner.compiling import Progress
 from jaxllm.runner.drawing import VARIANTS
@@ -279,12 +279,14 @@ def _decoder_start(config: ModelConfig, generation: dict[str, Any]) -> tuple[int
     if not isinstance(config, EncoderDecoderConfig):
         return None
     start = generation.get("decoder_start_token_id", config.decoder_start_token_id)
-    if not isinstance(start, int):
+    if type(start) is not int:
         raise ConfigError(
             f"decoder_start_token_id={start!r}: the decoder has no token to begin with; name one, such as the language"
             " to translate into, in generation_config.json"
         )
     forced = generation.get("forced_bos_token_id", config.forced_bos_token_id)
+    if forced is not None and type(forced) is not int:
+        raise ConfigError(f"generation_config.json: forced_bos_token_id={forced!r} must be a token id or null")
     return (start,) if forced is None else (start, forced)
 
 
@@ -303,7 +305,7 @@ def _generation_config(config: EngineConfig) -> dict[str, Any]:
 def _model_info(prepared: Prepared) -> ModelInfo:
     config, path = prepared.config, weights.resolve_model_path(prepared.config.model)
     generation = _generation_config(config)
-    eos = generation.get("eos_token_id", prepared.architecture.config.eos_token_ids)
+    eos = generation.get("eos_token_id", list(prepared.architecture.config.eos_token_ids))
     return ModelInfo(
         name=config.served_model_name[0],
         aliases=config.served_model_name[1:],
@@ -312,7 +314,7 @@ def _model_info(prepared: Prepared) -> ModelInfo:
         num_parameters=prepared.plan.parameters,
         vocab_size=prepared.architecture.config.vocab_size,
         max_model_len=prepared.plan.max_model_len,
-        eos_token_ids=tuple([eos] if isinstance(eos, int) else eos or ()),
+        eos_token_ids=token_ids(eos, "generation_config.json: eos_token_id"),
         max_logprobs=prepared.table.programs.geometry.num_logprobs,
         path=str(path),
         decoder_start=_decoder_start(prepared.architecture.config, generation),

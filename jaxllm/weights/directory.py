@@ -25,7 +25,7 @@ def resolve_model_path(model: str | Path) -> Path:
 def read_config(path: str | Path) -> dict[str, Any]:
     """The content of config.json. ConfigError where there is none or it is no JSON object."""
     directory = resolve_model_path(path)
-    config = _read_object(directory / "config.json")
+    config = read_object(directory / "config.json")
     if config is None:
         raise ConfigError(f"{directory}: no config.json; is this the directory of a Hugging Face checkpoint?")
     return config
@@ -33,14 +33,17 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 def read_generation_config(path: str | Path) -> dict[str, Any]:
     """The content of generation_config.json; empty where there is none."""
-    return _read_object(resolve_model_path(path) / "generation_config.json") or {}
+    return read_object(resolve_model_path(path) / "generation_config.json") or {}
 
 
-def _read_object(path: Path) -> dict[str, Any] | None:
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object that a file holds; None where there is no such file. ConfigError where it holds no object."""
     if not path.is_file():
         return None
     try:
         content = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise ConfigError(f"{path}: not JSON ({error}); fetch the file again") from error
     if not isinstance(content, dict):

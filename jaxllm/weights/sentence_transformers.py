@@ -6,9 +6,10 @@ modules.json lists the steps; each has a folder with a config.json. Source: the 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jaxllm.errors import ConfigError
+from jaxllm.weights.directory import read_object
 
 _MODES: dict[str, Literal["cls", "mean", "last"]] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 _FLAGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
@@ -35,48 +36,44 @@ def read_sentence_transformer(directory: Path) -> SentenceTransformer | None:
     path = directory / "modules.json"
     if not path.is_file():
         return None
-    modules = _read(path)
     try:
-        steps = [(module["type"].rpartition(".")[2], module["path"]) for module in modules]
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{path}: not a list of steps with type and path; fetch the file again") from error
+        modules = json.loads(path.read_text("utf-8"))
+        steps = [(module["type"].rpartition(".")[2], directory / module["path"]) for module in modules]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{path}: not a list of steps with type and path ({error!r}); fetch it again") from error
     kinds = [kind for kind, _ in steps]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise ConfigError(
             f"{path}: the steps {', '.join(kinds)} are not supported, only Transformer, Pooling and Normalize;"
             " serve another checkpoint, or remove the file to pool as its family does"
         )
-    inner = (
-        _read(directory / "sentence_bert_config.json") if (directory / "sentence_bert_config.json").is_file() else {}
-    )
+    inner = read_object(directory / "sentence_bert_config.json") or {}
+    longest = inner.get("max_seq_length")
+    if longest is not None and (type(longest) is not int or longest < 1):
+        raise ConfigError(
+            f"{directory}: sentence_bert_config.json: max_seq_length={longest!r} must be positive, or null"
+        )
     return SentenceTransformer(
-        sequence=_read_mode(directory / steps[1][1] / "config.json"),
+        sequence=_read_mode(steps[1][1] / "config.json"),
         normalize="Normalize" in kinds,
-        max_seq_length=inner.get("max_seq_length"),
+        max_seq_length=longest,
         lower_case=bool(inner.get("do_lower_case", False)),
     )
 
 
 def _read_mode(path: Path) -> Literal["cls", "mean", "last"]:
-    config = _read(path)
+    config = read_object(path)
+    if config is None:
+        raise ConfigError(f"{path}: not there, though modules.json names its folder; fetch the file")
     prefix = "pooling_mode_"
-    modes = [config["pooling_mode"]] if "pooling_mode" in config else []
+    modes = [str(config["pooling_mode"])] if "pooling_mode" in config else []
     modes += [
         _FLAGS.get(name, name.removeprefix(prefix).removesuffix("_tokens"))
         for name, chosen in config.items()
         if name.startswith(prefix) and chosen
     ]
     if len(modes) != 1 or modes[0] not in _MODES:
-        raise ConfigError(
-            f"{path}: pooling by {' and '.join(map(str, modes))} is not supported; only by {', '.join(_MODES)}"
-        )
+        raise ConfigError(f"{path}: pooling by {' and '.join(modes)} is not supported; only by {', '.join(_MODES)}")
     if not config.get("include_prompt", True):
         raise ConfigError(f"{path}: include_prompt=false is not supported: the whole text is pooled")
     return _MODES[modes[0]]
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); fetch the file again") from error

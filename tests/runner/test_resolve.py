@@ -48,6 +48,13 @@ def test_overrides_that_cannot_be(override: dict, message: str) -> None:
         generation_defaults(EngineConfig(override_generation_config=override), {})
 
 
+def test_the_makers_values_are_checked_unless_they_are_overridden() -> None:
+    with pytest.raises(ConfigError, match=r"generation_config\.json: temperature='hot': must be"):
+        generation_defaults(EngineConfig(), {"temperature": "hot"})
+    config = EngineConfig(override_generation_config={"temperature": 0.5})
+    assert generation_defaults(config, {"temperature": "hot"}) == {"temperature": 0.5}
+
+
 @pytest.mark.parametrize(("given", "names"), [("a", ("a",)), (("a", "b"), ("a", "b")), (["a"], ("a",)), (None, ())])
 def test_served_names_are_one_or_several(given: str | list[str] | None, names: tuple[str, ...]) -> None:
     assert EngineConfig(served_model_name=given).served_model_name == names

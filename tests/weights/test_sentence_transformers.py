@@ -1,5 +1,7 @@
 """What sentence-transformers' files say about pooling."""
 
+import json
+
 import pytest
 from checkpoints import write_pooling
 
@@ -57,9 +59,27 @@ def test_what_cannot_be_computed_is_named(tmp_path, kinds, pooling, message):
 
 
 def test_a_damaged_file_is_named(tmp_path):
-    (tmp_path / "modules.json").write_text("[")
-    with pytest.raises(ConfigError, match=r"modules\.json: cannot be read"):
+    for text in ("[", '[{"idx": 0}]', "7", '[{"type": "models.Pooling", "path": 7}]', '[{"type": [], "path": ""}]'):
+        (tmp_path / "modules.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"modules\.json: not a list of steps"):
+            weights.read_sentence_transformer(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "7", "null", '{"pooling_mode": []}', '{"pooling_mode": {"mean": 1}}', "{"])
+def test_a_damaged_pooling_is_named(tmp_path, text):
+    write_pooling(tmp_path, PLAIN, {})
+    (path,) = tmp_path.glob("*ooling*/config.json")
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.json: "):
         weights.read_sentence_transformer(tmp_path)
-    (tmp_path / "modules.json").write_text('[{"idx": 0}]')
-    with pytest.raises(ConfigError, match=r"modules\.json: not a list of steps"):
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"config\.json: not there"):
+        weights.read_sentence_transformer(tmp_path)
+
+
+@pytest.mark.parametrize("length", [0, -1, 1.5, True, "12", [12]])
+def test_a_length_that_is_none_is_named(tmp_path, length):
+    write_pooling(tmp_path, PLAIN, {"pooling_mode": "cls"})
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": length}))
+    with pytest.raises(ConfigError, match=r"max_seq_length=.* must be positive, or null"):
         weights.read_sentence_transformer(tmp_path)
