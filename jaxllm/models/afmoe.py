@@ -13,8 +13,9 @@ from jaxllm.layers.moe import Mixture, SigmoidTopK
 from jaxllm.layers.parameter import Dtype, Source
 from jaxllm.layers.rope import Rotation
 from jaxllm.layers.step import DenseStep, Step
-from jaxllm.models.config import Fields, ModelConfig, decoder_config, read_layer_types, without_global_rope
+from jaxllm.models.config import ModelConfig, decoder_config, read_layer_types, without_global_rope
 from jaxllm.models.deepseek import EXPERT_NAMES
+from jaxllm.models.fields import Fields
 from jaxllm.models.gemma import SandwichBlock
 from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.models.mixtral import MoEBlock

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from jaxllm.layers.mlp import MLP
 from jaxllm.layers.parameter import Constant, Dtype, Parameter, Source
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
+from jaxllm.models.fields import Fields
 from jaxllm.models.qwen3 import Qwen3Attention, Qwen3ForCausalLM
 
 _BETA, _EPS = 0.5, -1e-6

@@ -10,7 +10,8 @@ from flax import nnx
 from jaxllm.layers.attention import slopes_of
 from jaxllm.layers.linear import Linear
 from jaxllm.layers.parameter import Dtype, Layout, Shape, Source
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaForCausalLM
 
 NORMALISED = 125696

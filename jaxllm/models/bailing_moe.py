@@ -4,8 +4,9 @@ from typing import Any, ClassVar
 
 from jaxllm.layers.parameter import Source
 from jaxllm.models import glm4_moe
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
 from jaxllm.models.deepseek import DeepseekForCausalLM, read_mixture
+from jaxllm.models.fields import Fields
 from jaxllm.models.glm4_moe import Glm4MoeForCausalLM
 
 _LAYER = "model.layers.*"

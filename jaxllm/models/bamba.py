@@ -3,7 +3,8 @@
 from typing import ClassVar
 
 from jaxllm.layers.parameter import Source, linear_rows
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
+from jaxllm.models.fields import Fields
 from jaxllm.models.hybrid import HybridForCausalLM
 from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.models.mamba import TRAINING, read_activation

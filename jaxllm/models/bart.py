@@ -16,8 +16,9 @@ from jaxllm.layers.norm import LayerNorm
 from jaxllm.layers.parameter import Constant, Dtype, Layout, Parameter, Source, broadcast, linear_rows, norm_rows
 from jaxllm.layers.step import DenseStep, EncodeStep, Step
 from jaxllm.models.causal_lm import Cache, scaled
-from jaxllm.models.config import Fields, ModelConfig, common
+from jaxllm.models.config import ModelConfig, common
 from jaxllm.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from jaxllm.models.fields import Fields
 
 OFFSET = 2
 """The row of a learned table of positions that the first token takes."""

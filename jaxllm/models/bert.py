@@ -11,8 +11,9 @@ from jaxllm.layers.norm import LayerNorm
 from jaxllm.layers.parameter import Dtype, Source, linear_rows, norm_rows
 from jaxllm.layers.rope import Rotation
 from jaxllm.layers.step import EncodeStep
-from jaxllm.models.config import Fields, ModelConfig, common
+from jaxllm.models.config import ModelConfig, common
 from jaxllm.models.encoder import ClassHead, Encoder, EncoderAttention, Head, Transform, VocabularyHead
+from jaxllm.models.fields import Fields
 
 
 class BertBlock(nnx.Module):

@@ -11,7 +11,8 @@ from jaxllm.layers.norm import LayerNorm
 from jaxllm.layers.parameter import Dtype, Source, linear_rows, norm_rows
 from jaxllm.layers.step import DenseStep, Step
 from jaxllm.models.causal_lm import Cache
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
+from jaxllm.models.fields import Fields
 from jaxllm.models.gpt_neox import HeadwiseAttention
 from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.models.starcoder2 import Starcoder2Block

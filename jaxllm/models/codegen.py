@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from jaxllm.errors import ConfigError
 from jaxllm.layers.parameter import Source, linear_rows
-from jaxllm.models.config import Fields, ModelConfig
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.fields import Fields
 from jaxllm.models.gpt_neox import HeadwiseAttention
 from jaxllm.models.gptj import GPTJForCausalLM
 

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from jaxllm.layers.norm import BiaslessLayerNorm
 from jaxllm.layers.parameter import Source
-from jaxllm.models.config import Fields, ModelConfig, decoder_config, read_layer_types, without_global_rope
+from jaxllm.models.config import ModelConfig, decoder_config, read_layer_types, without_global_rope
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.models.parallel import ParallelBlock
 from jaxllm.models.stablelm import StableLmAttention

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxllm.layers.moe import Mixture, SoftmaxTopK
 from jaxllm.layers.norm import BiaslessLayerNorm
 from jaxllm.layers.parameter import Layout, Source
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.models.mixtral import MoEBlock
 

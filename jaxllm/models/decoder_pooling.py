@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jaxllm.core import Pooling
 from jaxllm.layers.linear import Linear
 from jaxllm.layers.parameter import Dtype, Source, linear_rows
-from jaxllm.models.config import Fields, ModelConfig
+from jaxllm.models.config import ModelConfig
 from jaxllm.models.encoder import Transform
+from jaxllm.models.fields import Fields
 from jaxllm.models.gemma import Gemma2ForCausalLM, GemmaForCausalLM
 from jaxllm.models.gpt2 import GPT2LMHeadModel
 from jaxllm.models.internlm2 import InternLM2ForCausalLM

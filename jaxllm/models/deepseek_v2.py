@@ -17,8 +17,9 @@ from jaxllm.layers.norm import RMSNorm
 from jaxllm.layers.parameter import Dtype, Layout, Normal, Parameter, Source
 from jaxllm.layers.rope import Rotation, Yarn, rotate
 from jaxllm.layers.step import DenseStep, Step
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
 from jaxllm.models.deepseek import EXPERT_NAMES
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaBlock, LlamaForCausalLM
 from jaxllm.models.mixtral import MoEBlock
 

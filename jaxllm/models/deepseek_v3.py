@@ -4,8 +4,9 @@ from typing import ClassVar
 
 from jaxllm.layers.moe import SigmoidTopK
 from jaxllm.layers.parameter import Source
-from jaxllm.models.config import Fields, ModelConfig
+from jaxllm.models.config import ModelConfig
 from jaxllm.models.deepseek_v2 import DeepseekV2ForCausalLM, latent_config, read_mixture
+from jaxllm.models.fields import Fields
 
 
 class DeepseekV3ForCausalLM(DeepseekV2ForCausalLM):

@@ -1,9 +1,10 @@
 """DeepSeek-V3's attention around other MLPs: GLM-4.7-Flash (Z.ai 2026), Youtu-LLM (Tencent 2026)."""
 
 from jaxllm.models import glm4_moe
-from jaxllm.models.config import Fields, ModelConfig
+from jaxllm.models.config import ModelConfig
 from jaxllm.models.deepseek_v2 import latent_config
 from jaxllm.models.deepseek_v3 import DeepseekV3ForCausalLM
+from jaxllm.models.fields import Fields
 
 
 class Glm4MoeLiteForCausalLM(DeepseekV3ForCausalLM):

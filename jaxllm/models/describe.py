@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jaxllm.core import CacheSpec, CrossKV, LatentKV, PagedKV, RecurrentState, all_specs
 from jaxllm.layers.parameter import parameters
 from jaxllm.models.causal_lm import CausalLM
-from jaxllm.models.config import Fields, ModelConfig
+from jaxllm.models.config import ModelConfig
 from jaxllm.models.encoder import Encoder
 from jaxllm.models.encoder_decoder import EncoderDecoder
+from jaxllm.models.fields import Fields
 from jaxllm.models.pooling import PoolingModel
 from jaxllm.models.registry import ENCODER_DECODERS, MODELS, POOLING_MODELS
 

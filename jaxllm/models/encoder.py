@@ -18,7 +18,8 @@ from jaxllm.layers.norm import LayerNorm
 from jaxllm.layers.parameter import Constant, Dtype, Parameter, broadcast
 from jaxllm.layers.rope import Rotation, rotate
 from jaxllm.layers.step import EncodeStep
-from jaxllm.models.config import Fields, ModelConfig
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.fields import Fields
 from jaxllm.models.pooling import PoolingModel, Whose, read_classification, read_embedding
 
 

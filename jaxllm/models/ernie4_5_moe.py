@@ -4,8 +4,9 @@ from typing import ClassVar
 
 from jaxllm.layers.moe import Mixture, SoftmaxTopK
 from jaxllm.layers.parameter import Layout, Source
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
 from jaxllm.models.deepseek import EXPERT_NAMES
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.models.mixtral import MoEBlock
 

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from jaxllm.errors import ConfigError
 from jaxllm.layers.parameter import Source, linear_rows, norm_rows
-from jaxllm.models.config import Fields, ModelConfig, decoder_config, read_layer_types, without_global_rope
+from jaxllm.models.config import ModelConfig, decoder_config, read_layer_types, without_global_rope
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.models.olmo import Olmo2ForCausalLM, PostNormBlock
 from jaxllm.models.qwen3 import Qwen3Attention

@@ -7,7 +7,8 @@ from jaxllm.errors import ConfigError
 from jaxllm.layers.attention import slopes_of
 from jaxllm.layers.mlp import MLP
 from jaxllm.layers.parameter import Source, linear_rows, norm_rows
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
+from jaxllm.models.fields import Fields
 from jaxllm.models.gpt_neox import HeadwiseAttention
 from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.models.parallel import ParallelBlock

@@ -14,7 +14,8 @@ from jaxllm.layers.ssm import make_mixer
 from jaxllm.layers.step import DenseStep, Step
 from jaxllm.models.bamba import FEED_FORWARD
 from jaxllm.models.causal_lm import scaled
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import Attention, LlamaBlock, LlamaForCausalLM
 from jaxllm.models.mamba import TRAINING, read_activation
 from jaxllm.models.mamba2 import mamba2_names, read_mamba2

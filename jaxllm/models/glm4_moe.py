@@ -11,8 +11,9 @@ from jaxllm.layers.moe import Mixture, SigmoidTopK
 from jaxllm.layers.norm import RMSNorm
 from jaxllm.layers.parameter import Dtype, Source
 from jaxllm.layers.rope import Rotation
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
 from jaxllm.models.deepseek import EXPERT_NAMES
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaAttention, LlamaForCausalLM
 from jaxllm.models.mixtral import MoEBlock
 from jaxllm.models.qwen3 import Qwen3ForCausalLM

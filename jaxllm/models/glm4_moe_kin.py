@@ -4,8 +4,9 @@ Research 2025), Hy3 (Tencent 2026)."""
 from typing import ClassVar
 
 from jaxllm.layers.parameter import Source
-from jaxllm.models.config import Fields, ModelConfig, decoder_config, read_layer_types, without_global_rope
+from jaxllm.models.config import ModelConfig, decoder_config, read_layer_types, without_global_rope
 from jaxllm.models.exaone import read_period
+from jaxllm.models.fields import Fields
 from jaxllm.models.glm4_moe import Glm4MoeForCausalLM, read_mixture, read_sparse
 from jaxllm.models.llama import LlamaAttention
 from jaxllm.models.qwen3 import Qwen3Attention

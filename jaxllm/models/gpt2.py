@@ -14,7 +14,8 @@ from jaxllm.layers.norm import LayerNorm
 from jaxllm.layers.parameter import Dtype, Source
 from jaxllm.layers.step import DenseStep, Step
 from jaxllm.models.causal_lm import Cache, CausalLM
-from jaxllm.models.config import Fields, ModelConfig, common
+from jaxllm.models.config import ModelConfig, common
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaAttention, LlamaBlock
 
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import ClassVar
 
 from jaxllm.layers.parameter import Source
-from jaxllm.models.config import Fields, ModelConfig
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.fields import Fields
 from jaxllm.models.gpt2 import GPT2LMHeadModel, gpt2_config
 from jaxllm.models.gpt_neox import HeadwiseAttention
 

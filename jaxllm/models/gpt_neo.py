@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 
 from jaxllm.errors import ConfigError
 from jaxllm.layers.parameter import Source, linear_rows
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
+from jaxllm.models.fields import Fields
 from jaxllm.models.gpt2 import GPT2LMHeadModel, ignore_summary
 
 

@@ -9,7 +9,8 @@ import jax
 from jaxllm.layers.linear import Linear
 from jaxllm.layers.mlp import MLP
 from jaxllm.layers.parameter import Dtype, Source, linear_rows, norm_rows
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaAttention, LlamaForCausalLM
 from jaxllm.models.parallel import ParallelBlock
 

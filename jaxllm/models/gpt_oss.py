@@ -11,7 +11,8 @@ from jaxllm.layers.moe import Mixture, SoftmaxTopK
 from jaxllm.layers.parameter import Constant, Dtype, Layout, Parameter, Source
 from jaxllm.layers.rope import Rotation
 from jaxllm.layers.step import DenseStep, Step
-from jaxllm.models.config import Fields, ModelConfig, decoder_config, read_layer_types
+from jaxllm.models.config import ModelConfig, decoder_config, read_layer_types
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaAttention, LlamaForCausalLM
 from jaxllm.models.mixtral import MoEBlock
 

@@ -7,7 +7,8 @@ from jaxllm.errors import ConfigError
 from jaxllm.layers.mlp import MLP
 from jaxllm.layers.parameter import Source, linear_rows, norm_rows
 from jaxllm.layers.rope import Rope
-from jaxllm.models.config import Fields, ModelConfig
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.fields import Fields
 from jaxllm.models.gpt2 import gpt2_config
 from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.models.parallel import ParallelBlock

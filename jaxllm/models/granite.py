@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaForCausalLM
 
 

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from jaxllm.errors import ConfigError
 from jaxllm.layers.parameter import Source
-from jaxllm.models.config import Fields, ModelConfig, read_layer_types
+from jaxllm.models.config import ModelConfig, read_layer_types
+from jaxllm.models.fields import Fields
 from jaxllm.models.gpt_oss import GptOssAttention
 from jaxllm.models.granite import GraniteForCausalLM
 from jaxllm.models.granitemoe import GraniteMoeForCausalLM

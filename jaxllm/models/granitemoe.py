@@ -4,7 +4,8 @@ from typing import ClassVar
 
 from jaxllm.layers.moe import Mixture, SoftmaxTopK
 from jaxllm.layers.parameter import Source
-from jaxllm.models.config import Fields, ModelConfig
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.fields import Fields
 from jaxllm.models.granite import GraniteForCausalLM, granite_config
 from jaxllm.models.mixtral import MoEBlock
 

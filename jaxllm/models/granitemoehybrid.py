@@ -6,7 +6,8 @@ from typing import ClassVar
 from jaxllm.errors import ConfigError
 from jaxllm.layers.moe import Mixture, SoftmaxTopK
 from jaxllm.layers.parameter import Source
-from jaxllm.models.config import Fields, ModelConfig
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.fields import Fields
 from jaxllm.models.granite import granite_config
 from jaxllm.models.granitemoe import GraniteMoeForCausalLM
 from jaxllm.models.hybrid import HybridForCausalLM

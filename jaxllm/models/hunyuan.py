@@ -9,7 +9,8 @@ from jaxllm.layers.attention import Placement
 from jaxllm.layers.moe import Mixture, SoftmaxTopK
 from jaxllm.layers.parameter import Source
 from jaxllm.layers.rope import Rotation
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaAttention, LlamaForCausalLM
 from jaxllm.models.mixtral import MoEBlock, expert_names
 from jaxllm.models.qwen3 import Qwen3Attention

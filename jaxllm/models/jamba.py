@@ -8,7 +8,8 @@ from jaxllm.layers.moe import Mixture, SoftmaxTopK
 from jaxllm.layers.norm import RMSNorm
 from jaxllm.layers.parameter import Source
 from jaxllm.layers.ssm import Mamba
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
+from jaxllm.models.fields import Fields
 from jaxllm.models.hybrid import HybridForCausalLM
 from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.models.mamba import TRAINING, mamba_names, read_activation, read_rank

@@ -6,7 +6,8 @@ from jaxllm.errors import ConfigError
 from jaxllm.layers.moe import Mixture, SigmoidTopK
 from jaxllm.layers.parameter import Source, linear_rows
 from jaxllm.layers.ssm import ShortConv
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
+from jaxllm.models.fields import Fields
 from jaxllm.models.hybrid import HybridForCausalLM
 from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.models.mamba import convolution_names

@@ -22,7 +22,8 @@ from jaxllm.layers.residual import Deferred, deferred, defers_sum
 from jaxllm.layers.rope import Rotation
 from jaxllm.layers.step import DenseStep, Step, heeds_tail, narrow
 from jaxllm.models.causal_lm import Cache, CausalLM, scaled
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
+from jaxllm.models.fields import Fields
 
 
 class Attention(Protocol):

@@ -11,7 +11,8 @@ from jaxllm.layers.mlp import MLP
 from jaxllm.layers.moe import Mixture, SoftmaxTopK
 from jaxllm.layers.norm import LayerNorm
 from jaxllm.layers.parameter import Source
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaBlock, LlamaForCausalLM
 from jaxllm.models.mixtral import MoEBlock, expert_names
 from jaxllm.models.qwen2 import Qwen2ForCausalLM

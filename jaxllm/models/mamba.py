@@ -16,7 +16,8 @@ from jaxllm.layers.rope import Rotation
 from jaxllm.layers.ssm import Mamba, StateSpace, make_mixer
 from jaxllm.layers.step import DenseStep, Step
 from jaxllm.models.causal_lm import Cache
-from jaxllm.models.config import Fields, ModelConfig, common
+from jaxllm.models.config import ModelConfig, common
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import Attention, LlamaForCausalLM
 
 POSITIONS = 1 << 18

@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 from jaxllm.errors import ConfigError
 from jaxllm.layers.parameter import Source
 from jaxllm.layers.ssm import Mamba2
-from jaxllm.models.config import Fields, ModelConfig
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.fields import Fields
 from jaxllm.models.mamba import MambaForCausalLM, mamba_config, mixer_names
 
 

@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from jaxllm.models.config import Fields, ModelConfig
+from jaxllm.models.config import ModelConfig
 from jaxllm.models.deepseek_v2 import DeepseekV2ForCausalLM, latent_config
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaBlock
 from jaxllm.models.llama_kin import read_scales
 

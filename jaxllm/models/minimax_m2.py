@@ -4,7 +4,8 @@ from typing import ClassVar
 
 from jaxllm.layers.moe import Mixture, SigmoidTopK
 from jaxllm.layers.parameter import Source
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.models.mixtral import MixtralForCausalLM, MoEBlock
 from jaxllm.models.olmoe import OlmoeAttention

@@ -11,7 +11,8 @@ from jaxllm.layers.cache import PagedCache
 from jaxllm.layers.parameter import Dtype
 from jaxllm.layers.rope import Rotation
 from jaxllm.layers.step import DenseStep, Step
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaAttention, LlamaForCausalLM
 
 

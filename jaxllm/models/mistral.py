@@ -1,6 +1,7 @@
 """Mistral 7B and its kin (Jiang et al. 2023): Llama whose layers may see a window of positions only."""
 
-from jaxllm.models.config import Fields, ModelConfig, decoder_config, read_layer_types
+from jaxllm.models.config import ModelConfig, decoder_config, read_layer_types
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaForCausalLM
 
 

@@ -8,7 +8,8 @@ from jaxllm.layers.mlp import MLP, GatedMLP
 from jaxllm.layers.moe import Mixture, MoE, SoftmaxTopK
 from jaxllm.layers.parameter import Dtype, Source
 from jaxllm.layers.step import DenseStep, Step
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import Attention, LlamaBlock, LlamaForCausalLM
 
 

@@ -7,7 +7,8 @@ from typing import ClassVar
 from flax import nnx
 
 from jaxllm.layers.parameter import Dtype, Source
-from jaxllm.models.config import Fields, ModelConfig
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.fields import Fields
 
 
 class Model(nnx.Module):

@@ -13,9 +13,11 @@ from jaxllm.layers.norm import LayerNorm
 from jaxllm.layers.parameter import Dtype, Source, linear_rows, norm_rows
 from jaxllm.layers.rope import Rotation
 from jaxllm.layers.step import EncodeStep
-from jaxllm.models.config import Fields, ModelConfig, common, read_layer_types, read_rope, with_local_rope
+from jaxllm.models.config import ModelConfig, common, read_layer_types, with_local_rope
 from jaxllm.models.encoder import ClassHead, Encoder, EncoderAttention, Head, Purpose, Transform, VocabularyHead
+from jaxllm.models.fields import Fields
 from jaxllm.models.pooling import Whose
+from jaxllm.models.rotations import read_rope
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ from jaxllm.layers.attention import slopes_of
 from jaxllm.layers.mlp import MLP
 from jaxllm.layers.norm import BiaslessLayerNorm
 from jaxllm.layers.parameter import Source
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaBlock, LlamaForCausalLM
 
 

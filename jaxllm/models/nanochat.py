@@ -14,7 +14,8 @@ from jaxllm.layers.parameter import Source
 from jaxllm.layers.rope import Rotation
 from jaxllm.layers.step import DenseStep, Step
 from jaxllm.models.causal_lm import Cache
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
+from jaxllm.models.fields import Fields
 from jaxllm.models.hunyuan import HunYuanAttention
 from jaxllm.models.llama import LlamaBlock, LlamaForCausalLM
 

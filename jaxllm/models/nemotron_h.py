@@ -15,7 +15,8 @@ from jaxllm.layers.parameter import Dtype, Source, linear_rows
 from jaxllm.layers.rope import Rotation
 from jaxllm.layers.ssm import Mamba2, make_mixer
 from jaxllm.layers.step import DenseStep, Step
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import Attention, LlamaForCausalLM
 from jaxllm.models.mamba import TRAINING, read_activation
 from jaxllm.models.mamba2 import check_groups, mamba2_names, read_limit

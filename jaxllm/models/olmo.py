@@ -14,7 +14,8 @@ from jaxllm.layers.norm import LayerNorm, RMSNorm
 from jaxllm.layers.parameter import Dtype, Source
 from jaxllm.layers.rope import Rotation
 from jaxllm.layers.step import DenseStep, Step
-from jaxllm.models.config import Fields, ModelConfig, decoder_config, read_layer_types, with_local_rope
+from jaxllm.models.config import ModelConfig, decoder_config, read_layer_types, with_local_rope
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaAttention, LlamaBlock, LlamaForCausalLM
 
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxllm.layers.moe import Mixture, SoftmaxTopK
 from jaxllm.layers.norm import RMSNorm
 from jaxllm.layers.parameter import Dtype, Source
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaAttention, LlamaForCausalLM
 from jaxllm.models.mixtral import MoEBlock, expert_names
 from jaxllm.models.olmo import Olmo2Attention, Olmo2ForCausalLM, PostNormBlock

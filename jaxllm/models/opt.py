@@ -16,7 +16,8 @@ from jaxllm.layers.parameter import Dtype, Source, linear_rows, norm_rows
 from jaxllm.layers.rope import Rotation
 from jaxllm.layers.step import DenseStep, Step
 from jaxllm.models.causal_lm import Cache, CausalLM
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaAttention, LlamaBlock
 
 OFFSET = 2

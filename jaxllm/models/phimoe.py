@@ -6,7 +6,8 @@ from jaxllm.errors import ConfigError
 from jaxllm.layers.moe import Mixture, SparseMixer
 from jaxllm.layers.norm import LayerNorm
 from jaxllm.layers.parameter import Source
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
+from jaxllm.models.fields import Fields
 from jaxllm.models.mixtral import MixtralForCausalLM, MoEBlock
 
 

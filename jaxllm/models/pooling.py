@@ -13,7 +13,8 @@ from jaxllm.layers.linear import Linear
 from jaxllm.layers.parameter import Dtype, Source
 from jaxllm.layers.step import EncodeStep
 from jaxllm.models.causal_lm import CausalLM
-from jaxllm.models.config import Fields, ModelConfig
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.fields import Fields
 from jaxllm.models.model import Model
 
 Whose = Literal["cls", "mean", "last"]

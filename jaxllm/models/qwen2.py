@@ -1,6 +1,7 @@
 """Qwen 1.5, 2 and 2.5 (Qwen team 2024): Llama with biases on queries, keys and values, and windows on some layers."""
 
-from jaxllm.models.config import Fields, ModelConfig, decoder_config, read_windows
+from jaxllm.models.config import ModelConfig, decoder_config, read_windows
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaForCausalLM
 
 

@@ -8,7 +8,8 @@ from jaxllm.layers.attention import Placement
 from jaxllm.layers.norm import RMSNorm
 from jaxllm.layers.parameter import Dtype, Source
 from jaxllm.layers.rope import Rotation
-from jaxllm.models.config import Fields, ModelConfig, decoder_config, read_windows
+from jaxllm.models.config import ModelConfig, decoder_config, read_windows
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaAttention, LlamaForCausalLM
 
 

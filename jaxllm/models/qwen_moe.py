@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from jaxllm.layers.moe import Mixture, SoftmaxTopK
 from jaxllm.layers.parameter import Source
-from jaxllm.models.config import Fields, ModelConfig, decoder_config, read_layer_types, with_local_rope
+from jaxllm.models.config import ModelConfig, decoder_config, read_layer_types, with_local_rope
+from jaxllm.models.fields import Fields
 from jaxllm.models.glm4_moe import read_sparse
 from jaxllm.models.mixtral import MoEBlock, expert_names
 from jaxllm.models.qwen2 import Qwen2ForCausalLM

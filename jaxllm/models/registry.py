@@ -29,7 +29,7 @@ from jaxllm.models.causal_lm import CausalLM
 from jaxllm.models.chatglm import ChatGLMModel
 from jaxllm.models.codegen import CodeGenForCausalLM
 from jaxllm.models.cohere import Cohere2ForCausalLM, CohereForCausalLM
-from jaxllm.models.config import Fields, ModelConfig
+from jaxllm.models.config import ModelConfig
 from jaxllm.models.dbrx import DbrxForCausalLM
 from jaxllm.models.decoder_pooling import (
     Gemma2ForSequenceClassification,
@@ -60,6 +60,7 @@ from jaxllm.models.ernie4_5_moe import Ernie45MoeForCausalLM
 from jaxllm.models.exaone import Exaone4ForCausalLM, ExaoneForCausalLM
 from jaxllm.models.falcon import FalconForCausalLM
 from jaxllm.models.falcon_h1 import FalconH1ForCausalLM
+from jaxllm.models.fields import Fields
 from jaxllm.models.gemma import Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM, VaultGemmaForCausalLM
 from jaxllm.models.glm import Glm4ForCausalLM, GlmForCausalLM
 from jaxllm.models.glm4_moe import Glm4MoeForCausalLM

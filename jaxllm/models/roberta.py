@@ -4,8 +4,9 @@ from typing import ClassVar
 
 from jaxllm.layers.parameter import Dtype, Source, linear_rows, norm_rows
 from jaxllm.models.bert import BertModel, bert_config
-from jaxllm.models.config import Fields, ModelConfig
+from jaxllm.models.config import ModelConfig
 from jaxllm.models.encoder import ClassHead, Head, VocabularyHead
+from jaxllm.models.fields import Fields
 
 
 class RobertaModel(BertModel):

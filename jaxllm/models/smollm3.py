@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from jaxllm.errors import ConfigError
-from jaxllm.models.config import Fields, ModelConfig, decoder_config, read_layer_types
+from jaxllm.models.config import ModelConfig, decoder_config, read_layer_types
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaForCausalLM
 
 

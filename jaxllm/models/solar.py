@@ -8,7 +8,8 @@ import jax
 from jaxllm.errors import ConfigError
 from jaxllm.layers.step import DenseStep, Step
 from jaxllm.models.causal_lm import Cache, scaled
-from jaxllm.models.config import Fields, ModelConfig
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaForCausalLM
 
 

@@ -10,7 +10,8 @@ from jaxllm.layers.attention import Placement
 from jaxllm.layers.norm import LayerNorm
 from jaxllm.layers.parameter import Constant, Dtype, Parameter, Source, norm_rows
 from jaxllm.layers.rope import Rotation
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaAttention, LlamaForCausalLM
 from jaxllm.models.parallel import ParallelBlock
 

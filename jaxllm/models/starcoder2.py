@@ -5,7 +5,8 @@ from typing import ClassVar
 from jaxllm.layers.mlp import MLP
 from jaxllm.layers.norm import LayerNorm
 from jaxllm.layers.parameter import Source, linear_rows, norm_rows
-from jaxllm.models.config import Fields, ModelConfig, decoder_config
+from jaxllm.models.config import ModelConfig, decoder_config
+from jaxllm.models.fields import Fields
 from jaxllm.models.llama import LlamaBlock, LlamaForCausalLM
 
 

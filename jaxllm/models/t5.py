@@ -20,8 +20,9 @@ from jaxllm.layers.norm import RMSNorm
 from jaxllm.layers.parameter import Dtype, Source, linear_rows, norm_rows
 from jaxllm.layers.step import DenseStep, EncodeStep, Step
 from jaxllm.models.causal_lm import Cache
-from jaxllm.models.config import Fields, ModelConfig, common
+from jaxllm.models.config import ModelConfig, common
 from jaxllm.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from jaxllm.models.fields import Fields
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,9 @@ from jaxllm.config import EngineConfig, SchedulerConfig
 from jaxllm.core import ModelInfo, Request, Row, StepOutput, StepPlan
 from jaxllm.errors import ConfigError
 from jaxllm.layers.step import EncodeStep
-from jaxllm.models.config import ModelConfig, token_ids
+from jaxllm.models.config import ModelConfig
 from jaxllm.models.encoder_decoder import EncoderDecoderConfig
+from jaxllm.models.fields import token_ids
 from jaxllm.runner.compiling import Progress
 from jaxllm.runner.drawing import VARIANTS
 from jaxllm.runner.guard import CompileGuard
