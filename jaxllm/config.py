@@ -23,11 +23,14 @@ OFFLINE_INTERVAL_MS = 1000.0
 """EngineConfig.stream_interval_ms of offline runs where nobody says: hardly anyone waits for single tokens there."""
 
 
-def flag(default: Any, help_text: str, *, secret: bool = False) -> Any:
-    """A dataclass field with its help text: the one place a flag is described. secret: its value is never shown."""
+def flag(default: Any, help_text: str, *, secret: bool = False, also: str | None = None) -> Any:
+    """A dataclass field with its help text: the one place a flag is described.
+
+    secret: its value is never shown. also: another name that the command line takes.
+    """
     if isinstance(default, (list, dict, set)):
         raise TypeError("a flag's default must be immutable")
-    return field(default=default, repr=not secret, metadata={"help": help_text, "secret": secret})
+    return field(default=default, repr=not secret, metadata={"help": help_text, "secret": secret, "also": also})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +216,7 @@ class ServerConfig:
 
     host: str = flag("127.0.0.1", "Address both services listen on.")
     grpc_port: int = flag(50051, "Port of the gRPC service; 0 takes a free one.")
-    http_port: int = flag(8000, "Port of the OpenAI HTTP front; 0 takes a free one, -1 starts none.")
+    http_port: int = flag(8000, "Port of the OpenAI HTTP front; 0 takes a free one, -1 starts none.", also="--port")
     drain_seconds: float = flag(30.0, "After SIGTERM, how long running requests may take to end.")
     chat_template: str | None = flag(None, "A Jinja file to use instead of the checkpoint's chat template.")
     tool_call_parser: str = flag(

@@ -226,6 +226,8 @@ def _option(config: type, field: dataclasses.Field, group: str, default: Any) ->
         metavar = "CHOICE"  # the help text lists them
     elif inner not in (int, float, str):
         raise TypeError(f"{config.__name__}.{field.name}: no option can be made from {inner}")
+    if also := field.metadata.get("also"):
+        declarations.append(also)
     if default is None:
         default = field.default
     info = typer.Option(

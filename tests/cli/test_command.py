@@ -36,6 +36,7 @@ class Example:
     steps: tuple[int, ...] | None = flag(None, "Some integers.")
     words: tuple[str, ...] = flag((), "Some words.")
     documented: int = 3
+    front_port: int = flag(1, "A port.", also="--port")
 
 
 def make_app(**options: Any) -> tuple[typer.Typer, list[Given]]:
@@ -66,6 +67,13 @@ def test_only_what_is_named_is_given():
         "words": ("p", "q"),
     }  # fmt: skip
     assert received == [{}, everything]
+
+
+def test_an_option_may_have_another_name():
+    app, received = make_app()
+    for name in ("--port", "--front-port"):
+        assert invoke(app, name, "5").exit_code == 0
+    assert received == [{"front_port": 5}] * 2
 
 
 def test_arguments_is_the_inverse():
