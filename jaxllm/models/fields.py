@@ -104,7 +104,10 @@ class Fields:
 
     def size(self, name: str, default: Any = _REQUIRED) -> Any:
         """A positive integer, or the default."""
-        return self._positive(name, self.take(name, int, default))
+        value = self._positive(name, self.take(name, int, default))
+        if value is not None and value >= 1 << 31:
+            raise ConfigError(f"{self.where}{name}={shortened(value)}: must be below 2**31")
+        return value
 
     def positive(self, name: str, default: Any = _REQUIRED) -> Any:
         """A positive number, or the default."""
@@ -142,6 +145,7 @@ class Fields:
 
 
 def shortened(value: Any) -> str:
+    """A value as a message shows it."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from jaxllm.errors import ConfigError
 from jaxllm.layers.parameter import Source, linear_rows
 from jaxllm.models.config import ModelConfig, decoder_config
-from jaxllm.models.fields import Fields
+from jaxllm.models.fields import Fields, shortened
 from jaxllm.models.gpt2 import GPT2LMHeadModel, ignore_summary
 
 
@@ -49,8 +49,13 @@ class GPTNeoForCausalLM(GPT2LMHeadModel):
 def _windows(fields: Fields, num_layers: int, window: int) -> tuple[int | None, ...]:
     """Per-layer windows from attention_types, [[pattern, times], ...], or from the names written out."""
     groups: list[Any] = fields.take_list("attention_types", list, [[["global", "local"], num_layers // 2]])
-    if not all(len(group) == 2 and isinstance(group[0], list) and isinstance(group[1], int) for group in groups):
-        raise ConfigError(f"{fields.where}attention_types={groups} must hold patterns, and how often each is repeated")
+    repeated = (
+        len(group) == 2 and isinstance(group[0], list) and group[1] in range(num_layers + 1) for group in groups
+    )
+    if not all(repeated):
+        raise ConfigError(
+            f"{fields.where}attention_types={shortened(groups)} must hold patterns, and how often each is repeated"
+        )
     names = [str(name) for pattern, times in groups for _ in range(times) for name in pattern]
     names = fields.take_list("attention_layers", str, names)
     if len(names) != num_layers or not set(names) <= {"global", "local"}:

@@ -51,9 +51,10 @@ def _with_windows(fields: Fields, config: ModelConfig) -> ModelConfig:
     thetas = fields.take_list("layer_rope_theta", float, None)
     ropes, rope = None, config.rope
     if thetas is not None:
-        if len(thetas) != config.num_layers:
+        if len(thetas) != config.num_layers or min(thetas) < 0:
             raise ConfigError(
-                f"{fields.where}layer_rope_theta must hold {config.num_layers} numbers, 0 for a layer without positions"
+                f"{fields.where}layer_rope_theta={thetas} must hold {config.num_layers} bases, 0 for a layer without"
+                " positions"
             )
         ropes = tuple(replace(rope, theta=theta) if rope and theta else None for theta in thetas)
     return replace(config, windows=windows, layer_ropes=ropes)

@@ -1,12 +1,13 @@
 """Mamba 2 (Dao and Gu 2024): Mamba with heads, and B and C shared by groups of them; Codestral Mamba is one."""
 
+import math
 from typing import Any, ClassVar
 
 from jaxllm.errors import ConfigError
 from jaxllm.layers.parameter import Source
 from jaxllm.layers.ssm import Mamba2
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.fields import Fields
+from jaxllm.models.fields import Fields, shortened
 from jaxllm.models.mamba import MambaForCausalLM, mamba_config, mixer_names
 
 
@@ -93,7 +94,7 @@ def check_groups(fields: Fields, sizes: Mamba2) -> None:
 
 def read_limit(fields: Fields, name: str = "time_step_limit") -> tuple[float, float]:
     """The bounds of time steps."""
-    limit = fields.take(name, list, [0.0, float("inf")])
-    if len(limit) != 2 or not all(isinstance(bound, int | float) for bound in limit):
-        raise ConfigError(f"{fields.where}{name}={limit} must be two numbers, the least and the most")
+    limit = fields.take(name, list, [0.0, math.inf])  # the only numbers that may be infinite
+    if len(limit) != 2 or not all(type(bound) in (int, float) for bound in limit) or not limit[0] <= limit[1]:
+        raise ConfigError(f"{fields.where}{name}={shortened(limit)} must be two numbers, the least and the most")
     return float(limit[0]), float(limit[1])

@@ -14,7 +14,7 @@ from jaxllm.layers.parameter import Dtype, Source
 from jaxllm.layers.step import EncodeStep
 from jaxllm.models.causal_lm import CausalLM
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.fields import Fields
+from jaxllm.models.fields import Fields, shortened
 from jaxllm.models.model import Model
 
 Whose = Literal["cls", "mean", "last"]
@@ -46,7 +46,7 @@ def read_labels(fields: Fields) -> tuple[str, ...]:
     if names is None:
         return tuple(f"LABEL_{i}" for i in range(count))
     if not names or not all(key.isdecimal() for key in names):
-        raise ConfigError(f"{fields.where}id2label={names} must name the classes by their numbers")
+        raise ConfigError(f"{fields.where}id2label={shortened(names)} must name the classes by their numbers")
     return tuple(str(names[i]) for i in sorted(names, key=int))
 
 

@@ -58,11 +58,15 @@ def read_rope(
         rope = Rope(head_dim, theta, Linear(inner.positive("factor")))
     elif kind == "llama3":
         original = inner.size("original_max_position_embeddings", max_position_embeddings)
-        low, high = inner.take("low_freq_factor", float), inner.take("high_freq_factor", float)
+        low, high = inner.positive("low_freq_factor"), inner.positive("high_freq_factor")
+        if low >= high:
+            raise ConfigError(f"{inner.where}low_freq_factor={low} must be below high_freq_factor={high}")
         rope = Rope(head_dim, theta, Llama3(inner.positive("factor"), low, high, original))
     elif kind == "yarn":
         original = inner.size("original_max_position_embeddings", max_position_embeddings)
         factor = inner.positive("factor", max_position_embeddings / original)
+        if theta == 1:
+            raise ConfigError(f"{inner.where}rope_theta=1: turns all numbers alike, which YaRN does not stretch")
         rope = Rope(
             head_dim,
             theta,
@@ -70,8 +74,8 @@ def read_rope(
                 factor,
                 original,
                 attention_factor=inner.take("attention_factor", float, _yarn_attention_factor(inner, factor)),
-                beta_fast=inner.take("beta_fast", float, 32.0),
-                beta_slow=inner.take("beta_slow", float, 1.0),
+                beta_fast=inner.positive("beta_fast", 32.0),
+                beta_slow=inner.positive("beta_slow", 1.0),
                 truncate=inner.take("truncate", bool, True),
             ),
         )

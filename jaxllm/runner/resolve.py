@@ -184,7 +184,7 @@ def generation_defaults(config: EngineConfig, generation: Mapping[str, Any]) -> 
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             raise ConfigError(f"override_generation_config: unknown parameter {name!r}; {hint}")
     defaults = {name: value for name, value in defaults.items() if name not in override}
-    for source, values in (("generation_config.json", defaults), ("override_generation_config", override)):
+    for source, values in (("generation_config.json", defaults), ("override_generation_config", defaults | override)):
         try:
             SamplingParams(**{"max_tokens": None} | values)
         except RequestError as error:
