@@ -35,7 +35,7 @@ class CohereForCausalLM(LlamaForCausalLM):
 class Cohere2ForCausalLM(CohereForCausalLM):
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
-        fields.default(sliding_window=4096)
+        fields.default_nullable(sliding_window=4096)
         window = fields.size("sliding_window", None)
         period = fields.size("layer_switch", 4)  # as the makers' own program calls it, like the fields below
         period = fields.size("_sliding_window_pattern", period)

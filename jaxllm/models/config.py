@@ -185,7 +185,7 @@ def common(fields: Fields, eos_token_id: int | list[int] | None = None) -> dict[
 
 def read_windows(fields: Fields, num_layers: int) -> tuple[int | None, ...]:
     """Per-layer windows as Qwen's files give them: use_sliding_window, max_window_layers, layer_types."""
-    fields.default(sliding_window=4096)
+    fields.default_nullable(sliding_window=4096)
     window = fields.size("sliding_window", None)
     first = fields.take("max_window_layers", int, 28)
     types = fields.take_list("layer_types", str, None)

@@ -49,7 +49,8 @@ class Exaone4ForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
-        fields.default(rms_norm_eps=1e-5, sliding_window=4096)
+        fields.default(rms_norm_eps=1e-5)
+        fields.default_nullable(sliding_window=4096)
         window = fields.size("sliding_window", None)
         period = read_period(fields)
         windows = read_layer_types(fields, fields.size("num_hidden_layers"), window, period)

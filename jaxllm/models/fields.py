@@ -86,13 +86,17 @@ class Fields:
         self.left.add(name)
 
     def default(self, **values: Any) -> None:
-        """What fields that the file lacks mean in this family, where decoder_config has it otherwise."""
+        """What fields that the file lacks or leaves null mean in this family, where decoder_config has it otherwise."""
         for name, value in values.items():
-            if name not in self.values:
+            if self.values.get(name) is None:
                 self.put(name, value)
 
+    def default_nullable(self, **values: Any) -> None:
+        """The same for fields whose null says that there is none."""
+        self.default(**{name: value for name, value in values.items() if name not in self.values})
+
     def default_rope(self, kind: str, **scaling: float) -> None:
-        """The same for rotations, in a file that says nothing of them but their base."""
+        """What rotations are in this family, where the file says nothing of them but their base."""
         if self.values.keys().isdisjoint(("rope_scaling", "rope_parameters")):
             self.put("rope_scaling", {"rope_type": kind, **scaling})
 

@@ -118,7 +118,7 @@ def _windowed_config(
 ) -> ModelConfig:
     """Every `period`-th layer sees all. The caps are the family's own where the file does not say; null is none."""
     window = fields.size("sliding_window", 4096)
-    fields.default(attn_logit_softcapping=soft_cap, final_logit_softcapping=logit_soft_cap)
+    fields.default_nullable(attn_logit_softcapping=soft_cap, final_logit_softcapping=logit_soft_cap)
     return _gemma_config(
         fields,
         architecture,

@@ -19,7 +19,8 @@ class Dots1ForCausalLM(Glm4MoeForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
-        fields.default(sliding_window=4096, n_shared_experts=0, norm_topk_prob=False)
+        fields.default(n_shared_experts=0, norm_topk_prob=False)
+        fields.default_nullable(sliding_window=4096)
         fields.expect("scoring_func", "sigmoid", "noaux_tc", None)  # a sigmoid by both names
         fields.expect("topk_method", "noaux_tc", None)
         fields.expect("moe_layer_freq", 1, None)
@@ -70,10 +71,8 @@ class ExaoneMoeForCausalLM(Glm4MoeForCausalLM):
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
         num_layers = fields.size("num_hidden_layers")
         fields.rename(num_experts="n_routed_experts", num_shared_experts="n_shared_experts")
-        fields.default(
-            rms_norm_eps=1e-5, sliding_window=4096,
-            n_routed_experts=64, moe_intermediate_size=1024, routed_scaling_factor=2.5,
-        )  # fmt: skip
+        fields.default(rms_norm_eps=1e-5, n_routed_experts=64, moe_intermediate_size=1024, routed_scaling_factor=2.5)
+        fields.default_nullable(sliding_window=4096)
         mixture = read_sparse(fields, read_mixture(fields, dense=fields.take("first_k_dense_replace", int, 1)))
         window = fields.size("sliding_window", None)
         windows = read_layer_types(fields, num_layers, window, read_period(fields))

@@ -20,7 +20,8 @@ class GraniteSWAForCausalLM(GraniteForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
-        fields.default(rms_norm_eps=1e-5, eos_token_id=100257, tie_word_embeddings=True)
+        fields.default(rms_norm_eps=1e-5, tie_word_embeddings=True)
+        fields.default_nullable(eos_token_id=100257)
         return _with_windows(fields, super().configure(fields, architecture))
 
 

@@ -8,7 +8,7 @@ from jaxllm.models.llama import LlamaForCausalLM
 class MistralForCausalLM(LlamaForCausalLM):
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
-        fields.default(sliding_window=4096)
+        fields.default_nullable(sliding_window=4096)
         window = fields.size("sliding_window", None)
         windows = (window,) * fields.size("num_hidden_layers")
         return decoder_config(fields, architecture, eos_token_id=2, windows=windows)
@@ -19,7 +19,7 @@ class MinistralForCausalLM(MistralForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
-        fields.default(sliding_window=4096)
+        fields.default_nullable(sliding_window=4096)
         window = fields.size("sliding_window", None)
         windows = read_layer_types(fields, fields.size("num_hidden_layers"), window, period=0)
         return decoder_config(fields, architecture, eos_token_id=2, windows=windows)

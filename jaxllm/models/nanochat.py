@@ -44,7 +44,7 @@ class NanoChatForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
-        fields.default(final_logit_softcapping=15.0)
+        fields.default_nullable(final_logit_softcapping=15.0)
         bias = fields.take("attention_bias", bool, False)
         return decoder_config(
             fields,

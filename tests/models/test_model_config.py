@@ -265,6 +265,17 @@ def test_longrope_is_that_of_the_context_served(material):
             registry.resolve(values | {"rope_scaling": scaling | {"short_factor": wrong}})
 
 
+def test_null_is_a_field_left_out_unless_it_says_that_there_is_none():
+    path = Path(__file__).with_name("reference") / "exaone4-full-tied" / "config.json"
+    values = json.loads(path.read_text())
+    nulls = {"rms_norm_eps": None, "sliding_window": None}
+    bare = {name: value for name, value in values.items() if name not in nulls}
+    left_out, null = (registry.resolve(each).config for each in (bare, bare | nulls))
+    assert left_out.norm_eps == null.norm_eps == 1e-5
+    assert left_out.layer_ropes is not None  # with windows, layers that see all know no positions
+    assert null.layer_ropes is None
+
+
 def test_layers_that_turn_by_another_base_or_not_at_all(material):
     def of(name: str, **changes):
         return registry.resolve(json.loads((material / name).read_text()) | changes).config
