@@ -12,6 +12,9 @@ from jaxllm.errors import ConstraintError
 ALLOWANCE = 0.005
 OVERDRAFT = 0.25
 """Seconds of the processor that a call may cost in the long run, and by how much a constraint may go beyond that."""
+MOST = 0.1
+"""Seconds that one call is charged at most: clocks run on where a machine stands still, which no grammar is to blame
+for. Grammars that cost too much do so call after call."""
 
 
 @runtime_checkable
@@ -113,7 +116,7 @@ class Grammar:
 
     def _spend(self, seconds: float) -> None:
         """Others wait meanwhile. Ambiguous grammars cost more with each token, within llguidance's limits."""
-        self._overdrawn = max(0.0, self._overdrawn + seconds - ALLOWANCE)
+        self._overdrawn = max(0.0, self._overdrawn + min(seconds, MOST) - ALLOWANCE)
         if self._overdrawn > OVERDRAFT:
             raise ConstraintError(
                 "structured_outputs: the grammar costs too much time for each token: make it less ambiguous"

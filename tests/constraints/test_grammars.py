@@ -2,11 +2,15 @@
 
 import json
 import re
+import time
+from typing import cast
 
 import numpy as np
 import pytest
+from llguidance import LLMatcher
 
 from jaxllm.constraints import Compiler
+from jaxllm.constraints.constraint import Grammar
 from jaxllm.errors import ConstraintError, RequestError
 from jaxllm.server.text import Tokenizer
 from jaxllm.structured_outputs import StructuredOutputs
@@ -175,6 +179,25 @@ def test_steps_that_cost_too_much_are_errors(drawer: Drawer) -> None:
         for _ in range(3000):
             drawer.allowed(constraint)
             constraint.accept(token)
+
+
+def test_a_machine_that_stands_still_is_not_the_grammars_fault() -> None:
+    class Stalled:
+        """A matcher of llguidance's on such a machine."""
+
+        def consume_token(self, token: int) -> bool:
+            time.sleep(0.3)
+            return True
+
+        def is_stopped(self) -> bool:
+            return False
+
+    constraint = Grammar(cast(LLMatcher, Stalled()), EOS, [EOS], [EOS])
+    for _ in range(2):
+        assert constraint.accept(1)
+        assert constraint.overdrawn
+    with pytest.raises(ConstraintError, match="costs too much time for each token"):
+        constraint.accept(1)
 
 
 def test_a_tokenizer_that_cannot_be_read_refuses_the_request():
