@@ -32,7 +32,7 @@ class SamplingParams:
     """How to draw tokens and when to stop. Names and meanings are those of vLLM and OpenAI.
 
     Attributes:
-        max_tokens: new tokens at most; without a number, as many as the context holds.
+        max_tokens: new tokens at most, and no more than the context holds, which is the limit without a number.
         min_tokens: new tokens before an end-of-text or stop token may end the request.
         temperature: 0 is greedy.
         top_k: keep the k most likely tokens; 0 or -1 keeps all.
@@ -62,7 +62,8 @@ class SamplingParams:
         allowed_token_ids: the only tokens that may be drawn; without any, all may be.
         thinking_token_budget: tokens between the start and the end of thinking at most; the end is then forced.
         thinking_token_ids: the tokens that start and end thinking; None takes the tokenizer's.
-        truncate_prompt_tokens: keep only so many of the prompt's last tokens; -1 keeps what the context holds.
+        truncate_prompt_tokens: keep only so many of the prompt's last tokens; -1 keeps what the context holds beside
+            max_tokens, and half of that at least.
         echo: the text begins with the prompt's.
         logits_processors: arguments for the engine's own logits processors, by their names.
         structured_outputs: what form the answer has; tokens that would leave it are not drawn.

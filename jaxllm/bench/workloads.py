@@ -5,13 +5,14 @@ Three sources: the fixed workloads by name, random lengths, and a ShareGPT-forma
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from jaxllm.config import choice
+from jaxllm.core import ModelInfo
 from jaxllm.errors import ConfigError
 
 
@@ -89,6 +90,16 @@ def random_lengths(
         Prompt(rng.integers(first, vocab_size, prompt).tolist(), int(output))
         for prompt, output in zip(lengths(num_prompt), lengths(num_output), strict=True)
     ]
+
+
+def check_fit(prompts: Sequence[Prompt], info: ModelInfo) -> None:
+    """Raises ConfigError for a prompt that leaves no room for its output; what an encoder reads takes none of it."""
+    longest = max(prompts, key=lambda prompt: len(prompt.token_ids) + prompt.num_output)
+    if info.decoder_start is None and len(longest.token_ids) + longest.num_output > info.max_model_len:
+        raise ConfigError(
+            f"a prompt of {len(longest.token_ids)} tokens and an output of {longest.num_output} do not fit into the "
+            f"context of {info.max_model_len}: lower --input-len or --output-len, or raise --max-model-len"
+        )
 
 
 def share_gpt(

@@ -55,7 +55,14 @@ PLOT = Annotated[
     typer.Option(dir_okay=False, callback=_writable, help="Draw the figures into this PNG file (needs jaxllm[plot])."),
 ]
 
+LONG_INPUT_LEN = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens of each random prompt: 1024, or what the context holds beside the output."),
+]
+
+DEFAULT_INPUT_LEN = 1024
 DEFAULT_OUTPUT_LEN = 128
+DEFAULT_VOCAB_SIZE = 32000
 
 
 @command(
@@ -68,7 +75,7 @@ def throughput(
         typer.Option(help="A fixed workload: single, batch8, decode64, mixed256, prefill, long, or all; repeatable."),
     ] = None,
     num_prompts: NUM_PROMPTS = 64,
-    input_len: INPUT_LEN = 1024,
+    input_len: LONG_INPUT_LEN = None,
     output_len: OUTPUT_LEN = None,
     range_ratio: RANGE_RATIO = 0.0,
     dataset_path: DATASET = None,
@@ -100,6 +107,8 @@ def throughput(
         for count, (name, source) in enumerate(sources.items()):
             report(count, len(sources), "workloads")
             runs = [source(info.vocab_size, info.max_model_len, config.seed + i) for i in range(repeats)]
+            for prompts in runs:
+                workloads.check_fit(prompts, info)
             measured = [offline.throughput(llm, prompts) for prompts in runs]
             rows.append(free := offline.throughput_row(name, runs, measured))
             if structured:
@@ -179,6 +188,7 @@ def latency(
             prompts = workloads.random_lengths(
                 batch_size, input_len, num_output, vocab_size=running.info.vocab_size, seed=config.seed + index
             )
+            workloads.check_fit(prompts, running.info)
             batch, seconds = offline.run_batch(running, prompts)
             if index >= num_iters_warmup:
                 batches.append(seconds)
@@ -218,7 +228,7 @@ def serve(
     ] = "grpc",
     workload: Annotated[str | None, typer.Option(help="A fixed workload's lengths and number of requests.")] = None,
     num_prompts: NUM_PROMPTS = 200,
-    input_len: INPUT_LEN = 1024,
+    input_len: LONG_INPUT_LEN = None,
     output_len: OUTPUT_LEN = None,
     range_ratio: RANGE_RATIO = 0.0,
     dataset_path: DATASET = None,
@@ -271,12 +281,13 @@ def serve(
             address = addresses["http"] if protocol == "http" else f"grpc://{addresses['grpc']}"
             served = Target.parse(address, api_key=key)
         served = dataclasses.replace(served, model=served.model or model.name)
-        ids = vocab_size or model.vocab_size or 32000
+        known_ids = vocab_size or model.vocab_size
+        ids = known_ids or DEFAULT_VOCAB_SIZE
         max_len = model.max_model_len or 2**31
+        prompts = make(ids, max_len, config.seed)
         if num_warmups:
             run_load(served, make(ids, max_len, config.seed + 1)[:num_warmups], num_processes=1)
         report = stack.enter_context(progress())
-        prompts = make(ids, max_len, config.seed)
         records, seconds = run_load(
             served,
             prompts,
@@ -289,6 +300,8 @@ def serve(
     row = statistics.report(records, seconds, objectives)
     for error in sorted({record.error for record in records if record.error})[:5]:
         print_error(f"failed requests: {error}")
+    if not known_ids and not dataset_path and any(record.error for record in records):
+        print_error(f"the server does not say how many tokens it knows: --vocab-size does ({ids} was taken)")
     _print_figures(row)
     load = {
         "target": target or f"started, {protocol}",
@@ -344,7 +357,7 @@ Source = Callable[[int, int, int], "list[Prompt]"]
 def _source(
     config: EngineConfig,
     num_prompts: int,
-    input_len: int,
+    input_len: int | None,
     output_len: int | None,
     range_ratio: float,
     dataset_path: Path | None,
@@ -368,14 +381,16 @@ def _source(
         return lambda vocab_size, max_len, seed: workloads.share_gpt(
             dataset_path, num_prompts, encode, seed=seed, num_output=output_len, max_len=max_len
         )
-    return lambda vocab_size, max_len, seed: workloads.random_lengths(
-        num_prompts,
-        input_len,
-        output_len or DEFAULT_OUTPUT_LEN,
-        vocab_size=vocab_size,
-        seed=seed,
-        range_ratio=range_ratio,
-    )
+    num_output = output_len or DEFAULT_OUTPUT_LEN
+
+    def random_lengths(vocab_size: int, max_len: int, seed: int) -> "list[Prompt]":
+        fitting = int(max_len / (1 + range_ratio)) - num_output
+        num_prompt = input_len or max(1, min(DEFAULT_INPUT_LEN, fitting))
+        return workloads.random_lengths(
+            num_prompts, num_prompt, num_output, vocab_size=vocab_size, seed=seed, range_ratio=range_ratio
+        )
+
+    return random_lengths
 
 
 def _embedding_row(runs: "list[list[Prompt]]", seconds: list[float]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class Intake:
             max_total=self._max_total(len(token_ids), params),
             seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
             sample_index=sample_index,
-            priority=priority,
+            priority=self._priority(priority),
             arrival=time.monotonic(),
             deadline=deadline,
             cache_salt=cache_salt,
@@ -137,7 +137,7 @@ class Intake:
             params=params,
             per_token=self._is_per_token(params),
             token_types=None if token_types is None else self._check_types(token_types, len(token_ids)),
-            priority=priority,
+            priority=self._priority(priority),
             arrival=time.monotonic(),
             deadline=deadline,
         )
@@ -237,6 +237,15 @@ class Intake:
                 "best_of" if params.best_of is not None else "n",
             )
 
+    def _priority(self, priority: int) -> int:
+        if priority and self._config.policy != "priority":
+            raise RequestError(
+                f"priority={priority}: this engine runs requests in the order of their arrival; leave it out, or start "
+                "the engine with --scheduling-policy priority",
+                "priority",
+            )
+        return priority
+
     def _stop_ids(self, params: SamplingParams) -> tuple[int, ...]:
         self._check_vocabulary("stop_token_ids", params.stop_token_ids)
         eos = () if params.ignore_eos else self._info.eos_token_ids
@@ -254,15 +263,21 @@ class Intake:
         limit = self._info.max_model_len
         max_total = limit if params.max_tokens is None else min(limit, num_prompt + params.max_tokens)
         capacity = tokens_at_most(self._config)
-        if max_total <= capacity:
-            return max_total
-        if params.max_tokens is None and num_prompt < capacity:
-            return capacity
-        raise RequestError(
-            f"prompt ({num_prompt} tokens) and output come to {max_total} tokens, and the whole KV cache holds "
-            f"{capacity}: ask for fewer tokens, or start the engine with more KV cache",
-            "prompt" if num_prompt >= capacity else "max_tokens",
-        )
+        if max_total > capacity:
+            if params.max_tokens is not None or num_prompt >= capacity:
+                raise RequestError(
+                    f"prompt ({num_prompt} tokens) and output come to {max_total} tokens, and the whole KV cache holds "
+                    f"{capacity}: ask for fewer tokens, or start the engine with more KV cache",
+                    "prompt" if num_prompt >= capacity else "max_tokens",
+                )
+            max_total = capacity
+        if num_prompt + params.min_tokens > max_total:
+            raise RequestError(
+                f"min_tokens={params.min_tokens}: there is room for {max_total - num_prompt} tokens behind a prompt of "
+                f"{num_prompt}; ask for fewer, or shorten the prompt",
+                "min_tokens",
+            )
+        return max_total
 
 
 def _named(request_id: str | None) -> str:
@@ -289,6 +304,6 @@ def _truncated(prompt: Sequence[int], params: SamplingParams | None, context: in
     keep = None if params is None else params.truncate_prompt_tokens
     if params is None or keep is None:
         return prompt
-    if keep == -1:  # what leaves room for the output
-        keep = max(1, context - (params.max_tokens or 1))
+    if keep == -1:  # what leaves room for the output, which may itself be cut short by the context
+        keep = context - min(params.max_tokens or 1, context // 2)
     return prompt[-keep:]

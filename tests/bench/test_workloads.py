@@ -1,13 +1,15 @@
 """Workloads: the fixed table, random lengths within their range, ShareGPT files."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from jaxllm.bench import shapes
 from jaxllm.bench.shapes import model_directory, shape_names
-from jaxllm.bench.workloads import WORKLOADS, Workload, fixed, named, random_lengths, share_gpt
+from jaxllm.bench.workloads import WORKLOADS, Workload, check_fit, fixed, named, random_lengths, share_gpt
 from jaxllm.errors import ConfigError
+from tests.engine.echo_runner import echo_engine
 
 
 def test_fixed_table():
@@ -40,6 +42,14 @@ def test_random_lengths_stay_in_range():
     assert all(p.num_output >= 1 for p in random_lengths(50, 1, 1, vocab_size=64, seed=0, range_ratio=0.9))
     with pytest.raises(ConfigError, match="range_ratio"):
         random_lengths(1, 1, 1, vocab_size=64, seed=0, range_ratio=1.0)
+
+
+def test_prompts_must_leave_room_for_their_outputs():
+    info = echo_engine().info  # a context of 128
+    check_fit(random_lengths(3, 100, 28, vocab_size=64, seed=0), info)
+    with pytest.raises(ConfigError, match=r"a prompt of 100 tokens and an output of 29 do not fit .* context of 128"):
+        check_fit(random_lengths(3, 100, 29, vocab_size=64, seed=0), info)
+    check_fit(random_lengths(3, 100, 29, vocab_size=64, seed=0), replace(info, decoder_start=(1,)))
 
 
 def test_shapes_are_whole_configurations(tmp_path, monkeypatch):

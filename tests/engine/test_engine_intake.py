@@ -33,6 +33,7 @@ from jaxllm.sampling_params import MAX_STOP_TOKENS, SamplingParams
             "min_tokens",
             "leaves only tokens that end the answer",
         ),
+        ([1] * 20, {"max_tokens": None, "min_tokens": 14}, "min_tokens", "room for 13 tokens behind a prompt of 20"),
         ([1], {"bad_words": ("a",)}, "bad_words", "text is the tokenizer's part"),
         ([1], {"thinking_token_budget": 3}, "thinking_token_budget", "no tokens are known to start and end thinking"),
         (
@@ -66,6 +67,23 @@ def test_max_tokens_is_cut_to_the_context() -> None:
     assert engine.make_request([1] * 100, SamplingParams(max_tokens=1000)).max_total == 128
     assert engine.make_request([1] * 127, SamplingParams(max_tokens=None)).max_total == 128
     assert engine.make_request([1] * 100, SamplingParams(max_tokens=5)).max_total == 105
+
+
+def test_min_tokens_that_the_context_cuts_off_are_refused() -> None:
+    engine = echo_engine()
+    assert engine.make_request([1] * 100, SamplingParams(max_tokens=1000, min_tokens=28)).max_total == 128
+    with pytest.raises(RequestError, match="min_tokens=29: there is room for 28 tokens") as caught:
+        engine.make_request([1] * 100, SamplingParams(max_tokens=1000, min_tokens=29))
+    assert caught.value.param == "min_tokens"
+
+
+def test_priorities_that_the_policy_does_not_heed_are_refused() -> None:
+    with pytest.raises(RequestError, match=r"priority=-1: .* --scheduling-policy priority") as caught:
+        echo_engine().make_request([1], SamplingParams(), priority=-1)
+    assert caught.value.param == "priority"
+    runner = EchoRunner()
+    runner.scheduler_config = replace(runner.scheduler_config, policy="priority")
+    assert Engine(runner).make_request([1], SamplingParams(), priority=-1).priority == -1
 
 
 def test_as_many_as_possible_is_cut_to_the_cache_too() -> None:
@@ -108,6 +126,7 @@ def test_prompts_are_cut_on_their_left() -> None:
 
     assert kept(truncate_prompt_tokens=5) == prompt[-5:]
     assert kept(truncate_prompt_tokens=-1, max_tokens=28) == prompt[-100:]
+    assert kept(truncate_prompt_tokens=-1, max_tokens=1000) == prompt[-64:]
     assert engine.make_request([7, 8], SamplingParams(truncate_prompt_tokens=5)).prompt == [7, 8]
     with pytest.raises(RequestError, match="prompt has 200 tokens"):
         kept(truncate_prompt_tokens=200)

@@ -421,7 +421,9 @@ class Sampling(_message.Message):
     thinking_token_budget: _builtins.int
     """Tokens between the start and the end of thinking; then the end is forced."""
     truncate_prompt_tokens: _builtins.int
-    """Keep only the last tokens of the prompt; -1 keeps what the context holds."""
+    """Keep only the last tokens of the prompt; -1 keeps what the context holds
+    beside max_tokens, and half of that at least.
+    """
     echo: _builtins.bool
     """The text begins with the prompt's."""
     @_builtins.property
