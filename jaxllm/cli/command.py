@@ -149,8 +149,11 @@ def _given(
     flags = {name: _parsed(name, hints[name], value) for name, value in named.items()}
     flags = {name: value for name, value in flags.items() if value is not None}
     # One file may serve several commands: what is of a server's is no mistake in another's.
-    known = {field.name for config in (EngineConfig, ServerConfig) for field in dataclasses.fields(config)}
-    found = settings.resolve(hints, flags, os.environ, file, known)
+    configs = dict.fromkeys((EngineConfig, ServerConfig, *groups.values()))
+    fields = [(config, field) for config in configs for field in dataclasses.fields(config)]
+    known = {field.name for _, field in fields}
+    others = {settings.field(flag): field.name for config, field in fields for flag in _other_options(config, field)}
+    found = settings.resolve(hints, flags, os.environ, file, known, others)
     given = {group: Given() for group in groups}
     for name, group in owner.items():
         if name in found:
@@ -221,13 +224,11 @@ def _option(config: type, field: dataclasses.Field, group: str, default: Any) ->
         annotation, metavar = str, "JSON"
     elif typing.get_origin(inner) is tuple:
         annotation, metavar = list[str], "TEXT"
-        declarations += [flag[:-1]] * flag.endswith("s")  # one at a time: --logits-processor for each
     elif typing.get_origin(inner) is Literal:
         metavar = "CHOICE"  # the help text lists them
     elif inner not in (int, float, str):
         raise TypeError(f"{config.__name__}.{field.name}: no option can be made from {inner}")
-    if also := field.metadata.get("also"):
-        declarations.append(also)
+    declarations += _other_options(config, field)
     if default is None:
         default = field.default
     info = typer.Option(
@@ -240,6 +241,14 @@ def _option(config: type, field: dataclasses.Field, group: str, default: Any) ->
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation | None, info]
     )
+
+
+def _other_options(config: type, field: dataclasses.Field) -> list[str]:
+    """What else a field's option is called."""
+    flag, hint = settings.option(field.name), settings.field_types(config)[field.name]
+    texts = typing.get_origin(hint) is tuple and typing.get_args(hint)[0] is str
+    others = [flag[:-1]] if texts and flag.endswith("s") else []  # one at a time: --logits-processor for each
+    return others + ([field.metadata["also"]] if field.metadata.get("also") else [])
 
 
 def _help(config: type, field: dataclasses.Field) -> str:

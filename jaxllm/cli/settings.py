@@ -4,6 +4,9 @@
     JAXLLM_MAX_MODEL_LEN=4096       the environment; several values have commas between, mappings are JSON
     max-model-len: 4096             the YAML file that --config or JAXLLM_CONFIG names; underscores will do as well
 
+An option's other names are for the command line and the file. Variables have one name: others set JAXLLM_PORT, as
+Kubernetes does for a service of that name.
+
 A value of a later place is not looked at where an earlier one has one: lists are not joined.
 """
 
@@ -17,6 +20,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from jaxllm.errors import ConfigError
@@ -44,17 +48,18 @@ def resolve(
     environ: Mapping[str, str],
     file: str | None,
     known: Iterable[str] = (),
+    others: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Setting]:
     """Each option that was given, in the order of `fields`.
 
     fields: an option's name to its type. flags: what the command line named. file: a YAML file, or None.
-    known: further names that the file may hold, for other commands.
+    known: further names that the file may hold, for other commands. others: other names that the file may call them by.
 
     Raises ConfigError for a value of a wrong type and for an unknown name in the file.
     """
     found: dict[str, Setting] = {}
     if file is not None:
-        for name, value in _read(Path(file), {*fields, *known}).items():
+        for name, value in _read(Path(file), {*fields, *known}, others).items():
             if name in fields:
                 found[name] = Setting(from_yaml(name, fields[name], value, file), file)
     for name, hint in fields.items():
@@ -70,6 +75,11 @@ def resolve(
 def option(name: str) -> str:
     """The option of a field: --max-model-len."""
     return "--" + name.replace("_", "-")
+
+
+def field(option: str) -> str:
+    """The name of an option's field: max_model_len."""
+    return option.removeprefix("--").replace("-", "_")
 
 
 def field_types(config: type) -> dict[str, Any]:
@@ -146,7 +156,7 @@ def _word(hint: Any) -> str:
     return words.get(hint, "a string (in quotes where YAML reads something else)")
 
 
-def _read(path: Path, known: set[str]) -> dict[str, Any]:
+def _read(path: Path, known: set[str], others: Mapping[str, str]) -> dict[str, Any]:
     """The mapping that a YAML file holds, under the fields' names. Raises ConfigError."""
     import yaml  # not needed where no file is named
 
@@ -162,12 +172,13 @@ def _read(path: Path, known: set[str]) -> dict[str, Any]:
     named: dict[str, Any] = {}
     for key, _ in node.value if node is not None else ():
         name = key.value.replace("-", "_")
+        name = others.get(name, name)
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]!r}?" if near else "`jaxllm serve --show-config` lists what there is"
             raise ConfigError(f"{path}: unknown option {key.value!r}; {hint}")
         if name in named:
-            raise ConfigError(f"{path}: {key.value!r} stands there twice; keep one")
+            raise ConfigError(f"{path}: {key.value!r} stands there twice, be it under another name; keep one")
         named[name] = content[key.value]
     return named
 

@@ -12,3 +12,14 @@ def check_inputs(config: ServerConfig, **counts: int) -> None:
             raise RequestError(
                 f"{field} has {count} entries: at most {most} here (--max-prompts); send several requests", field
             )
+
+
+def check_queue(max_requests: int, **counts: int) -> None:
+    """RequestError for a request that is more of the engine's than can run and wait together: it would never fit."""
+    for field, count in counts.items():
+        if count > max_requests:
+            raise RequestError(
+                f"{field} has {count} entries, and {max_requests} requests can run and wait here (--max-queued); send "
+                "several requests",
+                field,
+            )

@@ -76,6 +76,18 @@ def test_an_option_may_have_another_name():
     assert received == [{"front_port": 5}] * 2
 
 
+def test_a_file_may_call_it_by_that_name_and_variables_may_not(tmp_path, monkeypatch):
+    """Kubernetes sets JAXLLM_PORT to an address where a service is called jaxllm."""
+    monkeypatch.setenv("JAXLLM_PORT", "tcp://10.0.0.1:8000")
+    app, received = make_app()
+    path = tmp_path / "serve.yaml"
+    path.write_text("port: 5\nword: a")
+    assert invoke(app, "--config", str(path)).exit_code == 0
+    assert received == [{"front_port": 5, "words": ("a",)}]
+    path.write_text("port: 5\nfront-port: 6")
+    assert "'front-port' stands there twice" in invoke(app, "--config", str(path)).output
+
+
 def test_arguments_is_the_inverse():
     app, received = make_app()
     given = {"some_name": "-y", "enabled": False, "steps": (1, 2), "words": ("a b", "c"), "ratio": 1e-3}

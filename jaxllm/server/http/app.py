@@ -29,7 +29,7 @@ from jaxllm.server.http.responses.routes import Responses
 from jaxllm.server.http.responses.store import Store
 from jaxllm.server.http.tokenizing import DetokenizeRequest, TokenizeRequest
 from jaxllm.server.http.traffic import Traffic, TrafficMiddleware
-from jaxllm.server.limits import check_inputs
+from jaxllm.server.limits import check_inputs, check_queue
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,9 @@ def build(target: str, config: ServerConfig | None = None) -> FastAPI:
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest) -> Response:
         check_inputs(config, prompt=len(body.prompt))
-        answer = CompletionAnswer(body, (await link.connect()).name)
+        served = await link.connect()
+        check_queue(served.max_requests, prompt=len(body.prompt))
+        answer = CompletionAnswer(body, served.name)
         return Generation(link, traffic, answer, answer.requests)
 
     @app.post("/v1/chat/completions")

@@ -193,7 +193,7 @@ class ScriptedEngine(pb_grpc.InferenceServicer, pb_grpc.ControlServicer, health_
 
     async def GetModelInfo(self, request: Any, context: Any) -> pb.GetModelInfoResponse:  # noqa: N802
         return pb.GetModelInfoResponse(
-            name="scripted", aliases=["other-name"], path="/models/scripted", max_model_len=64
+            name="scripted", aliases=["other-name"], path="/models/scripted", max_model_len=64, max_requests=100
         )
 
     async def GetServerInfo(self, request: Any, context: Any) -> pb.GetServerInfoResponse:  # noqa: N802

@@ -101,6 +101,15 @@ def test_too_many_inputs(guarded, path, field, rest):
     assert field not in ("input", "prompt") or post([1] * 4).status_code == 200, "one prompt of four tokens"
 
 
+def test_more_prompts_than_the_queue_ever_holds(shared_front):
+    """Told for good: a client that is told to come again would do so for ever."""
+    answer = shared_front.post(COMPLETIONS, prompt=["x"] * 101, max_tokens=1)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "prompt")
+    assert error["message"].startswith("prompt has 101 entries, and 100 requests can run and wait here (--max-queued)")
+    assert len(shared_front.post(COMPLETIONS, prompt=["x"] * 100, max_tokens=1).json()["choices"]) == 100
+
+
 def test_a_requests_name_goes_in_and_out(guarded):
     name = secrets.token_hex()
     for path, status in (("/v1/models", 200), ("/v1/nothing", 404), ("/health", 200)):

@@ -1318,6 +1318,7 @@ class GetModelInfoResponse(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     TASK_FIELD_NUMBER: _builtins.int
     POOLING_FIELD_NUMBER: _builtins.int
+    MAX_REQUESTS_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     architecture: _builtins.str
@@ -1330,6 +1331,8 @@ class GetModelInfoResponse(_message.Message):
     path: _builtins.str
     task: _builtins.str
     """What it is served for: generate, embed, classify, token_embed or token_classify."""
+    max_requests: _builtins.int
+    """Requests that can run and wait at once; more are refused until some of them have ended."""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -1355,11 +1358,12 @@ class GetModelInfoResponse(_message.Message):
         path: _builtins.str = ...,
         task: _builtins.str = ...,
         pooling: Global___PoolingInfo | None = ...,
+        max_requests: _builtins.int = ...,
         aliases: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pooling", b"pooling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "architecture", b"architecture", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "has_chat_template", b"has_chat_template", "max_logprobs", b"max_logprobs", "max_model_len", b"max_model_len", "name", b"name", "parameters", b"parameters", "path", b"path", "pooling", b"pooling", "task", b"task", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "architecture", b"architecture", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "has_chat_template", b"has_chat_template", "max_logprobs", b"max_logprobs", "max_model_len", b"max_model_len", "max_requests", b"max_requests", "name", b"name", "parameters", b"parameters", "path", b"path", "pooling", b"pooling", "task", b"task", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
