@@ -1,6 +1,6 @@
 """`jaxllm convert`: a checkpoint in the form that loads fastest."""
 
-import contextlib
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +9,7 @@ import typer
 from jaxllm.cli.command import Given, app, command, engine_config
 from jaxllm.config import EngineConfig
 from jaxllm.errors import ConfigError
+from jaxllm.interrupts import interrupts_held
 from jaxllm.progress import progress
 
 SOURCE = Annotated[str, typer.Argument(help="A Hugging Face checkpoint directory, or `demo`.", show_default=False)]
@@ -30,8 +31,7 @@ def convert(source: SOURCE, target: TARGET, engine: Given) -> None:
     try:
         _convert(config, target)
     except BaseException:
-        with contextlib.suppress(OSError):  # where something was written it stays, to be looked at
-            target.rmdir()
+        shutil.rmtree(target, ignore_errors=True)  # half a checkpoint is none
         raise
     print(f"wrote {target}; serve it with: jaxllm serve --model {target}")
 
@@ -46,4 +46,5 @@ def _convert(config: EngineConfig, target: Path) -> None:
     model = architecture.build(architecture.config.dtype if config.dtype == "auto" else config.dtype)
     with progress() as report:
         weights.load(model, path, load_format=config.load_format, seed=config.seed, progress=report)
-    weights.save_orbax(model, hf_config, path, target)
+    with interrupts_held():  # the writer's threads go on behind it, and complain
+        weights.save_orbax(model, hf_config, path, target)

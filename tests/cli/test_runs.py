@@ -3,11 +3,16 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from jaxllm import weights
+from jaxllm.cli.command import app
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -148,6 +153,25 @@ def test_a_converted_model_is_served_alike(shape, tmp_path):
     again = jaxllm("convert", shape, target, *DUMMY)
     assert again.returncode == 2
     assert "exists already" in again.stderr
+
+
+def test_an_interrupted_conversion_leaves_nothing(shape, tmp_path, monkeypatch):
+    target, written = tmp_path / "converted", []
+
+    def save(model: object, config: dict, source: Path, directory: Path) -> None:
+        (directory / "half").mkdir()
+        signal.raise_signal(signal.SIGINT)  # as Ctrl-C
+        written.append(directory)  # its threads are not cut off
+
+    monkeypatch.setattr(weights, "save_orbax", save)
+    result = CliRunner().invoke(app, ["convert", str(shape), str(target), *DUMMY])
+    assert (result.exit_code, written) == (130, [target])
+    assert not target.exists()
+
+
+def test_random_prompts_leave_room_for_their_outputs(shape):
+    (row,) = bench("throughput", shape, "--num-prompts", "2", "--output-len", "5")["rows"]
+    assert (row["prompt_tokens"], row["output_tokens"]) == (2 * (128 - 5), 2 * 5)
 
 
 def test_what_cannot_be_is_told_before_anything_runs(shape):
