@@ -25,6 +25,8 @@ def load(
     if not early:
         tokenizer = _tokenizer(config, config.tokenizer or engine.info.path, server.chat_template)
         chats = _chat_options(server, tokenizer)
+    form = chats.form
+    log.info("chats: tool_call_parser=%s reasoning_parser=%s", form.tools or "none", form.reasoning or "none")
     if tokenizer is not None and engine.info.pooling is None:
         engine.use_vocabulary(lambda: tokenizer)
         try:
@@ -37,7 +39,6 @@ def load(
 def _chat_options(config: ServerConfig, tokenizer: Tokenizer | None) -> ChatOptions:
     template = tokenizer.chat_template if tokenizer else ""
     form = AnswerFormat.choose(template, config.tool_call_parser, config.reasoning_parser)
-    log.info("chats: tool_call_parser=%s reasoning_parser=%s", form.tools or "none", form.reasoning or "none")
     return ChatOptions(form, config.enable_auto_tool_choice)
 
 
