@@ -125,6 +125,8 @@ class LLM(PoolingMethods):
         self._chat_template = chat_template
         self._ids = itertools.count()
         self._answers: dict[str, _Answer] = {}
+        self._driving = False  # the engine, which must not be called from within
+        self._unwanted: deque[tuple[str, FinishReason]] = deque()  # to be aborted when it is not
 
     @property
     def engine(self) -> Engine:
@@ -260,6 +262,7 @@ class LLM(PoolingMethods):
         """Give the device's memory back. Requests of a stream that was not read to its end are dropped."""
         self._engine = None
         self._answers.clear()
+        self._unwanted.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -297,7 +300,7 @@ class LLM(PoolingMethods):
         if not isinstance(params, SamplingParams):
             raise RequestError(f"params={params!r}: must be SamplingParams", "params")
         read = self._read(prompt)
-        if params.bad_words or params.thinking_token_budget is not None:
+        if params.bad_words or (params.thinking_token_budget is not None and params.thinking_token_ids is None):
             params = self.tokenizer.resolve(params)
         request = self.engine.make_request(
             read.token_ids,
@@ -335,17 +338,31 @@ class LLM(PoolingMethods):
 
     # --- running ---
 
+    @contextmanager
+    def _drive(self) -> Iterator[Engine]:
+        """The engine, with Ctrl-C held: it and the answers go on together. What is not wanted any more is aborted
+        behind it: the garbage collector may end a stream left in the middle at any moment, also within a step."""
+        with interrupts_held():
+            self._driving = True
+            try:
+                yield self.engine
+            finally:
+                while self._unwanted:
+                    self.engine.abort(*self._unwanted.popleft())
+                self._driving = False
+
     def _start(self, answer: "_Answer") -> str:
         request_id = answer.request.request_id
-        self.engine.add(answer.request)
-        self._answers[request_id] = answer
+        with self._drive() as engine:
+            engine.add(answer.request)
+            self._answers[request_id] = answer
         return request_id
 
     def _advance(self) -> list["_Answer"]:
         """One step of the engine; the answers that it advanced."""
         advanced = []
-        with interrupts_held():  # also while answers take what the step brought: nothing brings it again
-            for delta in self.engine.step():
+        with self._drive() as engine:  # also while answers take what the step brought: nothing brings it again
+            for delta in engine.step():
                 # What a stop string ended was forgotten then; its last delta says nothing new.
                 if (answer := self._answers.get(delta.request_id)) is not None:
                     stopped = answer.take(delta)
@@ -353,13 +370,14 @@ class LLM(PoolingMethods):
                     if answer.finished:
                         self._forget(answer)
                     elif stopped:
-                        self.engine.abort(delta.request_id, FinishReason.STOP, delta.index)
+                        engine.abort(delta.request_id, FinishReason.STOP, delta.index)
         return advanced
 
     def _forget(self, answer: "_Answer") -> None:
         del self._answers[answer.request.request_id]
         if answer.request.finish is None:  # of a request of several samples it stays None; such an abort does no harm
-            self.engine.abort(answer.request.request_id, FinishReason.STOP if answer.finished else FinishReason.ABORT)
+            reason = FinishReason.STOP if answer.finished else FinishReason.ABORT
+            self._unwanted.append((answer.request.request_id, reason))
 
     def _stream(self, answer: "_Answer") -> Iterator[RequestOutput]:
         with self._aborting([answer]):
@@ -376,9 +394,13 @@ class LLM(PoolingMethods):
         try:
             yield
         finally:
-            for answer in answers:
-                if self._answers.get(answer.request.request_id) is answer:
-                    self._forget(answer)
+            with interrupts_held():
+                for answer in answers:
+                    if self._answers.get(answer.request.request_id) is answer:
+                        self._forget(answer)
+                if self._unwanted and not self._driving:
+                    with self._drive():
+                        pass  # they are aborted behind it
 
 
 @dataclass(frozen=True, slots=True)

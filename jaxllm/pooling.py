@@ -181,15 +181,16 @@ class PoolingMethods:
         try:
             with reporting(None) if use_tqdm else nullcontext() as report:
                 while left:
-                    while waiting and engine.num_queued < engine.config.max_queued:
-                        engine.add(waiting.popleft())
                     with interrupts_held():
+                        while waiting and engine.num_queued < engine.config.max_queued:
+                            engine.add(waiting.popleft())
                         deltas: list[Delta] = engine.step()
                     left.difference_update(delta.request_id for delta in deltas)
                     if deltas and report is not None:
                         report(len(requests) - len(left), len(requests), "pooling")
         finally:
-            for request in requests:
-                if request.request_id in left:
-                    engine.abort(request.request_id, FinishReason.ABORT)
+            with interrupts_held():
+                for request in requests:
+                    if request.request_id in left:
+                        engine.abort(request.request_id, FinishReason.ABORT)
         return pooled(requests)

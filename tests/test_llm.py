@@ -336,3 +336,31 @@ def test_chat_offers_tools_and_documents(llm: LLM, monkeypatch: pytest.MonkeyPat
     tools = [{"type": "function", "function": {"name": "look"}}]
     (output,) = llm.chat([{"role": "user", "content": "Hi"}], GREEDY, tools=tools, documents=[{"text": "sunny"}])
     assert output.prompt == "look sunny Once upon a time"
+
+
+@pytest.mark.parametrize("temperature", [0, 1.3])
+def test_a_request_that_forbids_every_token_ends_with_an_error(llm: LLM, temperature: float) -> None:
+    """What the model would make of no logits at all is nobody's wish."""
+    ban = SamplingParams(temperature=temperature, max_tokens=9, allowed_token_ids=(7,), bad_words_ids=((7, 7, 7),))
+    late = replace(ban, allowed_token_ids=(2, 7), bad_words_ids=((7, 7),), min_tokens=4)  # 2 ends a text
+    plain = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+    outputs = llm.generate(["Once upon a time"] * 3, [ban, plain, late])
+    for output, drawn in ((outputs[0], 2), (outputs[2], 1)):
+        (one,) = output.outputs
+        assert (one.token_ids, one.finish_reason) == ([7] * drawn, "error")
+        assert output.error is not None
+        assert output.error.startswith("no token may be drawn here: allowed_token_ids, bad_words")
+    assert len(outputs[1].outputs[0].token_ids) == 24
+    assert outputs[1].outputs[0].token_ids == llm.generate("Once upon a time", plain)[0].outputs[0].token_ids
+
+
+def test_an_engine_may_report_no_alternatives(material: Path) -> None:
+    settings = {"max_num_seqs": 2, "max_num_batched_tokens": 16, "block_size": 8, "decode_steps": (1,)}
+    with LLM(str(material / "derived/stories260K-hf"), max_logprobs=0, max_model_len=64, **settings) as llm:
+        (output,) = llm.generate("Once upon a time", replace(GREEDY, max_tokens=3, logprobs=0, prompt_logprobs=0))
+        told = output.outputs[0].logprobs
+        assert told is not None
+        assert [len(each) for each in told] == [1, 1, 1]
+        assert output.prompt_logprobs is not None
+        with pytest.raises(RequestError, match="logprobs=1"):
+            llm.generate("Once", replace(GREEDY, logprobs=1))

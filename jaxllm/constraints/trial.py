@@ -110,6 +110,9 @@ class _Worker:
         except (OSError, EOFError, pickle.UnpicklingError):  # it overflowed its stack, or was out of memory
             self.stop()
             return "it is nested too deeply or too large; simplify it"
+        except BaseException:  # Ctrl-C: the answer would be taken for that to the next grammar
+            self.stop()
+            raise
         finally:
             clock.cancel()
         if answer == _TOO_LONG:

@@ -372,9 +372,9 @@ class Engine:
         self._follow(group, new)
         if any(delta.finish is not None and not delta.more for delta in deltas):
             del self._groups[group.request.request_id]
-            leftover = [name for name, own in self._group_of.items() if own is group]
-            for name in leftover:
-                del self._group_of[name]
+            while group.members:  # of a search that was ended from outside
+                name, _ = group.members.popitem()
+                self._group_of.pop(name, None)
                 if self._requests.pop(name, None) is not None:
                     self._scheduler.abort(name)
 

@@ -90,12 +90,16 @@ class Samples:
 
 
 class _Beam(NamedTuple):
-    """A continuation: its tokens, the log probability and rank of each, and the sum of the former."""
+    """A continuation: its tokens, the log probability and rank of each, and the sum of the former.
+
+    parent: who computed all but the last token.
+    """
 
     tokens: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     ranks: tuple[int, ...] = ()
     total: float = 0.0
+    parent: Request | None = None
 
 
 class Beams:
@@ -116,6 +120,7 @@ class Beams:
         self._running = [_Beam()]
         self._continuations: dict[int, Logprobs] = {}  # by the beam's place among the running
         self._places: dict[str, int] = {}
+        self._asked: list[Request] = []  # of each place among the running
         self._finished: list[tuple[float, _Beam]] = []  # the best first
         self._first: Delta | None = None
 
@@ -132,11 +137,10 @@ class Beams:
             return [], []  # of a search that has ended meanwhile
         if self._first is None:
             self._first = delta
+        del self.members[delta.request_id]
         if delta.finish is None or delta.logprobs is None:  # it was ended from outside
-            self.members.clear()
             reason = delta.finish or FinishReason.ERROR
             return list(self._answer(delta, reason)), []
-        del self.members[delta.request_id]
         self._continuations[self._places[delta.request_id]] = delta.logprobs
         if self.members:
             return [], []
@@ -158,10 +162,14 @@ class Beams:
             detokenize=False,
         )
         self._places.clear()
+        self._asked.clear()
         for place, beam in enumerate(self._running):
             prompt = [*asked.prompt, *beam.tokens]
             member = _member(asked, next(self._names), self._family, prompt, params)
             member.max_total = len(prompt) + 1
+            if beam.parent is not None:
+                member.page_keys = list(beam.parent.page_keys)
+            self._asked.append(member)
             self.members[member.request_id] = member
             self._places[member.request_id] = place
             yield member
@@ -175,12 +183,12 @@ class Beams:
         for place, beam in enumerate(self._running):
             found = self._continuations.pop(place)
             for rank, (token, logprob) in enumerate(zip(found.top_ids[0].tolist(), found.top[0].tolist(), strict=True)):
-                grown.append((beam.total + logprob, beam, token, logprob, rank + 1))
+                grown.append((beam.total + logprob, beam, token, logprob, rank + 1, self._asked[place]))
         grown.sort(key=lambda one: -one[0])
         grown = grown[: self.candidates(width, len(self.request.stop_ids))]
         self._running = []
-        for place, (total, beam, token, logprob, rank) in enumerate(grown):
-            new = _Beam((*beam.tokens, token), (*beam.logprobs, logprob), (*beam.ranks, rank), total)
+        for place, (total, beam, token, logprob, rank, parent) in enumerate(grown):
+            new = _Beam((*beam.tokens, token), (*beam.logprobs, logprob), (*beam.ranks, rank), total, parent)
             if not last and token not in self.request.stop_ids:
                 if len(self._running) < width:
                     self._running.append(new)

@@ -34,6 +34,11 @@ from jaxllm.engine.pace import Pace
 from jaxllm.engine.stop import accept, stopped
 from jaxllm.errors import ConfigError, QueueFullError, RequestError
 
+ALL_FORBIDDEN = (
+    "no token may be drawn here: allowed_token_ids, bad_words, min_tokens, logit_bias and logits processors together "
+    "forbid all of them; allow more"
+)
+
 _by_order = attrgetter("order")
 
 
@@ -130,7 +135,8 @@ class Scheduler:
         if family is not None and family.arrival < 0:
             family.arrival = arrival
         request.order = (*urgency, arrival if family is None else family.arrival, arrival)
-        request.page_keys = [self.cache.root(request)]
+        if not request.page_keys:  # a beam brings those of the one that it goes on from
+            request.page_keys = [self.cache.root(request)]
         if request.deadline is not None:
             self._next_deadline = min(self._next_deadline, request.deadline)
         leader = request.leader
@@ -417,7 +423,7 @@ class Scheduler:
                 continue
             draws = row.count if plan.kind == "decode" else 1
             if request.constraint is None:
-                new = Advance(*accept(request, result.tokens))
+                new = Advance(*accept(request, result.tokens), error=ALL_FORBIDDEN)
             else:
                 new = advance(request, result.tokens)
             tokens, finish = new.tokens, new.finish
@@ -436,7 +442,7 @@ class Scheduler:
             elif request.num_computed >= page_size * (request.num_indexed + 1):
                 self.cache.index(request)
             delta = delta_of(request, now, tokens)
-            delta.error = new.error
+            delta.error = new.error if finish is FinishReason.ERROR else None
             if result.logprobs is not None:
                 delta.logprobs = slice_logprobs(result.logprobs, 0, len(tokens))
             if finish is FinishReason.STOP and tokens[-1] in request.stop_ids:

@@ -27,8 +27,13 @@ log probabilities of the prompt's tokens as well.
 """
 
 
+NOTHING = -1
+"""In place of a token, where every one of them is forbidden."""
+
+
 class Drawn(NamedTuple):
-    """tokens: [B] int32. logprobs: None unless the variant reports them. states: the processors', after the tokens."""
+    """tokens: [B] int32, NOTHING where none may be drawn. logprobs: None unless the variant reports them. states: the
+    processors', after the tokens."""
 
     tokens: jax.Array
     logprobs: TokenLogprobs | None
@@ -70,7 +75,9 @@ class Drawing:
             processed = confine(processed, masks, logits)
         tokens = draw(processed, params, at)
         told = narrow(processed, params) if self._mode.startswith("processed") else logits
-        return Drawn(tokens, self.logprobs(told, tokens), self._processors.update(processing, tokens))
+        logprobs, states = self.logprobs(told, tokens), self._processors.update(processing, tokens)
+        forbidden = jnp.take_along_axis(processed, tokens[:, None], axis=1)[:, 0] == -jnp.inf
+        return Drawn(jnp.where(forbidden, jnp.int32(NOTHING), tokens), logprobs, states)
 
     def logprobs(self, logits: jax.Array, tokens: jax.Array) -> TokenLogprobs:
         """What is reported of tokens [B] drawn, or given, where the logits are [B, V]."""

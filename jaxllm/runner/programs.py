@@ -351,7 +351,7 @@ class Programs:
             return self.drawing.logprobs(model.logits(part[0]), part[1])
 
         parts = (hidden.reshape(-1, block, hidden.shape[1]), targets.reshape(-1, block))
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(score, parts))
+        return jax.tree.map(lambda x: x.reshape(x.shape[0] * block, *x.shape[2:]), jax.lax.map(score, parts))
 
     def _copy(
         self, key: ProgramKey, weights: Leaves, cache: Leaves, state: State, packed: jax.Array

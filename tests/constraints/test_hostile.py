@@ -1,13 +1,14 @@
 """What is asked for to do harm ends in an error that says what is wrong, soon, and no one else waits."""
 
 import importlib
+import signal
 import threading
 import time
 from collections.abc import Callable
 
 import pytest
 
-from jaxllm.constraints import Compiler
+from jaxllm.constraints import Compiler, trial
 from jaxllm.errors import RequestError
 from jaxllm.structured_outputs import StructuredOutputs
 
@@ -128,3 +129,27 @@ def test_a_form_that_is_given_up_while_it_is_compiled_again_is_counted_whole(
     held.append(compiler.compile(form, ()))
     assert compiler._cached_size == sum(known.size * len(of.matchers) for known, of in compiler._cache.items())
     assert len(compiler._cache[form].matchers) == 2
+
+
+def test_an_interrupted_trial_leaves_no_answer_behind(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next grammar would be judged by it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    send = trial._send
+
+    def send_and_interrupt(*given: object) -> None:
+        send(*given)
+        signal.raise_signal(signal.SIGINT)
+
+    try:
+        monkeypatch.setattr(trial, "_send", send_and_interrupt)
+        for _ in range(trial.WORKERS):
+            with pytest.raises(KeyboardInterrupt):
+                compiler.compile(StructuredOutputs(regex=f"never asked before {time.monotonic_ns()}"), [0])
+    finally:
+        monkeypatch.undo()
+        signal.signal(signal.SIGINT, before)
+    for _ in range(trial.WORKERS):
+        with pytest.raises(RequestError, match="cannot be compiled"):
+            compiler.compile(StructuredOutputs(regex=f"((({time.monotonic_ns()}"), [0])
+    for _ in range(trial.WORKERS):
+        compiler.compile(StructuredOutputs(regex=f"good {time.monotonic_ns()}"), [0])

@@ -1,5 +1,6 @@
 """The offline API without a device: what it does around the engine when things are many, odd or broken."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from echo_runner import answer, echo_engine
 
 from jaxllm import LLM, SamplingParams
 from jaxllm.core import FinishReason
-from jaxllm.engine import Engine
+from jaxllm.engine import Engine, scheduler
 from jaxllm.errors import ConfigError, EngineDeadError
 
 TOKENS = SamplingParams(max_tokens=20, detokenize=False)
@@ -101,6 +102,50 @@ def test_an_interrupt_loses_no_token_of_a_stream_that_goes_on(
     monkeypatch.undo()
     *_, last = stream
     assert last.outputs[0].token_ids == answer([7], 20)
+
+
+def test_an_interrupt_while_prompts_are_queued(
+    make_llm: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    llm = make_llm()
+    for victim in ("add", "abort"):  # the second while those of the first are ended
+        part = getattr(llm.engine._scheduler, victim)
+
+        def interrupted(*given: Any, part: Any = part, **named: Any) -> Any:
+            value = part(*given, **named)
+            signal.raise_signal(signal.SIGINT)
+            return value
+
+        monkeypatch.setattr(llm.engine._scheduler, victim, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate([[1], [2], [3]], TOKENS)
+    monkeypatch.undo()
+    assert llm.generate([7], TOKENS)[0].outputs[0].token_ids == answer([7], 20)
+    load = llm.engine.load()
+    assert (load.running, load.waiting, load.pages_free) == (0, 0, load.pages_total)
+
+
+def test_a_stream_that_the_collector_ends_within_a_step(make_llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that was not read to its end, in a cycle: the collector may come upon it anywhere."""
+    llm = make_llm()
+    loop: list[Any] = [llm.stream([5], replace(TOKENS, max_tokens=100))]
+    loop.append(loop)
+    next(loop[0])
+    del loop
+    accept, collected = scheduler.accept, []
+
+    def collect_and_accept(*given: Any) -> Any:
+        if not collected:
+            collected.append(gc.collect())
+        return accept(*given)
+
+    monkeypatch.setattr(scheduler, "accept", collect_and_accept)
+    assert llm.generate([7], TOKENS)[0].outputs[0].token_ids == answer([7], 20)
+    assert collected
+    load = llm.engine.load()
+    assert (load.running, load.waiting, load.pages_free) == (0, 0, load.pages_total)
 
 
 def test_the_reason_of_a_failed_sample_is_told(make_llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:

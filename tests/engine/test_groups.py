@@ -10,6 +10,7 @@ import pytest
 from echo_runner import echo_engine
 
 from jaxllm import LLM, SamplingParams
+from jaxllm.cache.prefix import PrefixIndex
 from jaxllm.core import FinishReason
 from jaxllm.errors import RequestError
 
@@ -198,6 +199,12 @@ def test_priority_and_cache_salt_offline() -> None:
             llm.generate(prompts, params(), priority=[1, 2])
 
 
+def test_thinking_is_bounded_without_a_tokenizer(llm: LLM) -> None:
+    thinking = params(thinking_token_budget=2, thinking_token_ids=(5, 6), logit_bias={9: 100}, max_tokens=4)
+    (output,) = llm.generate([7, 5], thinking)
+    assert output.outputs[0].token_ids == [9, 9, 6, 9]
+
+
 # --- beam search ---
 
 
@@ -233,6 +240,16 @@ def test_a_beam_goes_on_from_its_parents_pages() -> None:
         steps = computed(llm)
         llm.generate(PROMPT, SamplingParams(use_beam_search=True, n=3, max_tokens=9, ignore_eos=True, detokenize=False))
         assert steps == [len(PROMPT), *[1] * (3 * 8)]
+
+
+def test_a_beam_takes_over_its_parents_keys(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long prompt is hashed once, and not by every beam in every step."""
+    hashed: list[int] = []
+    key = PrefixIndex.key
+    monkeypatch.setattr(PrefixIndex, "key", lambda *given: hashed.append(1) or key(*given))
+    prompt = [3 + i % 50 for i in range(12 * PAGE)]
+    llm.generate(prompt, SamplingParams(use_beam_search=True, n=3, max_tokens=9, ignore_eos=True, detokenize=False))
+    assert 12 <= len(hashed) <= 12 + 3 * 9
 
 
 def test_the_n_best_of_a_wider_search(llm: LLM) -> None:
