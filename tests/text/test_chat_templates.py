@@ -13,6 +13,7 @@ from answers import STRING, TOOLS, read, tool
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from jaxllm.errors import RequestError
 from jaxllm.server.text import AnswerFormat, chat
@@ -265,9 +266,18 @@ def test_transformers_own_keywords_cannot_be_reached(name: str, tokenizer: Calla
 
 
 def test_reserved_names_are_all_of_transformers(tokenizer: Callable) -> None:
-    parameters = inspect.signature(PreTrainedTokenizerFast.apply_chat_template).parameters
-    own = {"self", "kwargs", "tools", "documents", "add_generation_prompt", "continue_final_message"}
-    assert set(parameters) - own == chat.RESERVED
+    functions = (PreTrainedTokenizerFast.apply_chat_template, render_jinja_template)
+    parameters = {name for function in functions for name in inspect.signature(function).parameters}
+    own = {"kwargs", "tools", "documents", "add_generation_prompt", "continue_final_message"}
+    assert parameters - own | {"messages"} == chat.RESERVED
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer", "kwargs", "args", "variables", "apply", "role", "loop", "", "a b", "__class__"]
+)
+def test_any_other_name_is_a_variable(name: str, tokenizer: Callable) -> None:
+    fast = tokenizer("vllm/template_chatml.jinja")
+    assert chat.render(fast, [USER], **{name: 1}) == chat.render(fast, [USER])
 
 
 def test_tools_of_unusual_schemas_are_rendered(tokenizer: Callable) -> None:

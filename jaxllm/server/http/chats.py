@@ -4,6 +4,7 @@ The other dialects of chats are translated into this one, so that there is one r
 """
 
 import json
+import sys
 from typing import Annotated, Any, Literal, Self
 
 from google.protobuf import json_format
@@ -17,6 +18,18 @@ from jaxllm.server.tool_choice import check_tools
 
 MAX_VARIABLE_NESTING = 16
 """Lists and objects in each other that a template's variable may be: protobuf reads few more."""
+
+
+def _check_numbers(value: Any) -> None:
+    """RequestError for a number that protobuf's, which have 64 bits, cannot hold or write as JSON."""
+    if isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _check_numbers(inner)
+    elif isinstance(value, (int, float)) and not abs(value) <= sys.float_info.max:  # so of NaN, too
+        raise RequestError(
+            "chat_template_kwargs: a number is none that 64 bits can hold; send it as a string",
+            "chat_template_kwargs",
+        )
 
 
 def _content(value: Any) -> str | list[str]:
@@ -155,6 +168,7 @@ class ChatFields(Strict):
             raise RequestError("messages: must hold at least one message", "messages")
         for value in (self.chat_template_kwargs or {}).values():
             check_nesting(value, MAX_VARIABLE_NESTING, "chat_template_kwargs")
+            _check_numbers(value)
         return self
 
     def chat(self) -> pb.Chat:

@@ -18,10 +18,12 @@ Message = Mapping[str, Any]
 list of {"type": "text", "text": "..."}, too."""
 
 RESERVED = frozenset((
-    "chat_template", "conversation", "max_length", "padding", "return_assistant_tokens_mask", "return_dict",
-    "return_tensors", "sanitize_control_tokens", "tokenize", "tokenizer_kwargs", "truncation",
+    "chat_template", "conversation", "conversations", "max_length", "messages", "padding",
+    "return_assistant_tokens_mask", "return_dict", "return_tensors", "sanitize_control_tokens", "self", "tokenize",
+    "tokenizer_kwargs", "truncation",
 ))  # fmt: skip
-"""Keywords of transformers' own that no request may reach: a template of the client's is a program of the client's."""
+"""Parameters of transformers' and Jinja's own that no request may reach: a template of the client's is a program of the
+client's. Jinja has no variable `self`."""
 
 _SYNTAX = jinja2.Environment(extensions=["jinja2.ext.do", "jinja2.ext.loopcontrols"])
 _PROBE = "Xq7 probe"
@@ -38,6 +40,7 @@ def read_template(path: str) -> str:
 def render(
     tokenizer: Any,
     messages: Sequence[Message],
+    /,
     *,
     continue_final_message: bool = False,
     add_generation_prompt: bool | None = None,

@@ -139,11 +139,11 @@ class Tokenizer:
         template = self._hf.chat_template or ""
         return template if isinstance(template, str) else template.get("tool_use") or template.get("default", "")
 
-    def render_chat(self, messages: Sequence[chat.Message], **kwargs: Any) -> str:
+    def render_chat(self, messages: Sequence[chat.Message], /, **kwargs: Any) -> str:
         """The prompt's text for a conversation; keywords as in `chat.render`."""
         return chat.render(self._hf, messages, **kwargs)
 
-    def apply_chat(self, messages: Sequence[chat.Message], **kwargs: Any) -> list[int]:
+    def apply_chat(self, messages: Sequence[chat.Message], /, **kwargs: Any) -> list[int]:
         """The prompt's token ids for a conversation; the template writes the special tokens."""
         return self.encode(self.render_chat(messages, **kwargs), add_special_tokens=False)
 

@@ -11,6 +11,7 @@ from jaxllm.core import FinishReason
 from jaxllm.server.grpc.session import ChatOptions
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.text import AnswerFormat, Tokenizer
+from jaxllm.server.text.chat import RESERVED
 
 PARAMETERS = {"type": "object", "properties": {"z": {}, "a": {}}}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": PARAMETERS}}
@@ -134,6 +135,27 @@ async def test_the_prompt_shows_tools_documents_and_earlier_calls(served: Served
     assert engine.requests["a"].prompt == encode(f"{json.dumps(TOOL)}(doc){conversation}")
     tokens = (await served.inference.Tokenize(pb.TokenizeRequest(chat=wire.chat))).token_ids
     assert tokens == engine.requests["a"].prompt
+
+
+@pytest.mark.parametrize(
+    "name", ["self", "tokenizer", "messages", "conversation", "conversations", "", "class", "kwargs"]
+)
+async def test_no_name_of_a_variable_is_an_internal_error(served: Served, encode, name: str) -> None:
+    chat = pb.Chat(messages=[USER])
+    chat.template_kwargs.update({name: 1})
+    calls = (
+        served.inference.Tokenize(pb.TokenizeRequest(chat=chat)),
+        served.inference.Generate(pb.GenerateRequest(request_id="a", chat=chat, sampling=pb.Sampling(max_tokens=1))),
+    )
+    if name in RESERVED:
+        for call in calls:
+            with pytest.raises(grpc.aio.AioRpcError, match=name) as raised:
+                await call
+            assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        return
+    await served.engine.submitted("a")
+    served.engine.step({"a": encode("x")}, finish=FinishReason.LENGTH)
+    assert [(await call).token_ids for call in calls] == [encode("<user>hi<assistant>"), encode("x")]
 
 
 @pytest.mark.parametrize("fields", [{"tools": False}, {"tool_choice": pb.ToolChoice(mode=pb.ToolChoice.MODE_NONE)}])

@@ -172,6 +172,14 @@ def test_variables_of_templates_may_be_nested(shared_front):
     assert shared_front.post("/tokenize", messages=[USER], chat_template_kwargs={"x": nested(40)}).status_code == 400
 
 
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "1" + "0" * 400])
+@pytest.mark.parametrize("value", ["%s", '[1, {"a": [%s]}]'])
+def test_numbers_that_no_variable_of_a_template_can_be(shared_front, number, value):
+    body = '{"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {"x": %s}}' % (value % number)
+    answer = shared_front.client.post(CHAT, content=body, headers={"content-type": "application/json"})
+    assert error_of(answer, 400)["param"] == "chat_template_kwargs"
+
+
 def test_a_name_that_holds_half_a_character(shared_front):
     for path, body in (
         (COMPLETIONS, b'{"prompt": "x", "\\ud800": 1}'),
