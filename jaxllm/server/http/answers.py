@@ -183,7 +183,7 @@ class OpenAIAnswer[R: (CompletionRequest, ChatRequest)]:
     def _full_event(self, choice: Choice, ended: bool) -> bytes:
         """ended: tell how the choice ended."""
         rest: dict[str, Any] = {
-            "logprobs": self._logprobs(choice) if choice.logprobs else None,
+            "logprobs": self._logprobs(choice) if self._scored(choice) else None,
             "finish_reason": choice.finish_reason if ended else None,
             "stop_reason": choice.stop_reason if ended else None,
         }
@@ -245,6 +245,10 @@ class OpenAIAnswer[R: (CompletionRequest, ChatRequest)]:
         """The same for an event and what is new, as the JSON of an object's inside."""
         raise NotImplementedError
 
+    def _scored(self, choice: Choice) -> bool:
+        """There are log probabilities that no event has carried."""
+        return bool(choice.logprobs)
+
     def _logprobs(self, choice: Choice) -> dict[str, Any]:
         """The log probabilities that the choice holds now."""
         raise NotImplementedError
@@ -261,6 +265,9 @@ class CompletionAnswer(OpenAIAnswer[CompletionRequest]):
     object = "text_completion"
     event_object = "text_completion"
 
+    def add(self, chunks: Iterable[pb.GenerateChunk]) -> None:
+        super().add(map(_without_drawn, chunks) if self.request.only_scores else chunks)
+
     def _whole(self, choice: Choice) -> dict[str, Any]:
         return {"text": choice.text}
 
@@ -274,6 +281,11 @@ class CompletionAnswer(OpenAIAnswer[CompletionRequest]):
         if self.request.prompt_logprobs is not None:
             answer["prompt_logprobs"] = self._prompt_logprobs(choice)
         return answer
+
+    def _scored(self, choice: Choice) -> bool:
+        if self.request.only_scores:
+            return self.request.logprobs is not None and choice.finish is not None and not choice.echoed
+        return super()._scored(choice)
 
     def _logprobs(self, choice: Choice) -> dict[str, Any]:
         """Offsets count the characters of the tokens' own texts from the start of the choice's text."""
@@ -291,6 +303,16 @@ class CompletionAnswer(OpenAIAnswer[CompletionRequest]):
             "top_logprobs": [_by_text(entry) if entry.rank else None for entry in entries],
             "text_offset": offsets,
         }
+
+
+def _without_drawn(chunk: pb.GenerateChunk) -> pb.GenerateChunk:
+    """The same of an answer that ends before its first token."""
+    del chunk.token_ids[:]
+    if chunk.HasField("counts"):
+        chunk.counts.completion = 0
+    if chunk.finish.reason == pb.FINISH_REASON_STOP:
+        chunk.finish.CopyFrom(pb.Finish(reason=pb.FINISH_REASON_LENGTH))
+    return chunk
 
 
 class ChatAnswer(OpenAIAnswer[ChatRequest]):

@@ -235,8 +235,28 @@ class CompletionRequest(GenerationRequest):
         return self.logprobs
 
     @property
+    def only_scores(self) -> bool:
+        """The answer is the prompt, with its log probabilities where they are asked for."""
+        return bool(self.echo) and self.max_tokens == 0
+
+    @property
     def token_limit(self) -> int | None:
+        if self.only_scores:
+            return 1  # the engine draws one at least; the answer leaves it out
         return 16 if self.max_tokens is None else self.max_tokens
+
+    def sampling(self) -> pb.Sampling:
+        if self.max_tokens == 0 and not self.echo:
+            raise RequestError(
+                "max_tokens=0: must be at least 1; for the prompt and its log probabilities alone send echo=true, too",
+                "max_tokens",
+            )
+        sampling = super().sampling()
+        if self.only_scores:  # so that the token has neither text nor log probability, and ends nothing by its text
+            sampling.detokenize = False
+            sampling.ClearField("stop")
+            sampling.ClearField("logprobs")
+        return sampling
 
     def prompts(self) -> list[pb.GenerateRequest]:
         return [

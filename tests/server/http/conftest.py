@@ -66,7 +66,8 @@ class ScriptedEngine(pb_grpc.InferenceServicer, pb_grpc.ControlServicer, health_
 
     "fail CODE [after N]": an Error with that code after N tokens. "end REASON": that finish after one token.
     "slow": a token every 20 ms (so do "fail" and "mute"). "mute": token ids without text. "hang": nothing.
-    "stop": ends at the stop string "was". "call": CALLING, as far as max_tokens allows.
+    "stop": ends at the stop string "was". "call": CALLING, as far as max_tokens allows. "over": ends at
+    its first token.
 
     What it pools of an input is its size.
     """
@@ -134,12 +135,17 @@ class ScriptedEngine(pb_grpc.InferenceServicer, pb_grpc.ControlServicer, health_
             yield chunk
             await asyncio.sleep(0.02)
         for index in range(limit if verb != "call" else 0):
-            chunk = pb.GenerateChunk(text="" if verb == "mute" else token(index), token_ids=[index])
+            mute = verb == "mute" or (sampling.HasField("detokenize") and not sampling.detokenize)
+            chunk = pb.GenerateChunk(text="" if mute else token(index), token_ids=[index])
             chunk.counts.prompt, chunk.counts.completion, chunk.counts.cached = len(prompt), index + 1, len(prompt) // 2
             if index == 0:
                 chunk.prompt_token_ids.extend(prompt)
                 if sampling.HasField("prompt_logprobs"):
                     chunk.prompt_logprobs.extend(logprob(i, sampling.prompt_logprobs) for i in prompt[1:])
+                if sampling.echo:
+                    chunk.text = "".join(map(token, prompt)) + chunk.text
+                    first = token(prompt[0])
+                    chunk.prompt_logprobs.insert(0, pb.TokenLogprob(token=first, token_bytes=first.encode()))
             if sampling.HasField("logprobs"):
                 chunk.logprobs.append(logprob(index, sampling.logprobs))
             if verb == "fail" and index == int(rest[2]):
@@ -151,6 +157,8 @@ class ScriptedEngine(pb_grpc.InferenceServicer, pb_grpc.ControlServicer, health_
                 chunk.text = " "
                 chunk.finish.reason = pb.FINISH_REASON_STOP
                 chunk.finish.stop_string = "was"
+            elif verb == "over":
+                chunk.finish.reason, chunk.finish.stop_token_id = pb.FINISH_REASON_STOP, 2
             elif index == limit - 1:
                 chunk.finish.reason = pb.FINISH_REASON_LENGTH
             if chunk.HasField("finish"):

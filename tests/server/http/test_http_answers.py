@@ -7,8 +7,9 @@ from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletionChunk
 
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
-from jaxllm.server.http.answers import ChatAnswer
+from jaxllm.server.http.answers import ChatAnswer, CompletionAnswer
 from jaxllm.server.http.chats import ChatRequest
+from jaxllm.server.http.requests import CompletionRequest
 
 MESSAGES = [{"role": "user", "content": "say something"}]
 COMPLETIONS = "/v1/completions"
@@ -446,7 +447,66 @@ def test_echo_tells_of_the_prompts_log_probabilities_too(shared_front):
     sampling = last_request(shared_front).sampling
     assert (sampling.echo, sampling.prompt_logprobs) == (True, 1)
     logprobs = body["choices"][0]["logprobs"]
-    assert logprobs["tokens"] == [" upon", " a", "Once", " upon"]  # as the scripted engine's prompts go
-    assert logprobs["text_offset"] == [0, 5, 7, 11]
+    assert body["choices"][0]["text"] == "Once upon aOnce upon"  # as the scripted engine's prompts go
+    assert logprobs["tokens"] == ["Once", " upon", " a", "Once", " upon"]
+    assert logprobs["text_offset"] == [0, 4, 9, 11, 15]
     shared_front.post(COMPLETIONS, prompt="one", max_tokens=1, echo=True)
     assert not last_request(shared_front).sampling.HasField("prompt_logprobs")
+
+
+SCORED = {
+    "tokens": ["Once", " upon", " a"],
+    "token_logprobs": [None, -0.125, -0.125],
+    "top_logprobs": [None, {" upon": -0.125}, {" a": -0.125}],
+    "text_offset": [0, 4, 9],
+}
+
+
+@pytest.mark.parametrize("prompt", ["one two three", "over and over", [0, 1, 2]])
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_prompt_is_scored_and_nothing_generated(shared_front, prompt, n):
+    body = shared_front.post(
+        COMPLETIONS, prompt=prompt, max_tokens=0, echo=True, logprobs=1, n=n, stop=["a"], return_token_ids=True
+    ).json()
+    sampling = last_request(shared_front).sampling
+    assert (sampling.max_tokens, sampling.prompt_logprobs, sampling.detokenize) == (1, 1, False)
+    assert [choice["index"] for choice in body["choices"]] == list(range(n))
+    for choice in body["choices"]:
+        assert (choice["text"], choice["logprobs"]) == ("Once upon a", SCORED)
+        assert (choice["finish_reason"], choice["stop_reason"]) == ("length", None)
+        assert (choice["prompt_token_ids"], choice["token_ids"]) == ([0, 1, 2], [])
+    assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (3, 0)
+
+
+def test_prompts_are_scored_in_a_stream(shared_front):
+    asked = {"prompt": ["one two three", "over"], "max_tokens": 0, "echo": True, "n": 2}
+    events = shared_front.events(COMPLETIONS, logprobs=1, stream_options={"include_usage": True}, **asked)
+    assert events.pop()["usage"]["completion_tokens"] == 0
+    expected = [("Once upon a", ["Once", " upon", " a"])] * 2 + [("Once", ["Once"])] * 2
+    for index, (text, tokens) in enumerate(expected):
+        own = [event["choices"][0] for event in events if event["choices"][0]["index"] == index]
+        assert "".join(choice["text"] for choice in own) == text
+        assert [token for choice in own if choice["logprobs"] for token in choice["logprobs"]["tokens"]] == tokens
+        assert own[-1]["finish_reason"] == "length"
+    plain = shared_front.events(COMPLETIONS, **asked)
+    assert {(event["choices"][0]["text"], event["choices"][0]["logprobs"]) for event in plain} == {
+        ("Once upon a", None), ("Once", None),
+    }  # fmt: skip
+
+
+def test_an_echo_that_comes_before_its_log_probabilities():
+    request = CompletionRequest(prompt="x", max_tokens=0, echo=True, logprobs=0, stream=True)
+    answer = CompletionAnswer(request, "m")
+    entries = [pb.TokenLogprob(token=text, token_bytes=text.encode(), rank=rank) for rank, text in enumerate("abc")]
+    events = b""
+    for chunk in (
+        pb.GenerateChunk(text="abc", prompt_logprobs=entries[:2]),
+        pb.GenerateChunk(prompt_logprobs=entries[2:]),
+        pb.GenerateChunk(token_ids=[7], finish=pb.Finish(reason=pb.FINISH_REASON_STOP, stop_token_id=7)),
+    ):
+        chunk.request_id = answer.requests[0].request_id
+        answer.add([chunk])
+        events += answer.events()
+    first, last = (json.loads(event[6:])["choices"][0] for event in events.decode().split("\n\n")[:-1])
+    assert (first["text"], first["logprobs"]) == ("abc", None)
+    assert (last["text"], last["logprobs"]["tokens"], last["finish_reason"]) == ("", ["a", "b", "c"], "length")
