@@ -110,6 +110,28 @@ def test_prompt_logprobs_are_the_references(client, cases):
             assert entry[str(token)]["logprob"] == pytest.approx(logprob, abs=1e-3)
 
 
+def test_a_text_is_scored(client, cases):
+    case = max(cases, key=lambda case: len(case["prompt_ids"]))
+    asked = {"model": MODEL, "prompt": [case["prompt"], "Zoë 😀 a cat"], "max_tokens": 0, "echo": True, "logprobs": 0}
+    answer = client.completions.create(**asked)
+    for choice, prompt in zip(answer.choices, asked["prompt"], strict=True):
+        scored = choice.logprobs
+        assert (choice.text, choice.finish_reason, scored.token_logprobs[0]) == (prompt, "length", None)
+        assert scored.text_offset[:2] == [0, 0]  # behind the token that the tokenizer puts before
+        for token, offset in zip(scored.tokens[2:], scored.text_offset[2:], strict=True):
+            assert prompt.startswith(token, offset) or token == "\ufffd"
+    assert answer.choices[0].logprobs.token_logprobs[1:] == pytest.approx(case["prompt_logprobs"][1:], abs=1e-3)
+    assert answer.usage.completion_tokens == 0
+    assert answer.usage.prompt_tokens == sum(len(choice.logprobs.tokens) for choice in answer.choices)
+    events = list(client.completions.create(**asked, stream=True))
+    for whole in answer.choices:
+        own = [event.choices[0] for event in events if event.choices[0].index == whole.index]
+        assert "".join(choice.text for choice in own) == whole.text
+        parts = [choice.logprobs for choice in own if choice.logprobs]
+        assert [offset for part in parts for offset in part.text_offset] == whole.logprobs.text_offset
+        assert own[-1].finish_reason == "length"
+
+
 def test_a_completion_stream_adds_up(client, openapi):
     asked = {"model": MODEL, "prompt": STORY, "max_tokens": 40, "temperature": 0, "logprobs": 1}
     whole = client.completions.create(**asked)

@@ -14,6 +14,7 @@ from pydantic_core import to_json
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.http.chats import ChatRequest
 from jaxllm.server.http.errors import ApiError, from_number
+from jaxllm.server.http.offsets import Offsets
 from jaxllm.server.http.requests import CompletionRequest
 
 DONE = b"data: [DONE]\n\n"
@@ -40,13 +41,15 @@ class Choice:
         self.counts = pb.Counts()
         self.timings = pb.Timings()
         self.finish: pb.Finish | None = None
-        self.offset = 0  # characters of the tokens reported so far, for text_offset
+        self.beginning = ""  # of the text
+        self.offsets = Offsets()  # of the tokens whose log probabilities have been told of
         self.started = False
         self.echoed = False  # the prompt's log probabilities have been told of
 
     def add(self, chunk: pb.GenerateChunk) -> None:
         """Raises ApiError when the server ended the request."""
         self.texts.append(chunk.text)
+        self.beginning = self.beginning or chunk.text
         if chunk.reasoning:
             self.reasoning.append(chunk.reasoning)
         if chunk.tool_calls:
@@ -288,15 +291,13 @@ class CompletionAnswer(OpenAIAnswer[CompletionRequest]):
         return super()._scored(choice)
 
     def _logprobs(self, choice: Choice) -> dict[str, Any]:
-        """Offsets count the characters of the tokens' own texts from the start of the choice's text."""
-        offsets = []
-        entries = list(choice.logprobs)
+        entries, offsets = [], []
         if self.request.echo and not choice.echoed:
             choice.echoed = True
-            entries = [*choice.first.prompt_logprobs, *entries]
-        for entry in entries:
-            offsets.append(choice.offset)
-            choice.offset += len(entry.token)
+            entries += choice.first.prompt_logprobs
+            offsets += choice.offsets.of_prompt([entry.token_bytes for entry in entries], choice.beginning)
+        entries += choice.logprobs
+        offsets += choice.offsets.of(entry.token_bytes for entry in choice.logprobs)
         return {  # the prompt's first token has no rank and no log probability
             "tokens": [entry.token for entry in entries],
             "token_logprobs": [_finite(entry.logprob) if entry.rank else None for entry in entries],

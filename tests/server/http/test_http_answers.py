@@ -1,5 +1,6 @@
 """What the front makes of the engine's chunks: OpenAI's JSON and events, and what it asks the engine for."""
 
+import codecs
 import json
 
 import pytest
@@ -452,6 +453,55 @@ def test_echo_tells_of_the_prompts_log_probabilities_too(shared_front):
     assert logprobs["text_offset"] == [0, 4, 9, 11, 15]
     shared_front.post(COMPLETIONS, prompt="one", max_tokens=1, echo=True)
     assert not last_request(shared_front).sampling.HasField("prompt_logprobs")
+
+
+def entry(raw: bytes, rank: int = 1) -> pb.TokenLogprob:
+    return pb.TokenLogprob(token=raw.decode(errors="replace"), token_bytes=raw, rank=rank)
+
+
+def pieces(character: str) -> list[bytes]:
+    """A token of each of its bytes."""
+    return [bytes([byte]) for byte in character.encode()]
+
+
+SPREAD = [b"h", *pieces("é"), b"llo ", *pieces("😀"), b" w", b"\xc3", b"\xb6r", b"ld"]  # text: héllo 😀 wörld
+PLACES = [0, 1, 1, 2, 6, 6, 6, 6, 7, 9, 9, 11]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("before", "echo", "places"),
+    [
+        ([], "", []),
+        ([b"Hi", b"!"], "Hi!", [0, 2]),
+        ([b"<s>", b"Hi", b"!"], "Hi!", [0, 0, 2]),
+        ([b"<a>", b"<b>", b" Hi", b"!"], "Hi!", [0, 0, 0, 2]),
+        ([b"<s>", b" Hi", b"!"], " Hi!", [0, 0, 3]),
+        ([b" ", b"Hi", b"!"], "Hi!", [0, 0, 2]),
+        ([b"\xf0\x9f", b"\x98\x80", b"!"], "😀!", [0, 0, 1]),
+        ([b"Hi", b"\xf0\x9f"], "Hi\ufffd", [0, 2]),
+    ],
+)
+def test_offsets_are_places_in_the_text(stream, before, echo, places):
+    """However chunks cut characters, and whatever of the prompt's tokens is not in the text."""
+    request = CompletionRequest(prompt="x", echo=bool(echo), logprobs=0, stream=stream)
+    answer, events = CompletionAnswer(request, "m"), b""
+    decode = codecs.getincrementaldecoder("utf-8")().decode
+    for index, piece in enumerate(SPREAD):
+        chunk = pb.GenerateChunk(text=decode(piece), token_ids=[index], logprobs=[entry(piece)])
+        if index == 0:
+            chunk.text = echo + chunk.text
+            chunk.prompt_logprobs.extend(entry(piece, min(rank, 1)) for rank, piece in enumerate(before))
+        if index == len(SPREAD) - 1:
+            chunk.finish.reason = pb.FINISH_REASON_LENGTH
+        chunk.request_id = answer.requests[0].request_id
+        answer.add([chunk])
+        events += answer.events() if stream else b""
+    parts = events.decode().split("\n\n")[:-1] if stream else [f"data: {answer.body().decode()}"]
+    choices = [json.loads(part.removeprefix("data: "))["choices"][0] for part in parts]
+    assert "".join(choice["text"] for choice in choices) == f"{echo}héllo 😀 wörld"
+    offsets = [offset for choice in choices for offset in choice["logprobs"]["text_offset"]]
+    assert offsets == [*places, *(len(echo) + place for place in PLACES)]
 
 
 SCORED = {
