@@ -133,7 +133,7 @@ def test_what_the_server_says_of_itself(server: Server) -> None:
 
 
 BAD = {
-    "empty prompt": (request(""), "the prompt is empty: set text, token_ids or chat"),
+    "empty prompt": (request(""), "the prompt is empty: send a text that says something"),
     "no tokens": (pb.GenerateRequest(token_ids=pb.TokenIds()), "prompt is empty"),
     "too long": (pb.GenerateRequest(token_ids={"ids": [5] * 512}), "prompt has 512 tokens, and the context holds 512"),
     "outside": (pb.GenerateRequest(token_ids={"ids": [5, 512]}), "512, which is no token: ids go from 0 to 511"),

@@ -315,6 +315,8 @@ class Requests:
             case "text" if wire.text:
                 special = not wire.HasField("add_special_tokens") or wire.add_special_tokens
                 return await self.encode(wire.text, special), None, params
+            case "text":
+                raise RequestError("the prompt is empty: send a text that says something, or token ids", "prompt")
         raise RequestError("the prompt is empty: set text, token_ids or chat", "prompt")
 
     def _put(self, generation: Generation, delta: Delta) -> None:

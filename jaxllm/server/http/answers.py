@@ -13,7 +13,7 @@ from pydantic_core import to_json
 
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.http.chats import ChatRequest
-from jaxllm.server.http.errors import ApiError, from_number
+from jaxllm.server.http.errors import ApiError, from_number, named_by
 from jaxllm.server.http.offsets import Offsets
 from jaxllm.server.http.requests import CompletionRequest
 
@@ -137,7 +137,8 @@ class OpenAIAnswer[R: (CompletionRequest, ChatRequest)]:
     def add(self, chunks: Iterable[pb.GenerateChunk]) -> None:
         for chunk in chunks:
             if chunk.HasField("error"):
-                raise from_number(chunk.error.code, chunk.error.message, chunk.error.param)
+                with named_by(self.request):
+                    raise from_number(chunk.error.code, chunk.error.message, chunk.error.param)
             choice = self.choices[chunk.request_id, chunk.index]
             self._touched[choice.index] = choice
             choice.add(chunk)

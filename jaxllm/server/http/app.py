@@ -18,7 +18,7 @@ from jaxllm.server.access import Keys
 from jaxllm.server.http.answers import ChatAnswer, CompletionAnswer
 from jaxllm.server.http.chats import ChatRequest
 from jaxllm.server.http.document import add_document
-from jaxllm.server.http.errors import ApiError, error_response, from_validation
+from jaxllm.server.http.errors import ApiError, error_response, from_validation, named_by
 from jaxllm.server.http.gate import Gate
 from jaxllm.server.http.generation import Generation
 from jaxllm.server.http.link import EngineLink
@@ -120,7 +120,8 @@ def build(target: str, config: ServerConfig | None = None) -> FastAPI:
 
     @app.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
-        answer = await link.tokenize(body.to_proto())
+        with named_by(body):
+            answer = await link.tokenize(body.to_proto())
         return {
             "count": len(answer.token_ids),
             "max_model_len": answer.max_model_len,
@@ -130,7 +131,8 @@ def build(target: str, config: ServerConfig | None = None) -> FastAPI:
 
     @app.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
-        return {"prompt": (await link.detokenize(body.to_proto())).text}
+        with named_by(body):
+            return {"prompt": (await link.detokenize(body.to_proto())).text}
 
     @app.get("/health")
     async def health() -> Response:

@@ -5,6 +5,7 @@ The other dialects of chats are translated into this one, so that there is one r
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from google.protobuf import json_format
@@ -12,7 +13,7 @@ from pydantic import Field, PlainValidator, model_validator
 
 from jaxllm.errors import RequestError
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
-from jaxllm.server.http.forms import Ignored, Objects, Strict, Unsupported, check_nesting
+from jaxllm.server.http.forms import Body, Ignored, Objects, Strict, Unsupported, check_nesting
 from jaxllm.server.http.requests import GenerationRequest
 from jaxllm.server.tool_choice import check_tools
 
@@ -152,7 +153,7 @@ class Message(Strict):
             wire.tool_calls.add(id=call.id, name=call.function.name, arguments=call.function.arguments)
 
 
-class ChatFields(Strict):
+class ChatFields(Body):
     """A conversation and how its template is rendered."""
 
     messages: list[Message]
@@ -161,6 +162,14 @@ class ChatFields(Strict):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        return {**super().names, "template_kwargs": "chat_template_kwargs"}
+
+    @property
+    def prompt_field(self) -> str:
+        return "messages"
 
     @model_validator(mode="after")
     def _check_chat(self) -> Self:
@@ -217,6 +226,15 @@ class ChatRequest(GenerationRequest, ChatFields):
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise RequestError("max_tokens and max_completion_tokens differ: send one of them", "max_completion_tokens")
         return self
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        names = dict(super().names)
+        if self.top_logprobs is not None:
+            names["logprobs"] = "top_logprobs"
+        if self.max_tokens is None:
+            names["max_tokens"] = "max_completion_tokens"
+        return names
 
     @property
     def num_logprobs(self) -> int | None:

@@ -7,25 +7,27 @@ from pydantic import ValidationError
 
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.http.chats import ChatRequest
-from jaxllm.server.http.errors import from_validation
-from jaxllm.server.http.forms import Strict
+from jaxllm.server.http.errors import from_validation, named_by
+from jaxllm.server.http.forms import Body
+from jaxllm.server.http.link import EngineLink
 from jaxllm.server.http.requests import SamplingFields
 
 
-def chat_request(request: Strict, fields: Mapping[str, Any], names: Mapping[str, str]) -> ChatRequest:
+def chat_request(request: Body, fields: Mapping[str, Any]) -> ChatRequest:
     """The chat that a request of another dialect means.
 
-    fields: of the chat, beside those of SamplingFields, which the request may have; None leaves one out.
-    names: what the dialect calls some of them, for the errors. Raises ApiError.
+    fields: of the chat, beside those of SamplingFields, which the request may have; None leaves one out. Raises
+    ApiError, which names the request's own.
     """
     shared = {name: getattr(request, name, None) for name in SamplingFields.model_fields}
     try:
         return ChatRequest(**{name: value for name, value in {**shared, **fields}.items() if value is not None})
     except ValidationError as error:
-        raise from_validation(error.errors()).renamed(names) from None
+        raise from_validation(error.errors()).renamed(request.names, request.prompt_field) from None
 
 
-def tokenize_request(chat: ChatRequest) -> pb.TokenizeRequest:
-    """What counts the tokens of the chat's prompt."""
+async def tokenized(link: EngineLink, chat: ChatRequest, body: Body) -> pb.TokenizeResponse:
+    """The tokens of the chat that a body means. Raises ApiError."""
     (request,) = chat.prompts()
-    return pb.TokenizeRequest(model=chat.model or "", chat=request.chat)
+    with named_by(body):
+        return await link.tokenize(pb.TokenizeRequest(model=chat.model or "", chat=request.chat))

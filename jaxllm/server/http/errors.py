@@ -2,13 +2,15 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import grpc
 from starlette.responses import Response
 
 from jaxllm.errors import RequestError
+from jaxllm.server.http.forms import Body
 
 MESSAGES_PATH = "/v1/messages"
 """Below it Anthropic's form is spoken."""
@@ -41,11 +43,17 @@ class ApiError(Exception):
     def of(cls, error: RequestError) -> Self:
         return cls(400, str(error), param=error.param, code="invalid_value")
 
-    def renamed(self, names: Mapping[str, str]) -> Self:
-        """The same of a dialect that calls some fields otherwise. names: theirs by ours."""
-        for name, other in names.items():
-            self.message = re.sub(rf"(?<![\w-]){name}(?![\w-])", other, self.message)
-            self.param = other if self.param == name else self.param
+    def renamed(self, names: Mapping[str, str], prompt_field: str = "prompt") -> Self:
+        """The same of a request that calls some fields otherwise. names: theirs by ours.
+
+        prompt_field: what the prompt is made of; a message may speak of the prompt nevertheless.
+        """
+        if names:
+            self.message = re.sub(
+                rf"(?<![\w-])({'|'.join(names)})(?![\w-])", lambda found: names[found[0]], self.message
+            )
+        if self.param is not None:
+            self.param = names.get(self.param, prompt_field if self.param == "prompt" else self.param)
         return self
 
     @property
@@ -73,6 +81,18 @@ class ApiError(Exception):
     def anthropic_body(self) -> bytes:
         kind = _ANTHROPIC_KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
         return _json({"type": "error", "error": {"type": kind, "message": self.message}})
+
+
+@contextmanager
+def named_by(body: Body) -> Iterator[None]:
+    """Errors from within name the fields of the body as it does."""
+    try:
+        yield
+    except ApiError as error:
+        raise error.renamed(body.names, body.prompt_field) from None
+    except RequestError as error:
+        told = ApiError.of(error).renamed(body.names, body.prompt_field)
+        raise RequestError(told.message, told.param) from None
 
 
 def _json(error: dict[str, Any]) -> bytes:

@@ -29,6 +29,20 @@ class Strict(BaseModel):
         return data
 
 
+class Body(Strict):
+    """What a request holds. Its fields may have other names than the engine's errors say."""
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """What the body calls fields that the engine names: its names by the engine's."""
+        return {}
+
+    @property
+    def prompt_field(self) -> str:
+        """The field that the engine's prompt is made of."""
+        return "prompt"
+
+
 def _refuse(value: Any, info: ValidationInfo) -> Any:
     neutral = value is None or value is False or value in ("", [], {}, "none")
     if not neutral:

@@ -17,8 +17,10 @@ from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo, mod
 from jaxllm.core import SamplingParams
 from jaxllm.errors import RequestError
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
+from jaxllm.server.http.errors import named_by
 from jaxllm.server.http.forms import (
     MAX_UINT32,
+    Body,
     Ignored,
     ReturnTimings,
     Strict,
@@ -100,7 +102,7 @@ class StreamOptions(Strict):
     include_obfuscation: Ignored = None  # pads events against eavesdropping on their sizes; we have no such pads
 
 
-class SamplingFields(Strict):
+class SamplingFields(Body):
     """What every dialect takes under the same name, which is OpenAI's or vLLM's."""
 
     model: str | None = None
@@ -165,6 +167,10 @@ class GenerationRequest(SamplingFields):
         return self
 
     @property
+    def names(self) -> Mapping[str, str]:
+        return {**super().names, **({} if self.structured_outputs else {"structured_outputs": "response_format"})}
+
+    @property
     def num_logprobs(self) -> int | None:
         """How many of the most likely tokens to report; None reports no log probabilities."""
         raise NotImplementedError
@@ -179,6 +185,11 @@ class GenerationRequest(SamplingFields):
         raise NotImplementedError
 
     def sampling(self) -> pb.Sampling:
+        """Raises RequestError."""
+        with named_by(self):
+            return self._sampling()
+
+    def _sampling(self) -> pb.Sampling:
         fields = {name: getattr(self, name, None) for name in SAMPLING_FIELDS}
         fields |= {"logprobs": self.num_logprobs, "max_tokens": self.token_limit, "structured_outputs": self._form()}
         if fields["echo"] and fields["prompt_logprobs"] is None:  # OpenAI's logprobs then cover the prompt, too

@@ -1,12 +1,13 @@
 """Answers that are told section by section: a run of reasoning, one of text, a call, and so on in their order."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.http.answers import Choice
 from jaxllm.server.http.errors import from_number
+from jaxllm.server.http.forms import Body
 
 
 @dataclass(slots=True)
@@ -38,19 +39,15 @@ class Section:
 class SectionedAnswer:
     """Takes the chunks of a request with one answer; a dialect says what is told at each turn.
 
-    Class attributes:
-        names: what the dialect calls some fields of a chat, for the engine's errors.
-
     Attributes:
         sections: so far.
         choice: the counts, and how it finished.
     """
 
-    names: Mapping[str, str] = {}
-
-    def __init__(self) -> None:
+    def __init__(self, body: Body) -> None:
         self.sections: list[Section] = []
         self.choice = Choice(0)
+        self._names, self._prompt_field = body.names, body.prompt_field  # the body itself is not to be held
         self._begun = False
         self._logprobs: list[pb.TokenLogprob] = []  # of tokens whose text has not come yet
 
@@ -63,7 +60,8 @@ class SectionedAnswer:
         """See generation.Answer."""
         for chunk in chunks:
             if chunk.HasField("error"):
-                raise from_number(chunk.error.code, chunk.error.message, chunk.error.param).renamed(self.names)
+                error = from_number(chunk.error.code, chunk.error.message, chunk.error.param)
+                raise error.renamed(self._names, self._prompt_field)
             try:
                 self.choice.add(chunk)
             finally:  # also with what ends it from without

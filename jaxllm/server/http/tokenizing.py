@@ -1,5 +1,6 @@
 """What POST /tokenize and POST /detokenize take."""
 
+from collections.abc import Mapping
 from typing import Self
 
 from pydantic import model_validator
@@ -7,7 +8,7 @@ from pydantic import model_validator
 from jaxllm.errors import RequestError
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.http.chats import ChatFields, Message
-from jaxllm.server.http.forms import Strict, check_token_ids
+from jaxllm.server.http.forms import Body, check_token_ids
 
 
 class TokenizeRequest(ChatFields):
@@ -18,6 +19,10 @@ class TokenizeRequest(ChatFields):
     messages: list[Message] | None = None  # type: ignore[assignment]  # optional here alone
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
+
+    @property
+    def prompt_field(self) -> str:
+        return "prompt" if self.messages is None else "messages"
 
     @model_validator(mode="after")
     def _check_prompt(self) -> Self:
@@ -31,11 +36,15 @@ class TokenizeRequest(ChatFields):
         return pb.TokenizeRequest(model=self.model or "", text=self.prompt, add_special_tokens=self.add_special_tokens)
 
 
-class DetokenizeRequest(Strict):
+class DetokenizeRequest(Body):
     """POST /detokenize."""
 
     model: str | None = None
     tokens: list[int]
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        return {"token_ids": "tokens"}
 
     def to_proto(self) -> pb.DetokenizeRequest:
         return pb.DetokenizeRequest(model=self.model or "", token_ids=check_token_ids(self.tokens, "tokens"))

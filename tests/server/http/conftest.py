@@ -67,7 +67,7 @@ class ScriptedEngine(pb_grpc.InferenceServicer, pb_grpc.ControlServicer, health_
     "fail CODE [after N]": an Error with that code after N tokens. "end REASON": that finish after one token.
     "slow": a token every 20 ms (so do "fail" and "mute"). "mute": token ids without text. "hang": nothing.
     "stop": ends at the stop string "was". "call": CALLING, as far as max_tokens allows. "over": ends at
-    its first token.
+    its first token. "blame PARAM MESSAGE": refused with that; so it is where prompts are tokenized, embedded or scored.
 
     What it pools of an input is its size.
     """
@@ -117,6 +117,9 @@ class ScriptedEngine(pb_grpc.InferenceServicer, pb_grpc.ControlServicer, health_
         if request.model and request.model != "scripted":
             error = pb.Error(code=5, message=f"model {request.model!r} is not served here", param="model")
             yield pb.GenerateChunk(error=error)
+            return
+        if verb == "blame":
+            yield pb.GenerateChunk(error=pb.Error(code=3, message=text.split(None, 2)[2], param=rest[0]))
             return
         if verb == "hang":
             await asyncio.sleep(3600)
@@ -169,7 +172,15 @@ class ScriptedEngine(pb_grpc.InferenceServicer, pb_grpc.ControlServicer, health_
             if verb in ("slow", "fail", "mute"):
                 await asyncio.sleep(0.02)
 
+    @staticmethod
+    async def _blame(text: str, context: Any) -> None:
+        if text.startswith("blame "):
+            _, param, message = text.split(None, 2)
+            context.set_trailing_metadata((("jaxllm-param", param),))
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
+
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:  # noqa: N802
+        await self._blame(request.inputs[0].text, context)
         counts = sizes(request.inputs)
         vectors = [pb.Vector(values=[count]) for count in counts]
         return pb.EmbedResponse(embeddings=vectors, prompt_tokens=counts, timings=TIMINGS)
@@ -180,6 +191,7 @@ class ScriptedEngine(pb_grpc.InferenceServicer, pb_grpc.ControlServicer, health_
         return pb.ClassifyResponse(probs=vectors, prompt_tokens=counts, timings=TIMINGS)
 
     async def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:  # noqa: N802
+        await self._blame(request.queries[0].text, context)
         counts = sizes(request.documents)
         return pb.ScoreResponse(scores=counts, prompt_tokens=counts, timings=TIMINGS)
 
@@ -190,6 +202,7 @@ class ScriptedEngine(pb_grpc.InferenceServicer, pb_grpc.ControlServicer, health_
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:  # noqa: N802
         text = request.text or " ".join(message.content for message in request.chat.messages)
+        await self._blame(text, context)
         words = text.split()
         return pb.TokenizeResponse(token_ids=range(len(words)), tokens=words, max_model_len=64)
 

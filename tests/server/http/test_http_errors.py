@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 
 import pytest
 
@@ -149,6 +150,15 @@ BAD_CHATS = [
     ({"modalities": ["audio"]}, "modalities.0", "'text'"),
     ({"response_format": {"type": "json_schema"}}, "response_format", "must hold a schema"),
     ({"n": 0}, "n", "must be in [1, 128]"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens", "max_completion_tokens=0: must be at least 1"),
+    ({"logprobs": True, "top_logprobs": -1}, "top_logprobs", "top_logprobs=-1: must not be negative"),
+    ({"logprobs": True, "use_beam_search": True}, "logprobs", "logprobs=0: not with"),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"title": "x" * 2**20}}}},
+        "response_format",
+        "response_format: json holds 1048588 characters",
+    ),
+    ({"structured_outputs": {"choice": []}}, "structured_outputs", "structured_outputs: choice holds 0 texts"),
     ({"echo": True}, "echo", "unknown field"),
     ({"top_logprobs": 2}, "top_logprobs", "only with logprobs=true"),
     ({"logprobs": 3}, "logprobs", "boolean"),
@@ -231,7 +241,59 @@ def test_tokenizer_errors(shared_front):
     assert error_of(shared_front.post("/tokenize", prompt="x", messages=[USER]), 400)["param"] == "prompt"
     assert error_of(shared_front.post("/detokenize", tokens=[-1]), 400)["param"] == "tokens"
     error = error_of(shared_front.post("/detokenize", tokens=[1000]), 400)
-    assert (error["param"], error["message"]) == ("token_ids", "the vocabulary ends at 999")
+    assert (error["param"], error["message"]) == ("tokens", "the vocabulary ends at 999")
+
+
+FORMAT = {"response_format": {"type": "json_object"}}
+TEXT_FORMAT = {"text": {"format": {"type": "json_object"}}}
+REGEX = {"structured_outputs": {"regex": "a"}}
+SENT_AS = [  # what the engine says of which field, and what it is called in the request
+    (COMPLETIONS, FORMAT, "structured_outputs: 'not' is", "response_format"),
+    (COMPLETIONS, REGEX, "structured_outputs: no", "structured_outputs"),
+    (COMPLETIONS, {"logprobs": 30}, "logprobs=30: start it with a higher --max-logprobs", "logprobs"),
+    (COMPLETIONS, {}, "prompt is empty", "prompt"),
+    (CHAT, FORMAT, "structured_outputs: no", "response_format"),
+    (CHAT, REGEX, "structured_outputs: no", "structured_outputs"),
+    (CHAT, {"logprobs": True, "top_logprobs": 30}, "logprobs=30: see --max-logprobs", "top_logprobs"),
+    (CHAT, {"max_tokens": 5}, "max_tokens=5: no", "max_tokens"),
+    (CHAT, {"max_completion_tokens": 5}, "max_tokens=5: no", "max_completion_tokens"),
+    (CHAT, {}, "template_kwargs must not", "chat_template_kwargs"),
+    ("/tokenize", {}, "template_kwargs must not", "chat_template_kwargs"),
+    ("/v1/responses", {}, "template_kwargs must not", "chat_template_kwargs"),
+    ("/v1/responses/input_tokens", {}, "template_kwargs must not", "chat_template_kwargs"),
+    ("/v1/responses", TEXT_FORMAT, "structured_outputs: no", "text.format"),
+    ("/v1/responses", REGEX, "structured_outputs: no", "structured_outputs"),
+    ("/v1/responses", {"max_output_tokens": 5}, "max_tokens=5: no", "max_output_tokens"),
+    ("/v1/embeddings", {}, "prompt is empty", "input"),
+    ("/v1/embeddings", {}, "inputs[0] is empty", "input"),
+    ("/score", {"text_2": "x"}, "queries[0]: no", "text_1"),
+    ("/score", {"text_2": ["x", ""]}, "prompt is empty", "text_2"),
+    ("/score", {"documents": "x"}, "documents: no", "documents"),
+    ("/rerank", {"documents": ["x"]}, "queries[0]: no", "query"),
+    ("/rerank", {"documents": ["x" * 99]}, "prompt has 9 tokens", "documents"),
+]
+PROMPT_FIELDS = {"/v1/embeddings": "input", "/score": "text_1", "/rerank": "query", COMPLETIONS: "prompt"}
+
+
+def blamed(front, path, fields, message):
+    param = re.match(r"\w+", message)[0]
+    text = f"blame {param} {message}"
+    prompt = {"input": text} if "responses" in path else {"messages": [{"role": "user", "content": text}]}
+    if path in PROMPT_FIELDS:
+        prompt = {PROMPT_FIELDS[path]: text}
+    return error_of(front.post(path, **prompt, **fields), 400), param
+
+
+@pytest.mark.parametrize(("path", "fields", "message", "own"), SENT_AS)
+def test_the_engines_errors_name_what_was_sent(shared_front, path, fields, message, own):
+    error, param = blamed(shared_front, path, fields, message)
+    assert (error["param"], error["message"]) == (own, message.replace(param, own, 1))
+
+
+@pytest.mark.parametrize(("path", "own"), [(CHAT, "messages"), ("/tokenize", "messages"), ("/v1/responses", "input")])
+def test_the_prompt_of_a_chat_is_called_so(shared_front, path, own):
+    error, _ = blamed(shared_front, path, {}, "prompt has 9 tokens: shorten the prompt")
+    assert (error["param"], error["message"]) == (own, "prompt has 9 tokens: shorten the prompt")
 
 
 @pytest.mark.parametrize(

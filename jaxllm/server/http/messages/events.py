@@ -9,7 +9,7 @@ from pydantic_core import from_json, to_json
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.http.answers import timed
 from jaxllm.server.http.errors import ApiError
-from jaxllm.server.http.messages.reading import NAMES, MessagesRequest
+from jaxllm.server.http.messages.reading import MessagesRequest
 from jaxllm.server.http.sections import Section, SectionedAnswer
 
 
@@ -17,10 +17,9 @@ class MessageAnswer(SectionedAnswer):
     """The answer to a MessagesRequest, as generation.Answer describes it."""
 
     id_header = b"request-id"
-    names = NAMES
 
     def __init__(self, request: MessagesRequest, model: str):
-        super().__init__()
+        super().__init__(request)
         self.id = f"msg_{uuid.uuid4().hex}"
         self.streaming = bool(request.stream)
         self.idle_events = _event("ping", {})

@@ -1,7 +1,7 @@
 """What POST /v1/messages takes, and the chat that it means."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PlainValidator, model_validator
@@ -9,11 +9,12 @@ from pydantic import Field, PlainValidator, model_validator
 from jaxllm.errors import RequestError
 from jaxllm.server.http.chats import ChatRequest
 from jaxllm.server.http.dialects import chat_request
-from jaxllm.server.http.forms import Ignored, Objects, Strict, Unsupported, check_members, read
+from jaxllm.server.http.forms import Body, Ignored, Objects, Strict, Unsupported, check_members, read
 from jaxllm.server.http.requests import SamplingFields
 
 NAMES = {"max_completion_tokens": "max_tokens", "stop": "stop_sequences", "response_format": "output_config.format",
-          "reasoning_effort": "output_config.effort", "thinking_token_budget": "thinking.budget_tokens"}  # fmt: skip
+          "reasoning_effort": "output_config.effort", "thinking_token_budget": "thinking.budget_tokens",
+          "template_kwargs": "chat_template_kwargs"}  # fmt: skip
 """What the dialect calls fields of a chat."""
 ERROR_PREFIX = "Error: "
 """How a tool's failure is told to the model: chat templates have no other place for it."""
@@ -212,7 +213,7 @@ System = Annotated[str | None, PlainValidator(_system, json_schema_input_type=st
 Tools = Annotated[list[Tool], PlainValidator(_tools, json_schema_input_type=list[Tool] | None)]
 
 
-class CountTokensRequest(Strict):
+class CountTokensRequest(Body):
     """POST /v1/messages/count_tokens: what makes the prompt.
 
     Attributes:
@@ -232,6 +233,15 @@ class CountTokensRequest(Strict):
     user_profile_id: Ignored = None
     workspace_id: Ignored = None
 
+    @property
+    def names(self) -> Mapping[str, str]:
+        given = getattr(self, "structured_outputs", None)
+        return {**NAMES, **({} if given else {"structured_outputs": NAMES["response_format"]})}
+
+    @property
+    def prompt_field(self) -> str:
+        return "messages"
+
     def to_chat(self) -> ChatRequest:
         """The same as a chat. An assistant's message at the end is gone on with. Raises ApiError."""
         system = [{"role": "system", "content": self.system}] if self.system else []
@@ -250,7 +260,7 @@ class CountTokensRequest(Strict):
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
         if self.thinking and self.thinking.type == "enabled":
             fields["thinking_token_budget"] = self.thinking.budget_tokens
-        return chat_request(self, fields | self._limits(), NAMES)
+        return chat_request(self, fields | self._limits())
 
     def _limits(self) -> dict[str, Any]:
         """Fields of the chat that its prompt does not need."""

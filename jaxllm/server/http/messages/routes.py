@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from jaxllm.server.http.dialects import tokenize_request
+from jaxllm.server.http.dialects import tokenized
 from jaxllm.server.http.errors import MESSAGES_PATH
 from jaxllm.server.http.generation import Generation
 from jaxllm.server.http.link import EngineLink
@@ -22,7 +22,7 @@ def messages_router(link: EngineLink, traffic: Traffic) -> APIRouter:
 
     @router.post("/count_tokens")
     async def count_tokens(body: CountTokensRequest) -> dict[str, int]:
-        counted = await link.tokenize(tokenize_request(body.to_chat()))
+        counted = await tokenized(link, body.to_chat(), body)
         return {"input_tokens": len(counted.token_ids)}
 
     return router

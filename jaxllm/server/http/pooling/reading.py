@@ -4,6 +4,7 @@ OpenAI's embeddings; scores, classes and plain numbers as vLLM has them; rerank 
 judged by the same `PoolingParams` the offline API has.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from google.protobuf.message import Message
@@ -12,7 +13,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 from jaxllm.core import PoolingParams, PoolingTask
 from jaxllm.errors import RequestError
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
-from jaxllm.server.http.forms import Ignored, ReturnTimings, Strict, Unsupported, check_priority
+from jaxllm.server.http.forms import Body, Ignored, ReturnTimings, Unsupported, check_priority
 from jaxllm.server.http.requests import Prompts
 
 Encoding = Literal["float", "base64"]
@@ -47,7 +48,7 @@ _SEVERAL = ("input", "text_1", "text_2", "queries", "documents")
 """The fields that take several inputs, of all of these endpoints."""
 
 
-class PoolingFields(Strict):
+class PoolingFields(Body):
     """The fields that all of these endpoints share, named as vLLM names them."""
 
     model: str | None = None
@@ -68,6 +69,10 @@ class PoolingFields(Strict):
             truncate_prompt_tokens=self.truncate_prompt_tokens,
         )
         return self
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        return {"prompt": "input", "inputs": "input"}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -113,6 +118,13 @@ class EmbeddingRequest(PoolingFields):
         )
 
 
+def _at_fault(fields: Mapping[str, Sequence[str]]) -> str:
+    """The field to name where something is wrong with a text's length: one that is empty, else one with the longest."""
+    lengths = {name: [len(text) for text in texts] for name, texts in fields.items()}
+    empty = (name for name, own in lengths.items() if 0 in own)
+    return next(empty, max(lengths, key=lambda name: max(lengths[name], default=0)))
+
+
 class ClassifyRequest(PoolingFields):
     """POST /v1/classify."""
 
@@ -139,12 +151,27 @@ class ScoreRequest(PoolingFields):
                 raise RequestError(f"send either {one} or {other}", one)
         return self
 
+    @property
+    def _texts(self) -> dict[str, list[str]]:
+        """Queries and documents, by the names under which they were sent."""
+        fields = (
+            "queries" if self.text_1 is None else "text_1",
+            "documents" if self.text_2 is None else "text_2",
+        )
+        return {name: getattr(self, name) for name in fields}
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        queries, documents = self._texts
+        return {"queries": queries, "documents": documents, "prompt": _at_fault(self._texts)}
+
     def to_proto(self, request_id: str) -> pb.ScoreRequest:
+        queries, documents = self._texts.values()
         return pb.ScoreRequest(
             request_id=request_id,
             model=self.model or "",
-            queries=_inputs((self.queries if self.text_1 is None else self.text_1) or []),
-            documents=_inputs((self.documents if self.text_2 is None else self.text_2) or []),
+            queries=_inputs(queries),
+            documents=_inputs(documents),
             options=self.options(),
         )
 
@@ -159,6 +186,10 @@ class RerankRequest(PoolingFields):
     rank_fields: Unsupported = None
     max_chunks_per_doc: Unsupported = None
     max_tokens_per_doc: Unsupported = None
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        return {"queries": "query", "prompt": _at_fault({"query": [self.query], "documents": self.documents})}
 
     @model_validator(mode="after")
     def _check_top(self) -> Self:

@@ -16,7 +16,7 @@ from jaxllm.config import ServerConfig
 from jaxllm.errors import RequestError
 from jaxllm.server.grpc.labels import metadata_of
 from jaxllm.server.http.answers import timed
-from jaxllm.server.http.errors import ApiError
+from jaxllm.server.http.errors import ApiError, named_by
 from jaxllm.server.http.link import EngineLink, Metadata
 from jaxllm.server.http.pooling import answers
 from jaxllm.server.http.pooling.reading import (
@@ -88,7 +88,8 @@ def pooling_router(link: EngineLink, traffic: Traffic, config: ServerConfig) -> 
             raise RequestError(str(error)) from None
 
         async def work(metadata: Metadata) -> dict[str, Any]:
-            answer = await call(request, metadata)
+            with named_by(body):
+                answer = await call(request, metadata)
             timings = {"timings": timed(answer.timings)} if body.return_timings else {}
             return head | write(body, answer) | timings
 

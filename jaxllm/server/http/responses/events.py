@@ -13,7 +13,7 @@ from jaxllm.server.http.answers import scored, timed
 from jaxllm.server.http.errors import ApiError
 from jaxllm.server.http.forms import check_nesting
 from jaxllm.server.http.responses.items import Item, make_id, wrap
-from jaxllm.server.http.responses.reading import ENCRYPTED, NAMES, ResponsesRequest
+from jaxllm.server.http.responses.reading import ENCRYPTED, ResponsesRequest
 from jaxllm.server.http.sections import Section, SectionedAnswer
 
 _PREFIXES = {"reasoning": "rs", "text": "msg", "call": "fc"}
@@ -33,12 +33,11 @@ class ResponseAnswer(SectionedAnswer):
 
     id_header = b"x-request-id"
     idle_events = b""
-    names = NAMES
 
     def __init__(self, request: ResponsesRequest, model: str, history: Sequence[Item]):
         """Raises UnicodeEncodeError where something that is sent back is no text, RequestError where it is nested too
         deep."""
-        super().__init__()
+        super().__init__(request)
         self.id = f"resp_{uuid.uuid4().hex}"
         self.streaming = bool(request.stream)
         self.background = bool(request.background)

@@ -1,6 +1,6 @@
 """What POST /v1/responses takes, and the chat that it means."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PlainValidator, model_validator
@@ -8,7 +8,7 @@ from pydantic import Field, PlainValidator, model_validator
 from jaxllm.errors import RequestError
 from jaxllm.server.http.chats import ChatRequest
 from jaxllm.server.http.dialects import chat_request
-from jaxllm.server.http.forms import Ignored, Objects, Strict, Unsupported, check_members, read
+from jaxllm.server.http.forms import Body, Ignored, Objects, Strict, Unsupported, check_members, read
 from jaxllm.server.http.requests import SamplingFields
 from jaxllm.server.http.responses.items import Item, read_input, to_messages
 
@@ -16,7 +16,8 @@ LOGPROBS, ENCRYPTED = "message.output_text.logprobs", "reasoning.encrypted_conte
 MAX_METADATA, MAX_KEY, MAX_VALUE = 16, 64, 512
 """OpenAI's bounds of metadata: pairs, and characters of each key and value."""
 NAMES = {"max_tokens": "max_output_tokens", "max_completion_tokens": "max_output_tokens", "messages": "input",
-          "reasoning_effort": "reasoning.effort", "response_format": "text.format"}  # fmt: skip
+          "reasoning_effort": "reasoning.effort", "response_format": "text.format", "logprobs": "top_logprobs",
+          "template_kwargs": "chat_template_kwargs"}  # fmt: skip
 """What the dialect calls fields of a chat."""
 
 
@@ -128,7 +129,7 @@ ToolChoice = Annotated[
 ]
 
 
-class Conversation(Strict):
+class Conversation(Body):
     """What makes a response's prompt.
 
     Attributes:
@@ -148,6 +149,15 @@ class Conversation(Strict):
     chat_template_kwargs: dict[str, Any] | None = None
     conversation: Unsupported = None
 
+    @property
+    def names(self) -> Mapping[str, str]:
+        given = getattr(self, "structured_outputs", None)
+        return {**NAMES, **({} if given else {"structured_outputs": NAMES["response_format"]})}
+
+    @property
+    def prompt_field(self) -> str:
+        return "input"
+
     def to_chat(self, history: Sequence[Item]) -> ChatRequest:
         """The same as a chat. history: the items before the input. Raises RequestError or ApiError."""
         messages = to_messages([*history, *self.input], self.instructions)
@@ -163,7 +173,7 @@ class Conversation(Strict):
             "response_format": self.text.format.to_chat() if self.text and self.text.format else None,
             "chat_template_kwargs": self.chat_template_kwargs,
         }
-        return chat_request(self, fields | self._limits(), NAMES)
+        return chat_request(self, fields | self._limits())
 
     def _limits(self) -> dict[str, Any]:
         """Fields of the chat that its prompt does not need."""

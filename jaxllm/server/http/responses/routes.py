@@ -10,7 +10,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from jaxllm.server.grpc.labels import label
-from jaxllm.server.http.dialects import tokenize_request
+from jaxllm.server.http.dialects import tokenized
 from jaxllm.server.http.errors import ApiError
 from jaxllm.server.http.generation import Generation
 from jaxllm.server.http.link import EngineLink
@@ -149,7 +149,7 @@ class Responses:
 
     async def input_tokens(self, body: InputTokensRequest, caller: Caller) -> Response:
         chat = self._resolved(body, caller).to_chat(self._history(body, caller))
-        counted = await self._link.tokenize(tokenize_request(chat))
+        counted = await tokenized(self._link, chat, body)
         return _json({"object": "response.input_tokens", "input_tokens": len(counted.token_ids)})
 
     async def close(self) -> None:

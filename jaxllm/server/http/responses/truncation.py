@@ -1,7 +1,7 @@
 """`truncation="auto"`: a conversation that is too long for the model loses its oldest turns."""
 
 from jaxllm.server.http.chats import ChatRequest
-from jaxllm.server.http.dialects import tokenize_request
+from jaxllm.server.http.dialects import tokenized
 from jaxllm.server.http.link import EngineLink
 from jaxllm.server.http.responses.items import Item
 from jaxllm.server.http.responses.reading import ResponsesRequest
@@ -23,7 +23,7 @@ async def fitting(link: EngineLink, request: ResponsesRequest, history: list[Ite
         return request.model_copy(update={"input": kept}).to_chat([])
 
     async def fits(start: int) -> bool:
-        counted = await link.tokenize(tokenize_request(chat(start)))
+        counted = await tokenized(link, chat(start), request)
         room = min(request.max_output_tokens or 1, counted.max_model_len // 2)
         return len(counted.token_ids) + room <= counted.max_model_len
 
