@@ -10,6 +10,15 @@ from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.http.chats import ChatFields, Message
 from jaxllm.server.http.forms import Body, check_token_ids
 
+_OF_MESSAGES = {
+    "tools": [],
+    "documents": [],
+    "add_generation_prompt": True,
+    "continue_final_message": False,
+    "chat_template_kwargs": {},
+}
+"""Fields of the form with messages alone, and what says nothing in the other."""
+
 
 class TokenizeRequest(ChatFields):
     """POST /tokenize, with a prompt or with messages."""
@@ -28,6 +37,16 @@ class TokenizeRequest(ChatFields):
     def _check_prompt(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise RequestError("send either prompt or messages", "prompt")
+        if self.messages is not None:
+            if self.add_special_tokens:
+                raise RequestError(
+                    "add_special_tokens: the chat template writes those of messages itself; leave it out",
+                    "add_special_tokens",
+                )
+            return self
+        for name, neutral in _OF_MESSAGES.items():
+            if getattr(self, name) not in (None, neutral):
+                raise RequestError(f"{name}: only with messages; send them, or leave it out", name)
         return self
 
     def to_proto(self) -> pb.TokenizeRequest:

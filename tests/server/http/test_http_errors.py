@@ -236,6 +236,24 @@ def test_unknown_route_method_and_model(shared_front):
     assert (error["code"], error["param"]) == ("model_not_found", "model")
 
 
+@pytest.mark.parametrize(
+    ("form", "refused", "neutral"),
+    [
+        ({"prompt": "x"}, {"tools": [{"type": "function", "function": {"name": "f"}}]}, {"tools": []}),
+        ({"prompt": "x"}, {"documents": [{"text": "d"}]}, {"documents": []}),
+        ({"prompt": "x"}, {"add_generation_prompt": False}, {"add_generation_prompt": True}),
+        ({"prompt": "x"}, {"continue_final_message": True}, {"continue_final_message": False}),
+        ({"prompt": "x"}, {"chat_template_kwargs": {"x": 1}}, {"chat_template_kwargs": {}}),
+        ({"messages": [USER]}, {"add_special_tokens": True}, {"add_special_tokens": False}),
+    ],
+)
+def test_what_is_tokenized_has_one_form(shared_front, form, refused, neutral):
+    (name,) = refused
+    assert error_of(shared_front.post("/tokenize", **form, **refused), 400)["param"] == name
+    for fields in (neutral, {name: None}):
+        assert shared_front.post("/tokenize", **form, **fields).status_code == 200
+
+
 def test_tokenizer_errors(shared_front):
     assert error_of(shared_front.post("/tokenize"), 400)["param"] == "prompt"
     assert error_of(shared_front.post("/tokenize", prompt="x", messages=[USER]), 400)["param"] == "prompt"
