@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from google.protobuf import json_format
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import Field, PlainValidator, ValidationInfo, model_validator
 
 from jaxllm.errors import RequestError
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
@@ -33,21 +33,25 @@ def _check_numbers(value: Any) -> None:
         )
 
 
-def _content(value: Any) -> str | list[str]:
+def _content(value: Any, info: ValidationInfo) -> str | list[str]:
     """A message's text, or that of each of its parts."""
     if value is None or isinstance(value, str):
         return value or ""
     if not isinstance(value, list):
         raise RequestError("content: must be a string or a list of text parts", "messages")
-    texts = []
-    for part in value:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text":
-            raise RequestError(f"content part of type {kind!r} is not supported; this model reads text", "messages")
-        if set(part) != {"type", "text"} or not isinstance(part["text"], str):
-            raise RequestError("content part: must be {'type': 'text', 'text': a string}", "messages")
-        texts.append(part["text"])
-    return texts
+    return [_part(part, info.data.get("role")) for part in value]
+
+
+def _part(value: Any, role: str | None) -> str:
+    """Its text. An assistant's refusals are what it has said, too."""
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind != "text" and (kind, role) != ("refusal", "assistant"):
+        raise RequestError(f"content part of type {kind!r} is not supported; this model reads text", "messages")
+    # Prefixes are cached without being asked.
+    if value.keys() - {"prompt_cache_breakpoint"} != {"type", kind} or not isinstance(value[kind], str):
+        raise RequestError(f"content part: must be {{'type': {kind!r}, {kind!r}: a string}}", "messages")
+    text: str = value[kind]
+    return text
 
 
 def _role(value: Any) -> str:
@@ -102,7 +106,7 @@ def _tool_choice(value: Any) -> pb.ToolChoice | None:
     )
 
 
-Content = Annotated[str | list[str], PlainValidator(_content, json_schema_input_type=str | list[dict[str, str]] | None)]
+Content = Annotated[str | list[str], PlainValidator(_content, json_schema_input_type=str | Objects | None)]
 Role = Annotated[
     str, PlainValidator(_role, json_schema_input_type=Literal["developer", "system", "user", "assistant", "tool"])
 ]
@@ -126,7 +130,7 @@ class MessageToolCall(Strict):
 
 
 class Message(Strict):
-    """What a client may send back of an answer (refusal, audio, ...) is accepted where it is empty."""
+    """What a client may send back of an answer (audio, annotations, ...) is accepted where it is empty."""
 
     role: Role
     content: Content = ""
@@ -135,20 +139,36 @@ class Message(Strict):
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None  # vLLM's newer name of the same
-    refusal: Unsupported = None
+    refusal: str | None = None
     annotations: Unsupported = None
     audio: Unsupported = None
     function_call: Unsupported = None
+
+    @model_validator(mode="after")
+    def _check_refusal(self) -> Self:
+        if self.refusal and self.role != "assistant":
+            raise RequestError(f"refusal: not of role {self.role!r}; leave it out", "messages")
+        return self
+
+    @property
+    def _said(self) -> str | list[str]:
+        """The content, with the refusal that an assistant's message may have in its place."""
+        if not self.refusal:
+            return self.content
+        if not self.content:
+            return self.refusal
+        return [*([self.content] if isinstance(self.content, str) else self.content), self.refusal]
 
     def write(self, wire: pb.ChatMessage) -> None:
         wire.role = self.role
         wire.name = self.name or ""
         wire.reasoning = self.reasoning_content or self.reasoning or ""
         wire.tool_call_id = self.tool_call_id or ""
-        if isinstance(self.content, str):
-            wire.content = self.content
+        said = self._said
+        if isinstance(said, str):
+            wire.content = said
         else:
-            wire.parts.extend(pb.ContentPart(text=text) for text in self.content)
+            wire.parts.extend(pb.ContentPart(text=text) for text in said)
         for call in self.tool_calls or ():
             wire.tool_calls.add(id=call.id, name=call.function.name, arguments=call.function.arguments)
 
@@ -208,7 +228,7 @@ class ChatRequest(GenerationRequest, ChatFields):
     function_call: Unsupported = None
     audio: Unsupported = None
     prediction: Unsupported = None
-    verbosity: Unsupported = None
+    verbosity: Literal["medium"] | None = None  # templates know of none
     web_search_options: Unsupported = None
     moderation: Unsupported = None
     modalities: list[Literal["text"]] | None = None

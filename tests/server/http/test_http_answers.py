@@ -233,6 +233,27 @@ def test_messages_reach_the_engine(shared_front):
     assert dict(chat.template_kwargs) == {"enable_thinking": False, "add_generation_prompt": False}
 
 
+def test_refusals_are_what_the_assistant_said(shared_front):
+    breakpoint = {"prompt_cache_breakpoint": {"mode": "explicit"}}
+    text, refusal = {"type": "text", "text": "Hm."}, {"type": "refusal", "refusal": "No."}
+    said = [
+        {"content": [text | breakpoint, refusal]},
+        {"content": [refusal]},
+        {"content": None, "refusal": "No."},
+        {"content": "Hm.", "refusal": "No."},
+        {"content": [text], "refusal": "No."},
+        {"content": "Hm.", "refusal": ""},
+    ]
+    asked = {"role": "user", "content": [{"type": "text", "text": "say", **breakpoint}]}
+    messages = [asked, *({"role": "assistant", **turn} for turn in said)]
+    answer = shared_front.post(CHAT, messages=messages, max_tokens=1, verbosity="medium")
+    assert answer.status_code == 200, answer.text
+    wire = last_request(shared_front).chat.messages
+    assert [[part.text for part in message.parts] or message.content for message in wire] == [
+        ["say"], ["Hm.", "No."], ["No."], "No.", ["Hm.", "No."], ["Hm.", "No."], "Hm.",
+    ]  # fmt: skip
+
+
 def test_tools_reach_the_engine(shared_front):
     function = {"name": "look", "description": "d", "parameters": {"type": "object", "properties": {"z": {}, "a": {}}}}
     call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"z": 1}'}}
