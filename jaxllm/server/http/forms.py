@@ -11,6 +11,28 @@ from jaxllm.errors import RequestError
 MAX_UINT32 = 2**32 - 1
 
 
+_HINTS = {
+    **{
+        f"guided_{name}": ("structured_outputs", f"send structured_outputs={{{name!r}: ...}}")
+        for name in ("json", "choice", "regex", "grammar", "whitespace_pattern")
+    },
+    "return_tokens_as_token_ids": (
+        "return_token_ids",
+        "logprobs name tokens by their text; return_token_ids=true answers with the ids beside them",
+    ),
+}
+"""Of names that clients know from elsewhere: the field in whose stead they would stand, and what to do."""
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    """What to do about an unknown field. known: those of the form."""
+    instead, advice = _HINTS.get(name, ("", ""))
+    if instead in known:
+        return advice
+    near = () if instead else difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
 class Strict(BaseModel):
     """No coercion ("1" is not 1), and no unknown fields."""
 
@@ -23,9 +45,7 @@ class Strict(BaseModel):
             known = [field.alias or name for name, field in cls.model_fields.items()]
             for name in data:
                 if name not in known:
-                    near = difflib.get_close_matches(name, known, 1)
-                    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-                    raise RequestError(f"unknown field {name!r}; {hint}", name)
+                    raise RequestError(f"unknown field {name!r}; {_hint(name, known)}", name)
         return data
 
 

@@ -84,7 +84,11 @@ BAD_COMPLETIONS = [
     ({"structured_outputs": {}}, "structured_outputs", "none of json, json_object"),
     ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs", "regex and choice are set"),
     ({"structured_outputs": {"jsn": {}}}, "jsn", "did you mean 'json'"),
-    ({"guided_json": {"type": "object"}}, "guided_json", "unknown field"),
+    ({"guided_json": {}}, "guided_json", "unknown field 'guided_json'; send structured_outputs={'json': ...}"),
+    ({"guided_choice": ["a"]}, "guided_choice", "send structured_outputs={'choice': ...}"),
+    ({"guided_regex": "a"}, "guided_regex", "send structured_outputs={'regex': ...}"),
+    ({"guided_grammar": "start: /a/"}, "guided_grammar", "send structured_outputs={'grammar': ...}"),
+    ({"return_tokens_as_token_ids": True}, "return_tokens_as_token_ids", "logprobs name tokens by their text; "),
     ({"stream_options": {"include_usage": True}}, "stream_options", "stream=true"),
     ({"stream": True, "stream_options": {"include_usag": True}}, "include_usag", "did you mean 'include_usage'?"),
     ({"stream": True, "prompt_logprobs": 1}, "prompt_logprobs", "without streaming"),
@@ -265,6 +269,15 @@ def test_what_is_tokenized_has_one_form(shared_front, form, refused, neutral):
     assert error_of(shared_front.post("/tokenize", **form, **refused), 400)["param"] == name
     for fields in (neutral, {name: None}):
         assert shared_front.post("/tokenize", **form, **fields).status_code == 200
+
+
+def test_hints_name_what_the_form_has(shared_front):
+    error = error_of(shared_front.post("/v1/embeddings", input="x", guided_json={}), 400)
+    assert "known: model" in error["message"]
+    error = error_of(shared_front.post("/v1/responses", input="x", return_tokens_as_token_ids=True), 400)
+    assert "known: model" in error["message"]
+    error = error_of(shared_front.post("/v1/responses", input="x", guided_json={}), 400)
+    assert "send structured_outputs={'json': ...}" in error["message"]
 
 
 def test_tokenizer_errors(shared_front):
