@@ -186,12 +186,13 @@ class Intake:
         """The prompt as plain integers, each of them a token, no more than leave room for `new_tokens`."""
         token_ids = _integers(prompt)
         if not token_ids:
-            raise RequestError("prompt is empty: at least one token is needed to go on from", "prompt")
+            raise RequestError("prompt is empty: at least one token is needed", "prompt")
         self._check_vocabulary("prompt", token_ids)
         limit = self._info.max_model_len
         if len(token_ids) + new_tokens > limit:
+            new = f", {new_tokens} of them new" if new_tokens else ""
             raise RequestError(
-                f"prompt has {len(token_ids)} tokens, and the context holds {limit}, {new_tokens} of them new: "
+                f"prompt has {len(token_ids)} tokens, and the context holds {limit}{new}: "
                 "shorten the prompt, or start the engine with a larger max_model_len if the model allows it",
                 "prompt",
             )
