@@ -105,6 +105,9 @@ class PoolingDecoder(PoolingModel, CausalLM):
                 for tensor in self.checkpoint_names[row].names}  # fmt: skip
         return name in head or super().ignores_tensor(name)
 
+    def repeats(self, name: str) -> str | None:
+        return None  # whose head is left over, tied or not
+
 
 class Embedding(PoolingDecoder):
     """The last token's hidden state, as a rule, for the whole text."""

@@ -16,6 +16,7 @@ from jaxllm import weights
 from jaxllm.errors import CheckpointError, ConfigError
 from jaxllm.layers.parameter import parameters
 from jaxllm.layers.step import DenseStep
+from jaxllm.models import registry
 
 
 def test_parts_are_fused_and_transposed(checkpoint):
@@ -138,11 +139,56 @@ def test_a_missing_head_hints_at_tying(checkpoint):
         weights.load(build(directory), directory)
 
 
-def test_a_tied_checkpoint_may_hold_its_head_again(checkpoint):
-    directory, _, _ = checkpoint
-    config = weights.read_config(directory) | {"tie_word_embeddings": True}
+def say_tied(directory: Path, tied: bool = True) -> None:
+    config = weights.read_config(directory) | {"tie_word_embeddings": tied}
     (directory / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("staged", [1, 4000, 1 << 20])  # bytes: one row at a time, some, all
+def test_a_tied_checkpoint_may_hold_its_head_again(checkpoint, monkeypatch, staged):
+    monkeypatch.setattr(importlib.import_module("jaxllm.weights.load"), "_STAGED_BYTES", staged)
+    directory, tensors, write = checkpoint
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].astype(np.float32)
+    write()
+    say_tied(directory)
     assert "head.kernel" not in values(weights.load(build(directory), directory))
+    tensors["lm_head.weight"][-1, -1] += 1e-5  # less than bfloat16 tells apart
+    write()
+    assert "head.kernel" not in values(weights.load(build(directory, "bfloat16"), directory))
+    with pytest.raises(CheckpointError, match="differs from"):
+        weights.load(build(directory), directory)
+
+
+def test_a_head_that_differs_from_the_embedding_is_no_tied_one(checkpoint):
+    directory, tensors, write = checkpoint
+    say_tied(directory)
+    message = r"lm_head\.weight differs from model\.embed_tokens\.weight, .* Set it to false in config\.json to load"
+    with pytest.raises(CheckpointError, match=message):
+        weights.load(build(directory), directory)
+    embedding = registry.resolve(weights.read_config(directory), task="embed").build("float32")
+    weights.load(embedding, directory)  # which has no use for a head of any kind
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"][:-1].copy()
+    write()
+    with pytest.raises(CheckpointError, match=message):
+        weights.load(build(directory), directory)
+    say_tied(directory, False)
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight is \[96, 32\] where \[97, 32\] is expected"):
+        weights.load(build(directory), directory)
+
+
+def test_a_masked_models_head_that_differs_from_the_embedding_is_no_tied_one(tmp_path):
+    source = REFERENCE.with_name("reference_pooling") / "bert-masked"
+    tensors = load_file(source / "model.safetensors")
+    embedding = tensors["bert.embeddings.word_embeddings.weight"]
+    (tmp_path / "config.json").write_bytes((source / "config.json").read_bytes())
+    say_tied(tmp_path)
+    for head, same in ((embedding, True), (embedding + 1, False)):
+        save_file(tensors | {"cls.predictions.decoder.weight": head}, tmp_path / "model.safetensors")
+        if same:
+            weights.load(build(tmp_path), tmp_path)
+            continue
+        with pytest.raises(CheckpointError, match=r"cls\.predictions\.decoder\.weight differs from bert\.embeddings"):
+            weights.load(build(tmp_path), tmp_path)
 
 
 def test_biases_that_the_config_denies_are_unused(checkpoint):
