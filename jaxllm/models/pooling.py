@@ -105,6 +105,9 @@ class PoolingDecoder(PoolingModel, CausalLM):
                 for tensor in self.checkpoint_names[row].names}  # fmt: skip
         return name in head or super().ignores_tensor(name)
 
+    def ignores_parameter(self, path: str) -> bool:
+        return path.startswith("head.")
+
     def repeats(self, name: str) -> str | None:
         return None  # whose head is left over, tied or not
 

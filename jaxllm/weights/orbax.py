@@ -73,7 +73,7 @@ def read(
         stored = metadata.tree
         fit = Fit(folder, type(model).__name__)
         fit.missing += [name for name in wanted if name not in stored]
-        fit.unused += [name for name in stored if name not in wanted]
+        fit.unused += [name for name in stored if name not in wanted and not model.ignores_parameter(name)]
         for name in wanted.keys() & stored.keys():
             fit.compare(name, stored[name].shape, wanted[name].shape)
         fit.check()
@@ -83,7 +83,8 @@ def read(
         }
         try:
             arguments = ocp.checkpoint_utils.construct_restore_args(target)
-            arrays = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(item=target, restore_args=arguments))
+            restore = ocp.args.PyTreeRestore(item=target, restore_args=arguments, partial_restore=True)
+            arrays = checkpointer.restore(folder, args=restore)
         except Exception as error:
             raise _damaged(folder, str(error)) from error
     yield from arrays.items()
