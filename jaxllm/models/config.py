@@ -108,6 +108,11 @@ class ModelConfig:
         """Standard deviation of random weights that write to the residual stream, smaller in deeper models (GPT-2)."""
         return self.initializer_range / (2 * self.num_layers) ** 0.5
 
+    @property
+    def output_size(self) -> int:
+        """Numbers of a hidden state as the model returns it, which its head reads."""
+        return self.hidden_size
+
     def within(self, context: int) -> "ModelConfig":
         """The configuration of a model that is run for texts of `context` positions at most."""
         ropes = self.layer_ropes and tuple(rope and rope.within(context) for rope in self.layer_ropes)

@@ -118,7 +118,7 @@ class Embedding(PoolingDecoder):
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
         config = super().configure(fields, architecture)
-        return replace(config, pooling=read_embedding(fields, config.hidden_size, "last"))
+        return replace(config, pooling=read_embedding(fields, config.output_size, "last"))
 
     def outputs(self, hidden: jax.Array) -> jax.Array:
         return hidden.astype(jnp.float32)
@@ -140,7 +140,7 @@ class SequenceClassification(PoolingDecoder):
         super().__init__(config, dtype)
         assert config.pooling is not None
         self.score = Linear(
-            config.hidden_size, config.pooling.size, dtype, axes=("embed", "classes"), std=config.initializer_range
+            config.output_size, config.pooling.size, dtype, axes=("embed", "classes"), std=config.initializer_range
         )
 
     def outputs(self, hidden: jax.Array) -> jax.Array:
