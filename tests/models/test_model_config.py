@@ -412,6 +412,22 @@ def test_minicpm3_values_are_as_wide_as_the_heads_of_its_width():
     assert config_of(values).latent.value_dim == wide
 
 
+@pytest.mark.parametrize(
+    ("case", "read", "unread"),
+    [
+        ("gemma-wide-heads", "hidden_act", "hidden_activation"),
+        ("gemma2-without-caps", "hidden_activation", "hidden_act"),
+    ],
+)
+def test_each_gemma_reads_the_activation_of_its_generation(case, read, unread):
+    values = weights.read_config(REFERENCE / case)
+    values = {name: value for name, value in values.items() if name not in (read, unread)}
+    assert config_of(values).activation == config_of(values, **{unread: "silu"}).activation == "gelu_pytorch_tanh"
+    assert config_of(values, **{read: "silu"}).activation == "silu"
+    meant = "gelu_pytorch_tanh" if read == "hidden_act" else "gelu"
+    assert config_of(values, **{read: "gelu"}).activation == meant
+
+
 def test_every_tanh_gelu_is_one():
     x = jnp.linspace(-4, 4, 9)
     for name in ("gelu_fast", "gelu_new"):
