@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FOLDER = "orbax"
 _COPIED = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".md"}
+_TEMPLATES = "additional_chat_templates/*.jinja"  # where transformers keeps a tokenizer's chat templates but the first
 
 
 def is_converted(directory: Path) -> bool:
@@ -45,8 +46,8 @@ def save_orbax(model: Any, hf_config: dict[str, Any], source_path: str | Path, t
     for path in sorted(source.iterdir()):
         if path.is_file() and path.suffix in _COPIED and not path.name.endswith(".index.json"):
             shutil.copyfile(path, target / path.name)
-    for path in module_files(source):
-        (target / path.parent.name).mkdir()
+    for path in (*module_files(source), *sorted(source.glob(_TEMPLATES))):
+        (target / path.parent.name).mkdir(exist_ok=True)
         shutil.copyfile(path, target / path.relative_to(source))
     dtype = str(next(iter(arrays.values())).dtype)
     config = {name: value for name, value in hf_config.items() if name != "torch_dtype"} | {"dtype": dtype}

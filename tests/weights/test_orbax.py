@@ -31,6 +31,9 @@ def test_orbax_round_trip(checkpoint, tmp_path):
     directory, _, _ = checkpoint
     (directory / "tokenizer.json").write_text('{"model": {}}')
     (directory / "generation_config.json").write_text('{"temperature": 0.6}')
+    (directory / "additional_chat_templates").mkdir()
+    for name in ("tool_use", "rag"):
+        (directory / "additional_chat_templates" / f"{name}.jinja").write_text(name)
     write_pooling(directory, ("Transformer", "Pooling"), {"pooling_mode": "lasttoken"})
     model = weights.load(build(directory, "bfloat16"), directory)
     converted = tmp_path / "converted"
@@ -38,6 +41,8 @@ def test_orbax_round_trip(checkpoint, tmp_path):
 
     assert (converted / "tokenizer.json").read_text() == '{"model": {}}'
     assert not list(converted.glob("*.safetensors"))
+    templates = {path.name: path.read_text() for path in (converted / "additional_chat_templates").iterdir()}
+    assert templates == {"tool_use.jinja": "tool_use", "rag.jinja": "rag"}
     assert weights.read_sentence_transformer(converted) == weights.read_sentence_transformer(directory) is not None
     assert weights.read_generation_config(converted) == {"temperature": 0.6}
     assert registry.resolve(weights.read_config(converted)).config.dtype == "bfloat16"
