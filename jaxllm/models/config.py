@@ -102,6 +102,8 @@ class ModelConfig:
             raise ConfigError(
                 f"config.json: activation {self.activation!r} is not supported; known: {', '.join(ACTIVATIONS)}"
             )
+        if self.mixture is not None:
+            self.mixture.check(self.activation)
 
     @property
     def out_std(self) -> float:

@@ -435,6 +435,50 @@ def test_every_tanh_gelu_is_one():
         np.testing.assert_array_equal(activate(name, x), activate("gelu_pytorch_tanh", x))
 
 
+@pytest.mark.parametrize(
+    ("case", "changes", "message"),
+    [
+        (
+            "mixtral-tied-wide-heads",
+            {"num_experts_per_tok": 5},
+            "5 experts for each token are more than the 4 there are",
+        ),
+        ("phimoe-longrope", {"num_local_experts": 1}, "2 experts for each token are more than the 1 there are"),
+        (
+            "mixtral-tied-wide-heads",
+            {"hidden_act": "tanh"},
+            "'tanh' of a mixture's experts is not supported, only silu",
+        ),
+        (
+            "mixtral-tied-wide-heads",
+            {"hidden_act": "relu2"},
+            "'relu2' of a mixture's experts is not supported, only silu",
+        ),
+        (
+            "nemotron-h-experts-biases",
+            {"mlp_hidden_act": "silu"},
+            "'silu' of a mixture's .* is not supported, only relu2;",
+        ),
+        (
+            "deepseek-v3-groups-yarn",
+            {"n_group": 3},
+            "n_group=3 must part 8 experts evenly, into groups of 2 at least",
+        ),
+        (
+            "deepseek-v3-groups-yarn",
+            {"n_group": 8},
+            "n_group=8 must part 8 experts evenly, into groups of 2 at least",
+        ),
+        ("deepseek-v3-groups-yarn", {"topk_group": 5}, "topk_group=5 must not exceed n_group=4"),
+        ("deepseek-v2-groups", {"n_group": 5}, "n_group=5 must part 8 experts evenly, into groups of 1 at least"),
+    ],
+)
+def test_a_mixture_that_cannot_be_computed_is_refused(case, changes, message):
+    recorded(case)
+    with pytest.raises(ConfigError, match=message):
+        recorded(case, **changes)
+
+
 class Unturned(LlamaAttention):
     def place(self, q, k, rotation):
         return q, k
