@@ -412,6 +412,13 @@ def test_minicpm3_values_are_as_wide_as_the_heads_of_its_width():
     assert config_of(values).latent.value_dim == wide
 
 
+def test_helium_says_where_it_has_biases():
+    for changes, where in (({}, set()), ({"mlp_bias": True}, {"mlp.gate_up", "mlp.down"})):
+        model = registry.resolve(weights.read_config(REFERENCE / "helium-groups") | changes).build("float32")
+        biases = {name for name in parameters(model) if name.startswith("layers.0.") and name.endswith(".bias")}
+        assert biases == {f"layers.0.{part}.bias" for part in where}
+
+
 @pytest.mark.parametrize(
     ("case", "read", "unread"),
     [
