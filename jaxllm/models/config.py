@@ -32,6 +32,8 @@ class ModelConfig:
         clip_qkv: queries, keys and values are clipped to [-clip_qkv, clip_qkv]; None leaves them.
         soft_cap, logit_soft_cap: bounds of attention scores and of logits, by tanh.
         embed_scale, residual_scale, logit_scale: factors of the embedding, of what a block adds, and of the logits.
+        embed_scale_rounded: the embedding's factor is rounded to the weights' type before it multiplies, not only what
+            it makes, as Gemma was trained.
         mixture: experts in place of some or all layers' MLPs.
         latent: the sizes of multi-head latent attention; None in families that cache keys and values.
         state_space: the sizes of state-space layers; None in families without any.
@@ -76,6 +78,7 @@ class ModelConfig:
     soft_cap: float | None = None
     logit_soft_cap: float | None = None
     embed_scale: float = 1.0
+    embed_scale_rounded: bool = False
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     mixture: Mixture | None = None

@@ -147,6 +147,7 @@ def _gemma_config(fields: Fields, architecture: str, **family: Any) -> ModelConf
         eos_token_id=1,
         tied=True,
         embed_scale=fields.size("hidden_size") ** 0.5,
+        embed_scale_rounded=True,
         qkv_bias=bias,
         out_bias=bias,
         **family,

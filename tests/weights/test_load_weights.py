@@ -17,6 +17,7 @@ from jaxllm.errors import CheckpointError, ConfigError
 from jaxllm.layers.parameter import parameters
 from jaxllm.layers.step import DenseStep
 from jaxllm.models import registry
+from jaxllm.models.causal_lm import CausalLM
 
 
 def test_parts_are_fused_and_transposed(checkpoint):
@@ -60,6 +61,42 @@ def test_half_precision_models_compute_in_their_type():
         logits = model.logits(hidden)
         assert logits.dtype == jnp.float32
         assert float(jnp.abs(logits - exact_logits).mean()) < 0.05 * float(exact_logits.std())
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "rounded"),
+    [
+        ("gemma-wide-heads", {}, True),
+        ("gemma2-without-caps", {"hidden_size": 32}, True),
+        ("gemma3-two-rotations", {}, True),
+        ("vaultgemma-full", {}, True),
+        ("minicpm3-factors", {"scale_emb": 5.3}, True),
+        ("minicpm-old-names", {"scale_emb": 5.3}, False),
+        ("afmoe-windows-scaled", {}, False),
+        ("granite-factors", {"embedding_multiplier": 5.3}, False),
+        ("hyperclovax-factors", {"embedding_multiplier": 5.3}, False),
+        ("falcon-h1-factors", {"embedding_multiplier": 5.3}, False),
+    ],
+)
+def test_an_embeddings_factor_is_rounded_where_its_family_rounds_it(case, changes, rounded, monkeypatch):
+    """In bfloat16, which the recorded logits, in float32, cannot tell."""
+    given = []
+
+    def run_layers(self, x, *shared, **options):
+        given.append(x)
+        return x, None
+
+    monkeypatch.setattr(CausalLM, "run_layers", run_layers)
+    config = weights.read_config(REFERENCE / case) | changes
+    model = registry.resolve(config).build("bfloat16")
+    weights.load(model, "", load_format="dummy")(DenseStep.of(jnp.arange(90)[None]), None)
+    factors = model.config.embed_scale, np.asarray(model.config.embed_scale, ml_dtypes.bfloat16)
+    whole, short = (
+        (np.asarray(model.embed.table[...][:90], np.float32) * np.float32(factor)).astype(ml_dtypes.bfloat16)
+        for factor in factors
+    )
+    assert (whole != short).any()
+    np.testing.assert_array_equal(np.asarray(given[0]), short if rounded else whole)
 
 
 def test_progress_counts_parameters():
