@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxllm.errors import ConfigError
 from jaxllm.layers.linear import Linear
-from jaxllm.layers.mlp import MLP, GatedMLP
+from jaxllm.layers.mlp import ACTIVATIONS, MLP, GatedMLP
 from jaxllm.layers.parameter import Constant, Dtype, Normal, Parameter, broadcast
-from pallas_kernels.moe import moe
+from pallas_kernels.moe import ACTIVATIONS as EXPERT_ACTIVATIONS
+from pallas_kernels.moe import UNGATED, moe
 from pallas_kernels.softmax_top_k import softmax_top_k
 
 Routed = tuple[jax.Array, jax.Array]
@@ -118,6 +120,12 @@ class SparseMixer:
 
 Routing = SoftmaxTopK | SigmoidTopK | SparseMixer
 
+_ACTIVATIONS = {
+    "swish": "silu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
+}  # fmt: skip
+"""The operation's names of activations where they are not the config's."""
+_GATES = set(EXPERT_ACTIVATIONS) - set(UNGATED)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
@@ -151,9 +159,25 @@ class Mixture:
     shared_bias: bool = False
     correction: bool = False
 
-
-_ACTIVATIONS = {"swish": "silu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
-"""The operation's names of activations where they are not the config's."""
+    def check(self, activation: str) -> None:
+        """ConfigError where the numbers do not go together, or experts cannot have the config's activation."""
+        routing, num = self.routing, self.num_experts
+        if routing.top_k > num:
+            raise ConfigError(f"config.json: {routing.top_k} experts for each token are more than the {num} there are")
+        if not isinstance(routing, SparseMixer) and routing.groups > 1:
+            groups, judges = routing.groups, 2 if isinstance(routing, SigmoidTopK) else 1
+            if num % groups or num // groups < judges:
+                raise ConfigError(
+                    f"config.json: n_group={groups} must part {num} experts evenly, into groups of {judges} at least"
+                )
+            if routing.top_groups > groups:
+                raise ConfigError(f"config.json: topk_group={routing.top_groups} must not exceed n_group={groups}")
+        known = [name for name in ACTIVATIONS if _ACTIVATIONS.get(name, name) in (_GATES if self.gated else UNGATED)]
+        if self.activation is None and activation not in known:
+            raise ConfigError(
+                f"config.json: activation {activation!r} of a mixture's experts is not supported, only"
+                f" {', '.join(known)}; take another checkpoint of this model, or add the case to pallas_kernels/moe"
+            )
 
 
 class Experts(nnx.Module):

@@ -35,7 +35,7 @@ class BambaForCausalLM(HybridForCausalLM):
         attends = fields.take_list("attn_layer_indices", int, [])
         fields.ignore(*TRAINING)
         read_activation(fields)
-        return decoder_config(
+        config = decoder_config(
             fields,
             architecture,
             eos_token_id=2,
@@ -46,3 +46,6 @@ class BambaForCausalLM(HybridForCausalLM):
             state_space=read_mamba2(fields),
             recurrent=tuple(layer not in attends for layer in range(num_layers)),
         )
+        assert config.rope is not None
+        fields.expect("attn_rotary_emb", config.rope.head_dim, None)  # the turned part of a head, in features
+        return config

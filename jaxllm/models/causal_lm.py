@@ -22,6 +22,8 @@ from jaxllm.models.model import Model
 
 Cache = tuple[LayerCache, ...]
 
+_HEADS = ("lm_head.weight", "embed_out.weight")
+
 
 class CausalLM(Model):
     """Base of the families. A subclass adds its layers, and says how tokens become hidden states."""
@@ -103,8 +105,12 @@ class CausalLM(Model):
 
     def ignores_tensor(self, name: str) -> bool:
         """Whether a checkpoint may hold this tensor although the model has no use for it."""
-        tied = self.head is None and name.endswith(("lm_head.weight", "embed_out.weight"))
+        tied = self.head is None and name.endswith(_HEADS)
         return tied or super().ignores_tensor(name)
+
+    def repeats(self, name: str) -> str | None:
+        tied = self.head is None and name.removeprefix(self.checkpoint_prefix) in _HEADS
+        return "embed.table" if tied else super().repeats(name)
 
 
 def scaled(x: jax.Array, factor: float) -> jax.Array:

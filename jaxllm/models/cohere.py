@@ -3,6 +3,7 @@
 Positions turn neighbouring pairs. In the second generation only layers with a window know positions.
 """
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from jaxllm.layers.norm import BiaslessLayerNorm
@@ -53,7 +54,7 @@ class Cohere2ForCausalLM(CohereForCausalLM):
 
 def _cohere_config(fields: Fields, architecture: str, **family: Any) -> ModelConfig:
     bias = fields.take("attention_bias", bool, False)
-    return decoder_config(
+    config = decoder_config(
         fields,
         architecture,
         eos_token_id=255001,
@@ -66,3 +67,6 @@ def _cohere_config(fields: Fields, architecture: str, **family: Any) -> ModelCon
         out_bias=bias,
         **family,
     )
+    # The makers' own files say here what their models are made for, and less in max_position_embeddings.
+    positions = fields.size("model_max_length", config.max_position_embeddings)
+    return replace(config, max_position_embeddings=positions)

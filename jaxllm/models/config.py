@@ -32,6 +32,8 @@ class ModelConfig:
         clip_qkv: queries, keys and values are clipped to [-clip_qkv, clip_qkv]; None leaves them.
         soft_cap, logit_soft_cap: bounds of attention scores and of logits, by tanh.
         embed_scale, residual_scale, logit_scale: factors of the embedding, of what a block adds, and of the logits.
+        embed_scale_rounded: the embedding's factor is rounded to the weights' type before it multiplies, not only what
+            it makes, as Gemma was trained.
         mixture: experts in place of some or all layers' MLPs.
         latent: the sizes of multi-head latent attention; None in families that cache keys and values.
         state_space: the sizes of state-space layers; None in families without any.
@@ -76,6 +78,7 @@ class ModelConfig:
     soft_cap: float | None = None
     logit_soft_cap: float | None = None
     embed_scale: float = 1.0
+    embed_scale_rounded: bool = False
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     mixture: Mixture | None = None
@@ -102,11 +105,18 @@ class ModelConfig:
             raise ConfigError(
                 f"config.json: activation {self.activation!r} is not supported; known: {', '.join(ACTIVATIONS)}"
             )
+        if self.mixture is not None:
+            self.mixture.check(self.activation)
 
     @property
     def out_std(self) -> float:
         """Standard deviation of random weights that write to the residual stream, smaller in deeper models (GPT-2)."""
         return self.initializer_range / (2 * self.num_layers) ** 0.5
+
+    @property
+    def output_size(self) -> int:
+        """Numbers of a hidden state as the model returns it, which its head reads."""
+        return self.hidden_size
 
     def within(self, context: int) -> "ModelConfig":
         """The configuration of a model that is run for texts of `context` positions at most."""

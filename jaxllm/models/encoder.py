@@ -144,6 +144,13 @@ class Encoder(PoolingModel):
         """None in an embedding model, which yields the hidden states as they are."""
         return None
 
+    def ignores_parameter(self, path: str) -> bool:
+        return self.head is None and path.startswith("head.")
+
+    def repeats(self, name: str) -> str | None:
+        tied = isinstance(self.head, VocabularyHead) and self.head.out is None
+        return "embed.table" if tied and name in self.checkpoint_names["head.out.kernel"].names else None
+
     def run_layers(self, x: jax.Array, rotations: Sequence[Rotation], step: EncodeStep) -> jax.Array:
         """x [T, E] through every layer, each with its own rotation. Unrolled: scans copy weights."""
         for layer, rotation in zip(self.layers, rotations, strict=True):

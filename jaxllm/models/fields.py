@@ -13,7 +13,7 @@ _WITHOUT_INFLUENCE = """
     embd_pdrop embed_dropout embedding_dropout attn_pdrop resid_pdrop residual_dropout layerdrop
     gradient_checkpointing hidden_dropout hidden_dropout_prob attention_probs_dropout_prob id2label label2id
     is_decoder is_llama_config keys_to_ignore_at_inference max_tokenizer_truncation name_or_path num_labels
-    output_attentions
+    _num_labels output_attentions
     output_hidden_states output_router_logits pad_token_id pretraining_tp problem_type reorder_and_upcast_attn
     return_dict return_dict_in_generate router_aux_loss_coef router_jitter_noise sep_token_id task_specific_params
     tokenizer_class torchscript transformers.js_config transformers_version unsloth_fixed unsloth_version use_cache

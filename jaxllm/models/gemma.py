@@ -62,7 +62,11 @@ class GemmaForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
-        return _gemma_config(fields, architecture)
+        activation = fields.take("hidden_act", str, "gelu_pytorch_tanh")
+        fields.raw("hidden_activation")  # read by the generations that followed
+        if activation == "gelu":  # as the first files say, which meant its approximation
+            activation = "gelu_pytorch_tanh"
+        return _gemma_config(fields, architecture, activation=activation)
 
 
 class Gemma2ForCausalLM(LlamaForCausalLM):
@@ -119,9 +123,11 @@ def _windowed_config(
     """Every `period`-th layer sees all. The caps are the family's own where the file does not say; null is none."""
     window = fields.size("sliding_window", 4096)
     fields.default_nullable(attn_logit_softcapping=soft_cap, final_logit_softcapping=logit_soft_cap)
+    fields.raw("hidden_act")  # Gemma 1's
     return _gemma_config(
         fields,
         architecture,
+        activation=fields.take("hidden_activation", str, "gelu_pytorch_tanh"),
         windows=read_layer_types(fields, fields.size("num_hidden_layers"), window, period),
         attention_scale=fields.positive("query_pre_attn_scalar", 256.0) ** -0.5,
         soft_cap=fields.take("attn_logit_softcapping", float, None),
@@ -133,7 +139,6 @@ def _windowed_config(
 def _gemma_config(fields: Fields, architecture: str, **family: Any) -> ModelConfig:
     fields.expect("use_bidirectional_attention", False, None)
     fields.raw("cache_implementation")
-    fields.raw("hidden_act")  # says gelu in old files, which means hidden_activation's default all the same
     bias = fields.take("attention_bias", bool, False)
     return decoder_config(
         fields,
@@ -141,8 +146,8 @@ def _gemma_config(fields: Fields, architecture: str, **family: Any) -> ModelConf
         head_dim=256,
         eos_token_id=1,
         tied=True,
-        activation=fields.take("hidden_activation", str, "gelu_pytorch_tanh"),
         embed_scale=fields.size("hidden_size") ** 0.5,
+        embed_scale_rounded=True,
         qkv_bias=bias,
         out_bias=bias,
         **family,

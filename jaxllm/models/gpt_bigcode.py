@@ -23,9 +23,11 @@ class GPTBigCodeForCausalLM(GPT2LMHeadModel):
         fields.default(activation_function="gelu_pytorch_tanh")
         for name in ("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32"):  # it always is
             fields.raw(name)
-        for name in ("inference_runner", "pre_allocate_kv_cache", "runner_max_sequence_length"):
+        for name in (  # of other programs' caches
+            "inference_runner", "pre_allocate_kv_cache", "runner_max_sequence_length", "validate_runner_input",
+            "max_batch_size", "max_sequence_length", "pad_key_length",
+        ):  # fmt: skip
             fields.raw(name)
-        fields.raw("validate_runner_input")
         config = gpt2_config(fields, architecture)
         config = replace(config, num_kv_heads=1 if fields.take("multi_query", bool, True) else config.num_heads)
         fields.expect("num_key_value_heads", config.num_kv_heads, None)

@@ -165,7 +165,8 @@ class LlamaForCausalLM(CausalLM):
 
     def __init__(self, config: ModelConfig, dtype: Dtype):
         super().__init__(config, dtype)
-        self.embed_scale = float(np.asarray(config.embed_scale, dtype))  # in the weights' type, as Gemma was trained
+        scale = config.embed_scale
+        self.embed_scale = float(np.asarray(scale, dtype)) if config.embed_scale_rounded else scale
         self.layers = nnx.List(
             self.block_class(config, layer, dtype, self.attention_class, self.mlp_class)
             for layer in range(config.num_layers)

@@ -62,7 +62,6 @@ class HeliumForCausalLM(LlamaForCausalLM):
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
         fields.default(rms_norm_eps=1e-8)
-        fields.raw("mlp_bias")  # the reference implementation has no biases there, whatever it says
         return decoder_config(
             fields,
             architecture,
@@ -71,6 +70,7 @@ class HeliumForCausalLM(LlamaForCausalLM):
             rope_theta=100000.0,
             interleaved=True,
             qkv_bias=fields.take("attention_bias", bool, False),
+            mlp_bias=fields.take("mlp_bias", bool, False),
         )
 
 

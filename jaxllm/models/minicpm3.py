@@ -15,5 +15,7 @@ class MiniCPM3ForCausalLM(DeepseekV2ForCausalLM):
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
         fields.default(rms_norm_eps=1e-5, tie_word_embeddings=True)
+        fields.default(v_head_dim=fields.size("hidden_size") // fields.size("num_attention_heads"))
         scales = read_scales(fields, embed=12.0, depth=1.4, base=256)
-        return replace(latent_config(fields, architecture, None, interleaved=False, eos_token_id=2), **scales)
+        config = latent_config(fields, architecture, None, interleaved=False, eos_token_id=2)
+        return replace(config, embed_scale_rounded=True, **scales)

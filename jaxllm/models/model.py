@@ -42,3 +42,11 @@ class Model(nnx.Module):
     def ignores_tensor(self, name: str) -> bool:
         """Whether a checkpoint may hold this tensor although the model has no use for it."""
         return any(re.search(pattern, name) for pattern in self.checkpoint_ignored)
+
+    def ignores_parameter(self, path: str) -> bool:
+        """The same of a parameter in a converted checkpoint, whose model may have been made for something else."""
+        return False
+
+    def repeats(self, name: str) -> str | None:
+        """The parameter whose numbers a checkpoint's tensor must be, as it is used in its place; None for any other."""
+        return None

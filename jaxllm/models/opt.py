@@ -33,6 +33,10 @@ class OPTConfig(ModelConfig):
     final_norm: bool
     embed_size: int
 
+    @property
+    def output_size(self) -> int:
+        return self.embed_size
+
 
 class OPTBlock(LlamaBlock):
     norm_class = LayerNorm

@@ -105,6 +105,12 @@ class PoolingDecoder(PoolingModel, CausalLM):
                 for tensor in self.checkpoint_names[row].names}  # fmt: skip
         return name in head or super().ignores_tensor(name)
 
+    def ignores_parameter(self, path: str) -> bool:
+        return path.startswith("head.")
+
+    def repeats(self, name: str) -> str | None:
+        return None  # whose head is left over, tied or not
+
 
 class Embedding(PoolingDecoder):
     """The last token's hidden state, as a rule, for the whole text."""
@@ -112,7 +118,7 @@ class Embedding(PoolingDecoder):
     @classmethod
     def configure(cls, fields: Fields, architecture: str) -> ModelConfig:
         config = super().configure(fields, architecture)
-        return replace(config, pooling=read_embedding(fields, config.hidden_size, "last"))
+        return replace(config, pooling=read_embedding(fields, config.output_size, "last"))
 
     def outputs(self, hidden: jax.Array) -> jax.Array:
         return hidden.astype(jnp.float32)
@@ -134,7 +140,7 @@ class SequenceClassification(PoolingDecoder):
         super().__init__(config, dtype)
         assert config.pooling is not None
         self.score = Linear(
-            config.hidden_size, config.pooling.size, dtype, axes=("embed", "classes"), std=config.initializer_range
+            config.output_size, config.pooling.size, dtype, axes=("embed", "classes"), std=config.initializer_range
         )
 
     def outputs(self, hidden: jax.Array) -> jax.Array:

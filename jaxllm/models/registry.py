@@ -345,6 +345,8 @@ def resolve(
     if task == "embed" and issubclass(model_class, Encoder):
         model_class = model_class.without_head()
     elif task in ("embed", "score") and not issubclass(model_class, PoolingModel):
+        if issubclass(model_class, EncoderDecoder):
+            raise _not_made_for(task, name, "generate")
         model_class = as_embedding(model_class)
     fields = Fields(hf_config)
     config = model_class.configure(fields, name)
@@ -364,7 +366,11 @@ def _check_task(task: Task, name: str, config: ModelConfig) -> None:
         "score": pooling is not None and pooling.scores,
     }
     if not able[task]:
-        raise ConfigError(f"task={task!r}: {name} is made to {made_for}; leave the task on auto, or take another model")
+        raise _not_made_for(task, name, made_for)
+
+
+def _not_made_for(task: Task, name: str, made_for: str) -> ConfigError:
+    return ConfigError(f"task={task!r}: {name} is made to {made_for}; leave the task on auto, or take another model")
 
 
 def _architecture(hf_config: dict[str, Any], known: dict[str, tuple[str, type]]) -> str:

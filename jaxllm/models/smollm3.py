@@ -20,6 +20,7 @@ class SmolLM3ForCausalLM(LlamaForCausalLM):
             raise ConfigError(
                 f"{fields.where}no_rope_layers must hold {num_layers} times 1, or 0 for a layer without positions"
             )
+        fields.raw("max_window_layers")  # Qwen's; here layer_types or no_rope_layers say which layers have windows
         window = fields.size("sliding_window", None)
         if not fields.take("use_sliding_window", bool, False):
             window = None

@@ -26,7 +26,7 @@ from jaxllm.weights.safetensors import TYPES, Tensors
 Progress = Callable[[int, int, str], None]
 """Called with (parameters done, parameters in all, "loading weights")."""
 
-_STAGED_BYTES = 64 << 20  # of experts' weights on their way to their place
+_STAGED_BYTES = 64 << 20  # of experts' weights on their way to their place, of tensors that are compared
 
 
 def load[Model: Any](
@@ -103,6 +103,10 @@ def _read_safetensors(
 ) -> Iterator[tuple[str, jax.Array]]:
     tensors = Tensors(directory)
     plan = match(model, tensors, wanted, directory)
+    for name in tensors:
+        repeated = model.repeats(name)
+        if repeated is not None:
+            _check_repeated(tensors, name, plan[repeated].parts[0][0], dtypes[repeated], directory)
 
     def arrays() -> Iterator[tuple[str, jax.Array]]:
         yield from _draw({name: wanted[name] for name in wanted.keys() - plan.keys()}, dtypes, seed=0)
@@ -115,6 +119,29 @@ def _read_safetensors(
                 yield name, _fuse(parts, _part_shapes(shape, wanted[name]), reading.layout, dtype)
 
     return arrays()
+
+
+def _check_repeated(tensors: Tensors, name: str, used: str, dtype: jnp.dtype, directory: Path) -> None:
+    """CheckpointError unless the tensor is the one that is used in its place, as numbers of `dtype`."""
+    if not _same(tensors, name, used, dtype):
+        raise CheckpointError(
+            f"{directory}: {name} differs from {used}, which config.json says to use as the head too: by"
+            " tie_word_embeddings, true in some families where the file has none. Set it to false in config.json to"
+            f" load {name}, or remove {name} from the checkpoint if it is not the model's"
+        )
+
+
+def _same(tensors: Tensors, left: str, right: str, dtype: jnp.dtype) -> bool:
+    """Whether two tensors hold the same numbers of `dtype`; reads some rows at a time."""
+    shape, kind = tensors.describe(left)
+    if tensors.describe(right)[0] != shape or kind not in TYPES:
+        return False
+    step = max(1, _STAGED_BYTES // (math.prod(shape[1:]) * np.dtype(np.float32).itemsize))
+    for first in range(0, shape[0], step):
+        one, other = (tensors.rows(name, first, min(first + step, shape[0])) for name in (left, right))
+        if not np.array_equal(one.astype(dtype, copy=False), other.astype(dtype, copy=False)):
+            return False
+    return True
 
 
 def _read_stacked(tensors: Tensors, reading: Reading, parameter: Parameter, dtype: jnp.dtype) -> jax.Array:

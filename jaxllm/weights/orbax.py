@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FOLDER = "orbax"
 _COPIED = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".md"}
+_TEMPLATES = "additional_chat_templates/*.jinja"  # where transformers keeps a tokenizer's chat templates but the first
 
 
 def is_converted(directory: Path) -> bool:
@@ -45,8 +46,8 @@ def save_orbax(model: Any, hf_config: dict[str, Any], source_path: str | Path, t
     for path in sorted(source.iterdir()):
         if path.is_file() and path.suffix in _COPIED and not path.name.endswith(".index.json"):
             shutil.copyfile(path, target / path.name)
-    for path in module_files(source):
-        (target / path.parent.name).mkdir()
+    for path in (*module_files(source), *sorted(source.glob(_TEMPLATES))):
+        (target / path.parent.name).mkdir(exist_ok=True)
         shutil.copyfile(path, target / path.relative_to(source))
     dtype = str(next(iter(arrays.values())).dtype)
     config = {name: value for name, value in hf_config.items() if name != "torch_dtype"} | {"dtype": dtype}
@@ -73,7 +74,7 @@ def read(
         stored = metadata.tree
         fit = Fit(folder, type(model).__name__)
         fit.missing += [name for name in wanted if name not in stored]
-        fit.unused += [name for name in stored if name not in wanted]
+        fit.unused += [name for name in stored if name not in wanted and not model.ignores_parameter(name)]
         for name in wanted.keys() & stored.keys():
             fit.compare(name, stored[name].shape, wanted[name].shape)
         fit.check()
@@ -83,7 +84,8 @@ def read(
         }
         try:
             arguments = ocp.checkpoint_utils.construct_restore_args(target)
-            arrays = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(item=target, restore_args=arguments))
+            restore = ocp.args.PyTreeRestore(item=target, restore_args=arguments, partial_restore=True)
+            arrays = checkpointer.restore(folder, args=restore)
         except Exception as error:
             raise _damaged(folder, str(error)) from error
     yield from arrays.items()

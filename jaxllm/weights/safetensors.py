@@ -46,6 +46,12 @@ class Tensors:
             tensor: np.ndarray = self._files[name].get_tensor(name)
         return tensor
 
+    def rows(self, name: str, first: int, last: int) -> np.ndarray:
+        """The tensor's rows from `first` to before `last`."""
+        with _readable(self._paths[name]):
+            part: np.ndarray = self._files[name].get_slice(name)[first:last]
+        return part
+
 
 def find_files(directory: Path) -> list[Path]:
     """The safetensors files that make up the checkpoint. CheckpointError where there is none or a shard is missing."""

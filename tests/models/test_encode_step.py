@@ -78,8 +78,16 @@ def test_pooling_reads_the_rows_own_tokens_alone(dtype):
         np.testing.assert_allclose(got[:3], np.stack(values), rtol=1e-5)
 
 
+def test_a_projected_hidden_state_is_as_long_as_it_is_said_to_be():
+    model = embedding_model("opt-norm-last-projected")
+    step = EncodeStep.of(jnp.arange(5), jnp.asarray([3, 2]))
+    pooled = model.pooled(model.encode(step), step)
+    assert pooled.shape == (2, model.config.pooling.size)
+    assert model.config.pooling.size != model.config.hidden_size
+
+
 def test_a_task_that_the_model_cannot_do_is_refused():
-    pooling = Path(__file__).parent / "reference_pooling"
+    pooling, both = REFERENCE.with_name("reference_pooling"), REFERENCE.with_name("reference_encoder_decoder")
 
     def resolve(folder: Path, task: str):
         return registry.resolve(weights.read_config(folder), task=task)
@@ -97,6 +105,8 @@ def test_a_task_that_the_model_cannot_do_is_refused():
         (pooling / "bert-masked", "score", "token_classify"),
         (pooling / "llama-classes", "embed", "classify"),
         (pooling / "bert-3-heads", "classify", "embed"),
+        (both / "t5-first", "embed", "generate"),
+        (both / "bart-scaled", "score", "generate"),
     ):
         with pytest.raises(ConfigError, match=f"task='{task}': .* is made to {made_for}"):
             resolve(folder, task)

@@ -1,6 +1,7 @@
 """config.json files: real ones, both generations of names, and every way to be wrong."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from jaxllm import weights
 from jaxllm.bench.shapes import model_directory
 from jaxllm.core import PagedKV, RecurrentState, elements_per_token
 from jaxllm.errors import ConfigError, UnknownModelError
+from jaxllm.layers.mlp import activate
 from jaxllm.layers.parameter import count_parameters, parameters
 from jaxllm.layers.rope import Linear, Llama3, Rope, Yarn
 from jaxllm.models import registry
@@ -368,6 +370,120 @@ def test_a_field_that_cannot_be_honoured_is_named(values, changes, message):
     registry.resolve(values)
     with pytest.raises(ConfigError, match=message):
         registry.resolve(values | changes)
+
+
+REFERENCE = Path(__file__).with_name("reference")
+
+
+def recorded(case: str, **changes: Any) -> Any:
+    return registry.resolve(weights.read_config(REFERENCE / case) | changes).config
+
+
+@pytest.mark.parametrize(
+    ("case", "fields"),
+    [
+        ("smollm3-windows-biases", {"max_window_layers": 1}),
+        ("gpt-bigcode-one-key", {"max_batch_size": None, "max_sequence_length": 8192, "pad_key_length": True}),
+        ("../reference_pooling/bert-token-classes", {"_num_labels": 9}),
+        ("../reference_pooling/xlm-roberta-classes", {"_num_labels": 5}),
+    ],
+)
+def test_fields_of_other_programs_say_nothing(case, fields):
+    assert recorded(case, **fields) == recorded(case)
+
+
+def test_what_cohere_files_are_made_for_is_their_model_max_length():
+    for case in ("cohere-groups", "cohere2-windows"):
+        config = recorded(case, model_max_length=131072)
+        assert config == replace(recorded(case), max_position_embeddings=131072)
+
+
+def test_bambas_turned_features_are_half_of_a_head():
+    config = recorded("bamba-groups")
+    assert recorded("bamba-groups", attn_rotary_emb=config.head_dim // 2) == config
+    with pytest.raises(ConfigError, match=f"attn_rotary_emb={config.head_dim} is not supported, only "):
+        recorded("bamba-groups", attn_rotary_emb=config.head_dim)
+
+
+def test_minicpm3_values_are_as_wide_as_the_heads_of_its_width():
+    values = weights.read_config(REFERENCE / "minicpm3-factors")
+    wide = values["hidden_size"] // values["num_attention_heads"]
+    del values["v_head_dim"]
+    assert config_of(values).latent.value_dim == wide
+
+
+def test_helium_says_where_it_has_biases():
+    for changes, where in (({}, set()), ({"mlp_bias": True}, {"mlp.gate_up", "mlp.down"})):
+        model = registry.resolve(weights.read_config(REFERENCE / "helium-groups") | changes).build("float32")
+        biases = {name for name in parameters(model) if name.startswith("layers.0.") and name.endswith(".bias")}
+        assert biases == {f"layers.0.{part}.bias" for part in where}
+
+
+@pytest.mark.parametrize(
+    ("case", "read", "unread"),
+    [
+        ("gemma-wide-heads", "hidden_act", "hidden_activation"),
+        ("gemma2-without-caps", "hidden_activation", "hidden_act"),
+    ],
+)
+def test_each_gemma_reads_the_activation_of_its_generation(case, read, unread):
+    values = weights.read_config(REFERENCE / case)
+    values = {name: value for name, value in values.items() if name not in (read, unread)}
+    assert config_of(values).activation == config_of(values, **{unread: "silu"}).activation == "gelu_pytorch_tanh"
+    assert config_of(values, **{read: "silu"}).activation == "silu"
+    meant = "gelu_pytorch_tanh" if read == "hidden_act" else "gelu"
+    assert config_of(values, **{read: "gelu"}).activation == meant
+
+
+def test_every_tanh_gelu_is_one():
+    x = jnp.linspace(-4, 4, 9)
+    for name in ("gelu_fast", "gelu_new"):
+        config_of(LLAMA, hidden_act=name)
+        np.testing.assert_array_equal(activate(name, x), activate("gelu_pytorch_tanh", x))
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "message"),
+    [
+        (
+            "mixtral-tied-wide-heads",
+            {"num_experts_per_tok": 5},
+            "5 experts for each token are more than the 4 there are",
+        ),
+        ("phimoe-longrope", {"num_local_experts": 1}, "2 experts for each token are more than the 1 there are"),
+        (
+            "mixtral-tied-wide-heads",
+            {"hidden_act": "tanh"},
+            "'tanh' of a mixture's experts is not supported, only silu",
+        ),
+        (
+            "mixtral-tied-wide-heads",
+            {"hidden_act": "relu2"},
+            "'relu2' of a mixture's experts is not supported, only silu",
+        ),
+        (
+            "nemotron-h-experts-biases",
+            {"mlp_hidden_act": "silu"},
+            "'silu' of a mixture's .* is not supported, only relu2;",
+        ),
+        (
+            "deepseek-v3-groups-yarn",
+            {"n_group": 3},
+            "n_group=3 must part 8 experts evenly, into groups of 2 at least",
+        ),
+        (
+            "deepseek-v3-groups-yarn",
+            {"n_group": 8},
+            "n_group=8 must part 8 experts evenly, into groups of 2 at least",
+        ),
+        ("deepseek-v3-groups-yarn", {"topk_group": 5}, "topk_group=5 must not exceed n_group=4"),
+        ("deepseek-v2-groups", {"n_group": 5}, "n_group=5 must part 8 experts evenly, into groups of 1 at least"),
+    ],
+)
+def test_a_mixture_that_cannot_be_computed_is_refused(case, changes, message):
+    recorded(case)
+    with pytest.raises(ConfigError, match=message):
+        recorded(case, **changes)
 
 
 class Unturned(LlamaAttention):

@@ -16,6 +16,8 @@ from jaxllm import weights
 from jaxllm.errors import CheckpointError, ConfigError
 from jaxllm.layers.parameter import parameters
 from jaxllm.layers.step import DenseStep
+from jaxllm.models import registry
+from jaxllm.models.causal_lm import CausalLM
 
 
 def test_parts_are_fused_and_transposed(checkpoint):
@@ -59,6 +61,42 @@ def test_half_precision_models_compute_in_their_type():
         logits = model.logits(hidden)
         assert logits.dtype == jnp.float32
         assert float(jnp.abs(logits - exact_logits).mean()) < 0.05 * float(exact_logits.std())
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "rounded"),
+    [
+        ("gemma-wide-heads", {}, True),
+        ("gemma2-without-caps", {"hidden_size": 32}, True),
+        ("gemma3-two-rotations", {}, True),
+        ("vaultgemma-full", {}, True),
+        ("minicpm3-factors", {"scale_emb": 5.3}, True),
+        ("minicpm-old-names", {"scale_emb": 5.3}, False),
+        ("afmoe-windows-scaled", {}, False),
+        ("granite-factors", {"embedding_multiplier": 5.3}, False),
+        ("hyperclovax-factors", {"embedding_multiplier": 5.3}, False),
+        ("falcon-h1-factors", {"embedding_multiplier": 5.3}, False),
+    ],
+)
+def test_an_embeddings_factor_is_rounded_where_its_family_rounds_it(case, changes, rounded, monkeypatch):
+    """In bfloat16, which the recorded logits, in float32, cannot tell."""
+    given = []
+
+    def run_layers(self, x, *shared, **options):
+        given.append(x)
+        return x, None
+
+    monkeypatch.setattr(CausalLM, "run_layers", run_layers)
+    config = weights.read_config(REFERENCE / case) | changes
+    model = registry.resolve(config).build("bfloat16")
+    weights.load(model, "", load_format="dummy")(DenseStep.of(jnp.arange(90)[None]), None)
+    factors = model.config.embed_scale, np.asarray(model.config.embed_scale, ml_dtypes.bfloat16)
+    whole, short = (
+        (np.asarray(model.embed.table[...][:90], np.float32) * np.float32(factor)).astype(ml_dtypes.bfloat16)
+        for factor in factors
+    )
+    assert (whole != short).any()
+    np.testing.assert_array_equal(np.asarray(given[0]), short if rounded else whole)
 
 
 def test_progress_counts_parameters():
@@ -138,11 +176,56 @@ def test_a_missing_head_hints_at_tying(checkpoint):
         weights.load(build(directory), directory)
 
 
-def test_a_tied_checkpoint_may_hold_its_head_again(checkpoint):
-    directory, _, _ = checkpoint
-    config = weights.read_config(directory) | {"tie_word_embeddings": True}
+def say_tied(directory: Path, tied: bool = True) -> None:
+    config = weights.read_config(directory) | {"tie_word_embeddings": tied}
     (directory / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("staged", [1, 4000, 1 << 20])  # bytes: one row at a time, some, all
+def test_a_tied_checkpoint_may_hold_its_head_again(checkpoint, monkeypatch, staged):
+    monkeypatch.setattr(importlib.import_module("jaxllm.weights.load"), "_STAGED_BYTES", staged)
+    directory, tensors, write = checkpoint
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].astype(np.float32)
+    write()
+    say_tied(directory)
     assert "head.kernel" not in values(weights.load(build(directory), directory))
+    tensors["lm_head.weight"][-1, -1] += 1e-5  # less than bfloat16 tells apart
+    write()
+    assert "head.kernel" not in values(weights.load(build(directory, "bfloat16"), directory))
+    with pytest.raises(CheckpointError, match="differs from"):
+        weights.load(build(directory), directory)
+
+
+def test_a_head_that_differs_from_the_embedding_is_no_tied_one(checkpoint):
+    directory, tensors, write = checkpoint
+    say_tied(directory)
+    message = r"lm_head\.weight differs from model\.embed_tokens\.weight, .* Set it to false in config\.json to load"
+    with pytest.raises(CheckpointError, match=message):
+        weights.load(build(directory), directory)
+    embedding = registry.resolve(weights.read_config(directory), task="embed").build("float32")
+    weights.load(embedding, directory)  # which has no use for a head of any kind
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"][:-1].copy()
+    write()
+    with pytest.raises(CheckpointError, match=message):
+        weights.load(build(directory), directory)
+    say_tied(directory, False)
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight is \[96, 32\] where \[97, 32\] is expected"):
+        weights.load(build(directory), directory)
+
+
+def test_a_masked_models_head_that_differs_from_the_embedding_is_no_tied_one(tmp_path):
+    source = REFERENCE.with_name("reference_pooling") / "bert-masked"
+    tensors = load_file(source / "model.safetensors")
+    embedding = tensors["bert.embeddings.word_embeddings.weight"]
+    (tmp_path / "config.json").write_bytes((source / "config.json").read_bytes())
+    say_tied(tmp_path)
+    for head, same in ((embedding, True), (embedding + 1, False)):
+        save_file(tensors | {"cls.predictions.decoder.weight": head}, tmp_path / "model.safetensors")
+        if same:
+            weights.load(build(tmp_path), tmp_path)
+            continue
+        with pytest.raises(CheckpointError, match=r"cls\.predictions\.decoder\.weight differs from bert\.embeddings"):
+            weights.load(build(tmp_path), tmp_path)
 
 
 def test_biases_that_the_config_denies_are_unused(checkpoint):

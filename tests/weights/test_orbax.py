@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from checkpoints import assert_same, build, values, write_pooling
+from checkpoints import LLAMA, REFERENCE, assert_same, build, values, write_pooling
 
 from jaxllm import weights
 from jaxllm.errors import CheckpointError, ConfigError
@@ -31,6 +31,9 @@ def test_orbax_round_trip(checkpoint, tmp_path):
     directory, _, _ = checkpoint
     (directory / "tokenizer.json").write_text('{"model": {}}')
     (directory / "generation_config.json").write_text('{"temperature": 0.6}')
+    (directory / "additional_chat_templates").mkdir()
+    for name in ("tool_use", "rag"):
+        (directory / "additional_chat_templates" / f"{name}.jinja").write_text(name)
     write_pooling(directory, ("Transformer", "Pooling"), {"pooling_mode": "lasttoken"})
     model = weights.load(build(directory, "bfloat16"), directory)
     converted = tmp_path / "converted"
@@ -38,6 +41,8 @@ def test_orbax_round_trip(checkpoint, tmp_path):
 
     assert (converted / "tokenizer.json").read_text() == '{"model": {}}'
     assert not list(converted.glob("*.safetensors"))
+    templates = {path.name: path.read_text() for path in (converted / "additional_chat_templates").iterdir()}
+    assert templates == {"tool_use.jinja": "tool_use", "rag.jinja": "rag"}
     assert weights.read_sentence_transformer(converted) == weights.read_sentence_transformer(directory) is not None
     assert weights.read_generation_config(converted) == {"temperature": 0.6}
     assert registry.resolve(weights.read_config(converted)).config.dtype == "bfloat16"
@@ -47,6 +52,30 @@ def test_orbax_round_trip(checkpoint, tmp_path):
 
     with pytest.raises(ConfigError, match="is not empty; name a new directory"):
         weights.save_orbax(model, weights.read_config(directory), directory, converted)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        REFERENCE / LLAMA,
+        REFERENCE / "gptj-wholly-turned",  # whose head has a bias
+        REFERENCE.with_name("reference_pooling") / "roberta-masked",
+        REFERENCE.with_name("reference_pooling") / "modernbert-classes",
+    ],
+    ids=lambda path: path.name,
+)
+def test_a_converted_checkpoint_embeds_without_its_head(source, tmp_path):
+    converted = tmp_path / "converted"
+    whole = weights.load(build(source), source)
+    weights.save_orbax(whole, weights.read_config(source), source, converted)
+
+    def embedding(path):
+        model = registry.resolve(weights.read_config(path), task="embed").build("float32")
+        return values(weights.load(model, path))
+
+    loaded = embedding(converted)
+    assert_same(loaded, embedding(source))
+    assert loaded.keys() < values(whole).keys()
 
 
 def test_a_converted_checkpoint_that_does_not_fit_names_its_parameters(checkpoint, tmp_path):
