@@ -157,7 +157,7 @@ class LLM(PoolingMethods):
 
         params: for all prompts, or one for each.
         use_tqdm: show how many are done, on a terminal.
-        priority: for all prompts, or one for each; lower runs earlier under the priority policy.
+        priority: for all prompts, or one for each; lower runs earlier; only with the priority policy.
         cache_salt: prefixes are shared only among requests of the same salt.
 
         Raises RequestError before anything runs if a prompt or its parameters are invalid, and EngineDeadError.

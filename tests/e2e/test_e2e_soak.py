@@ -25,7 +25,7 @@ GROWTH = 96 << 20
 SERVER = (
     "--dtype", "float32", "--http-port", "0", "--max-num-seqs", "16", "--max-num-batched-tokens", "128",
     "--block-size", "16", "--num-gpu-blocks-override", "50", "--logits-processor", "scripts.damp_repeats:Damp",
-    "--tool-call-parser", "hermes",
+    "--tool-call-parser", "hermes", "--scheduling-policy", "priority",
 )  # fmt: skip
 
 COMPLETIONS, CHAT, RESPONSES, MESSAGES = (

@@ -120,7 +120,7 @@ class SamplingFields(Body):
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
-    priority: int | None = Field(None, description="lower runs earlier under `--scheduling-policy priority`.")
+    priority: int | None = Field(None, description="lower runs earlier; only with `--scheduling-policy priority`.")
     cache_salt: str | None = Field(None, description="cached prefixes are shared only among requests of the same salt.")
     logit_bias: dict[str, float] | None = None
     bad_words: list[str] | None = None

@@ -666,7 +666,7 @@ class GenerateRequest(_message.Message):
     """Checked against the served name when not empty."""
     text: _builtins.str
     priority: _builtins.int
-    """Lower runs earlier under the priority policy."""
+    """Lower runs earlier under the priority policy; without it only 0 is taken."""
     cache_salt: _builtins.str
     """Requests share cached prefixes only with requests of the same salt."""
     timeout_seconds: _builtins.float
@@ -1595,7 +1595,7 @@ class PoolingOptions(_message.Message):
     refuses an input that is longer.
     """
     priority: _builtins.int
-    """Lower runs earlier under the priority policy."""
+    """Lower runs earlier under the priority policy; without it only 0 is taken."""
     timeout_seconds: _builtins.float
     """Seconds from arrival after which the call ends with DEADLINE_EXCEEDED, as at its own deadline."""
     def __init__(

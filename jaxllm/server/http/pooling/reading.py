@@ -54,7 +54,7 @@ class PoolingFields(Body):
     model: str | None = None
     use_activation: bool | None = None
     truncate_prompt_tokens: int | None = None
-    priority: int | None = Field(None, description="lower runs earlier under `--scheduling-policy priority`.")
+    priority: int | None = Field(None, description="lower runs earlier; only with `--scheduling-policy priority`.")
     return_timings: ReturnTimings = None
 
     user: Ignored = None
