@@ -300,7 +300,7 @@ class LLM(PoolingMethods):
         if not isinstance(params, SamplingParams):
             raise RequestError(f"params={params!r}: must be SamplingParams", "params")
         read = self._read(prompt)
-        if params.bad_words or (params.thinking_token_budget is not None and params.thinking_token_ids is None):
+        if params.need_tokenizer:
             params = self.tokenizer.resolve(params)
         request = self.engine.make_request(
             read.token_ids,

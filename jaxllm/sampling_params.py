@@ -249,6 +249,11 @@ class SamplingParams:
         return self.n if self.best_of is None else self.best_of
 
     @property
+    def need_tokenizer(self) -> bool:
+        """Some of it is said in text: bad words, or how thinking starts and ends."""
+        return bool(self.bad_words) or (self.thinking_token_budget is not None and self.thinking_token_ids is None)
+
+    @property
     def greedy(self) -> bool:
         return self.temperature == 0
 

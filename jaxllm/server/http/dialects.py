@@ -1,7 +1,7 @@
 """Other dialects of chats: their requests become the ChatRequest that means the same, which alone is read further."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import ValidationError
 
@@ -13,7 +13,24 @@ from jaxllm.server.http.link import EngineLink
 from jaxllm.server.http.requests import SamplingFields
 
 
-def chat_request(request: Body, fields: Mapping[str, Any]) -> ChatRequest:
+class Dialect(Body):
+    """A request of another dialect.
+
+    Class attributes:
+        chat_names: what it calls fields of a chat.
+    """
+
+    chat_names: ClassVar[Mapping[str, str]]
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """A form comes by one field or the other."""
+        if getattr(self, "structured_outputs", None):
+            return self.chat_names
+        return {**self.chat_names, "structured_outputs": self.chat_names["response_format"]}
+
+
+def chat_request(request: Dialect, fields: Mapping[str, Any]) -> ChatRequest:
     """The chat that a request of another dialect means.
 
     fields: of the chat, beside those of SamplingFields, which the request may have; None leaves one out. Raises

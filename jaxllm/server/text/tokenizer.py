@@ -152,7 +152,7 @@ class Tokenizer:
 
         A bad word is meant with a space before it and without. Raises RequestError.
         """
-        if not params.bad_words and (params.thinking_token_budget is None or params.thinking_token_ids is not None):
+        if not params.need_tokenizer:
             return params
         words = [
             tuple(self.encode(text, add_special_tokens=False))

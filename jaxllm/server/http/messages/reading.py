@@ -1,15 +1,15 @@
 """What POST /v1/messages takes, and the chat that it means."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PlainValidator, model_validator
 
 from jaxllm.errors import RequestError
 from jaxllm.server.http.chats import ChatRequest
-from jaxllm.server.http.dialects import chat_request
-from jaxllm.server.http.forms import Body, Ignored, Objects, Strict, Unsupported, check_members, read
+from jaxllm.server.http.dialects import Dialect, chat_request
+from jaxllm.server.http.forms import Ignored, Objects, Strict, Unsupported, check_members, read
 from jaxllm.server.http.requests import SamplingFields
 
 NAMES = {"max_completion_tokens": "max_tokens", "stop": "stop_sequences", "response_format": "output_config.format",
@@ -213,12 +213,14 @@ System = Annotated[str | None, PlainValidator(_system, json_schema_input_type=st
 Tools = Annotated[list[Tool], PlainValidator(_tools, json_schema_input_type=list[Tool] | None)]
 
 
-class CountTokensRequest(Body):
+class CountTokensRequest(Dialect):
     """POST /v1/messages/count_tokens: what makes the prompt.
 
     Attributes:
         messages: as those of a chat.
     """
+
+    chat_names = NAMES
 
     model: str | None = None
     messages: Messages
@@ -232,11 +234,6 @@ class CountTokensRequest(Body):
     speed: Ignored = None
     user_profile_id: Ignored = None
     workspace_id: Ignored = None
-
-    @property
-    def names(self) -> Mapping[str, str]:
-        given = getattr(self, "structured_outputs", None)
-        return {**NAMES, **({} if given else {"structured_outputs": NAMES["response_format"]})}
 
     @property
     def prompt_field(self) -> str:

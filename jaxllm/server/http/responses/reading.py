@@ -1,14 +1,14 @@
 """What POST /v1/responses takes, and the chat that it means."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PlainValidator, model_validator
 
 from jaxllm.errors import RequestError
 from jaxllm.server.http.chats import ChatRequest
-from jaxllm.server.http.dialects import chat_request
-from jaxllm.server.http.forms import Body, Ignored, Objects, Strict, Unsupported, check_members, read
+from jaxllm.server.http.dialects import Dialect, chat_request
+from jaxllm.server.http.forms import Ignored, Objects, Strict, Unsupported, check_members, read
 from jaxllm.server.http.requests import SamplingFields
 from jaxllm.server.http.responses.items import Item, read_input, to_messages
 
@@ -129,12 +129,14 @@ ToolChoice = Annotated[
 ]
 
 
-class Conversation(Body):
+class Conversation(Dialect):
     """What makes a response's prompt.
 
     Attributes:
         input: as kept items.
     """
+
+    chat_names = NAMES
 
     model: str | None = None
     input: Input = Field(default_factory=list)
@@ -148,11 +150,6 @@ class Conversation(Body):
     truncation: Literal["auto", "disabled"] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     conversation: Unsupported = None
-
-    @property
-    def names(self) -> Mapping[str, str]:
-        given = getattr(self, "structured_outputs", None)
-        return {**NAMES, **({} if given else {"structured_outputs": NAMES["response_format"]})}
 
     @property
     def prompt_field(self) -> str:
