@@ -1,6 +1,7 @@
 """The seam between a model's heads and whatever computes attention."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jaxllm.layers.cache import PagedCache
 from jaxllm.layers.norm import RMSNorm
 from jaxllm.layers.rope import Rotation, rotate
 from jaxllm.layers.step import AnyStep, DenseStep, EncodeStep, Step, narrow
+from pallas_kernels.decode_attention import decode_attention
 from pallas_kernels.kv_write import kv_write
 from pallas_kernels.paged_attention import paged_attention
 from pallas_kernels.qk_norm_rope_kv_write import qk_norm_rope_kv_write
@@ -99,22 +101,30 @@ def attend(
         ), None  # fmt: skip
     assert cache is not None
     k_pages, v_pages = cache.pools
+    options: dict[str, Any] = {
+        "scale": scale, "window": window, "soft_cap": soft_cap, "alibi_slopes": alibi_slopes, "sinks": sinks,
+        "position_bias": position_bias,
+    }  # fmt: skip
     if placement is AS_THEY_ARE:
         k_pages, v_pages = kv_write(k_pages, v_pages, k, v, cache.write_index)
     else:
         qkv = jnp.concatenate([q, k, v], axis=1)  # what a matmul made together XLA does not take apart for this
         cos, sin = placement.rotation or (None, None)
-        q, k_pages, v_pages = qk_norm_rope_kv_write(
-            qkv, cos, sin, k_pages, v_pages, cache.write_index,
-            q_weight=placement.q_weight, k_weight=placement.k_weight, eps=placement.eps,
-            interleaved=placement.interleaved,
-        )  # fmt: skip
+        index = cache.write_index
+        placed: dict[str, Any] = {
+            "q_weight": placement.q_weight, "k_weight": placement.k_weight, "eps": placement.eps,
+            "interleaved": placement.interleaved,
+        }  # fmt: skip
+        if step.decode:
+            out, k_pages, v_pages = decode_attention(
+                qkv, cos, sin, k_pages, v_pages, index, cache.page_table, step.kv_len, **placed, **options
+            )
+            return out, replace(cache, pools=(k_pages, v_pages))
+        q, k_pages, v_pages = qk_norm_rope_kv_write(qkv, cos, sin, k_pages, v_pages, index, **placed)
     q, asked = narrow(q, step)
     out = paged_attention(
-        q, k_pages, v_pages, cache.page_table, asked.query_start, asked.kv_len,
-        scale=scale, window=window, soft_cap=soft_cap, alibi_slopes=alibi_slopes, sinks=sinks,
-        position_bias=position_bias, decode=asked.decode,
-    )  # fmt: skip
+        q, k_pages, v_pages, cache.page_table, asked.query_start, asked.kv_len, **options, decode=asked.decode
+    )
     return out, replace(cache, pools=(k_pages, v_pages))
 
 

@@ -40,26 +40,18 @@ def paged_attention(
     Returns [T, H, D] in q.dtype; zeros for rows of kv_len 0 and for tokens behind query_start[R]. Only positions a
     query sees are read into its result: whatever else lies in the pools, NaN included, has no influence.
     """
-    tokens, heads, dim = q.shape
-    rows = page_table.shape[0]
-    if k_pages.shape != v_pages.shape or k_pages.shape[3] != dim or heads % k_pages.shape[2]:
-        raise ValueError(f"paged_attention: q {q.shape} does not fit pools {k_pages.shape}, {v_pages.shape}")
-    if query_start.shape != (rows + 1,) or kv_len.shape != (rows,) or (decode and tokens != rows):
+    check(
+        q, k_pages, v_pages, page_table, kv_len,
+        window=window, alibi_slopes=alibi_slopes, sinks=sinks, position_bias=position_bias,
+    )  # fmt: skip
+    tokens, rows = q.shape[0], page_table.shape[0]
+    if query_start.shape != (rows + 1,) or (decode and tokens != rows):
         raise ValueError(
-            f"paged_attention: q {q.shape}, page_table {page_table.shape}, query_start {query_start.shape} and"
-            f" kv_len {kv_len.shape} disagree about the rows"
+            f"paged_attention: q {q.shape}, page_table {page_table.shape} and query_start {query_start.shape} disagree"
+            " about the rows"
         )
-    if window is not None and window < 1:
-        raise ValueError(f"paged_attention: window={window} must be at least 1, or None for full attention")
     if not causal and any(x is not None for x in (window, alibi_slopes, position_bias)):
         raise ValueError("paged_attention: without causality there are no distances for windows, slopes or biases")
-    for name, per_head in (("alibi_slopes", alibi_slopes), ("sinks", sinks)):
-        if per_head is not None and per_head.shape != (heads,):
-            raise ValueError(f"paged_attention: {name} {per_head.shape} must hold one number for each of {heads} heads")
-    if position_bias is not None and (position_bias.ndim != 2 or position_bias.shape[0] != heads):
-        raise ValueError(
-            f"paged_attention: position_bias {position_bias.shape} must hold numbers by distance for {heads} heads"
-        )
     result: jax.Array = choose.run(
         "paged_attention",
         ("mosaic", "triton", "reference"),
@@ -79,3 +71,33 @@ def paged_attention(
         decode=decode,
     )
     return result
+
+
+def check(
+    q: jax.Array | jax.ShapeDtypeStruct,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_table: jax.Array,
+    kv_len: jax.Array,
+    *,
+    window: int | None,
+    alibi_slopes: jax.Array | None,
+    sinks: jax.Array | None,
+    position_bias: jax.Array | None,
+    operation: str = "paged_attention",
+) -> None:
+    """Raises ValueError, in an operation's name, where these do not fit one another."""
+    _, heads, dim = q.shape
+    if k_pages.shape != v_pages.shape or k_pages.shape[3] != dim or heads % k_pages.shape[2]:
+        raise ValueError(f"{operation}: q {q.shape} does not fit pools {k_pages.shape}, {v_pages.shape}")
+    if kv_len.shape != page_table.shape[:1]:
+        raise ValueError(f"{operation}: page_table {page_table.shape} and kv_len {kv_len.shape} differ in rows")
+    if window is not None and window < 1:
+        raise ValueError(f"{operation}: window={window} must be at least 1, or None for full attention")
+    for name, per_head in (("alibi_slopes", alibi_slopes), ("sinks", sinks)):
+        if per_head is not None and per_head.shape != (heads,):
+            raise ValueError(f"{operation}: {name} {per_head.shape} must hold one number for each of {heads} heads")
+    if position_bias is not None and (position_bias.ndim != 2 or position_bias.shape[0] != heads):
+        raise ValueError(
+            f"{operation}: position_bias {position_bias.shape} must hold numbers by distance for {heads} heads"
+        )

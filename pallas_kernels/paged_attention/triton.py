@@ -43,6 +43,35 @@ def paged_attention(
     decode: bool,
 ) -> jax.Array:
     """See pallas_kernels.paged_attention."""
+    shape = kernel_shape(
+        q, k_pages, page_table, scale=scale, window=window, soft_cap=soft_cap, alibi_slopes=alibi_slopes, sinks=sinks,
+        position_bias=position_bias,
+    )  # fmt: skip
+    # Always operands: what is not given is not read.
+    slopes, sinks, bias = (kv_len if x is None else x for x in (alibi_slopes, sinks, position_bias))
+    if decode:
+        operands, options = decode_items(q, kv_len, shape)
+        out, _, _ = jax_triton.triton_call(
+            q, k_pages, v_pages, page_table, slopes, sinks, bias, *operands,
+            kernel=_decode_kernel, name="paged_decode", **options,
+        )  # fmt: skip
+        return out
+    return _extend(q, k_pages, v_pages, page_table, query_start, kv_len, slopes, sinks, bias, causal, shape)
+
+
+def kernel_shape(
+    q: jax.Array | jax.ShapeDtypeStruct,
+    k_pages: jax.Array,
+    page_table: jax.Array,
+    *,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+    alibi_slopes: jax.Array | None,
+    sinks: jax.Array | None,
+    position_bias: jax.Array | None,
+) -> dict[str, Any]:
+    """What every attention kernel here is compiled for; NotImplementedError where none is made for it."""
     _, heads, dim = q.shape
     page, kv_heads = k_pages.shape[1:3]
     if dim > _MAX_HEAD_DIM:
@@ -51,7 +80,7 @@ def paged_attention(
         raise NotImplementedError(f"queries are {q.dtype} and pools {k_pages.dtype}: both must be one float type")
     if page & (page - 1) or page < 8:
         raise NotImplementedError(f"page size {page} is not a power of two of at least 8")
-    shape = {
+    return {
         "SCALE": scale * _LOG2_E,
         "SOFT_CAP": soft_cap or 0.0,
         "WINDOW": window or 0,
@@ -66,24 +95,15 @@ def paged_attention(
         "MAX_PAGES": page_table.shape[1],
         "PRECISION": "tf32x3",  # of float32 operands, on tensor cores, with an error near float32's own
     }
-    # Always operands: what is not given is not read.
-    slopes, sinks, bias = (kv_len if x is None else x for x in (alibi_slopes, sinks, position_bias))
-    if decode:
-        return _decode(q, k_pages, v_pages, page_table, kv_len, slopes, sinks, bias, shape)
-    return _extend(q, k_pages, v_pages, page_table, query_start, kv_len, slopes, sinks, bias, causal, shape)
 
 
-def _decode(
-    q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    page_table: jax.Array,
-    kv_len: jax.Array,
-    slopes: jax.Array,
-    sinks: jax.Array,
-    bias: jax.Array,
-    shape: dict[str, Any],
-) -> jax.Array:
+def decode_items(
+    q: jax.Array | jax.ShapeDtypeStruct, kv_len: jax.Array, shape: dict[str, Any]
+) -> tuple[tuple[jax.Array, jax.Array], dict[str, Any]]:
+    """What decode kernels share: their last operands, the items and the counters of those that are done, and options.
+
+    q: [R, H, D]; shape: kernel_shape's. Their results are out [R, H, D] and the items' parts, as finish has them.
+    """
     _, heads, dim = q.shape
     kv_heads, capacity = shape["KV_HEADS"], shape["MAX_PAGES"] * shape["PAGE"]
     width = q.dtype.itemsize * shape["DIM_PAD"]
@@ -110,29 +130,20 @@ def _decode(
     aim = max(1, config["programs"] // kv_heads)
     work, _ = share_keys(begin, kv_len, block=block, aim=aim, least=config["least"], capacity=capacity)
     parts = jax.ShapeDtypeStruct((work.shape[0], heads, dim), jnp.float32)
-    out, _, _ = jax_triton.triton_call(
-        q,
-        k_pages,
-        v_pages,
-        page_table,
-        slopes,
-        sinks,
-        bias,
-        work,
-        counters(kv_len, kv_heads),
-        kernel=_decode_kernel,
-        out_type=(jax.ShapeDtypeStruct(q.shape, q.dtype), parts, jax.ShapeDtypeStruct(parts.shape[:2], jnp.float32)),
-        grid=(kv_heads, work.shape[0]),
-        name="paged_decode",
-        num_warps=config["warps"],
-        num_stages=config["stages"],
-        BLOCK=block,
-        GROUP_PAD=max(16, triton.next_power_of_2(shape["GROUP"])),
+    options = {
+        "out_type": (
+            jax.ShapeDtypeStruct(q.shape, q.dtype), parts, jax.ShapeDtypeStruct(parts.shape[:2], jnp.float32),
+        ),
+        "grid": (kv_heads, work.shape[0]),
+        "num_warps": config["warps"],
+        "num_stages": config["stages"],
+        "BLOCK": block,
+        "GROUP_PAD": max(16, triton.next_power_of_2(shape["GROUP"])),
         # As many parts at once as a program of four warps holds beside what it keeps anyway.
-        TOGETHER=max(1, 4096 // (triton.next_power_of_2(shape["GROUP"]) * shape["DIM_PAD"])),
+        "TOGETHER": max(1, 4096 // (triton.next_power_of_2(shape["GROUP"]) * shape["DIM_PAD"])),
         **shape,
-    )
-    return out
+    }  # fmt: skip
+    return (work, counters(kv_len, kv_heads)), options
 
 
 def _extend(
@@ -192,7 +203,7 @@ def _extend(
 
 
 @triton.jit
-def _attend(
+def attend_keys(
     state,
     q,
     position,
@@ -201,6 +212,7 @@ def _attend(
     k_ptr,
     v_ptr,
     table_ptr,
+    page,
     head,
     begin,
     end,
@@ -222,7 +234,7 @@ def _attend(
     """Online softmax over the positions begin:end of one row's pages; begin is a multiple of BLOCK.
 
     state: (top [M], total [M], out [M, DIM_PAD]); position: [M], the last one each query sees; slopes: [M] with ALIBI;
-    bias: [M] with BIAS, where the BIAS numbers of each query's head begin, by distance.
+    bias: [M] with BIAS, where the BIAS numbers of each query's head begin, by distance; page: block_pages of begin.
     Every query sees all of full:full_end, so that only blocks outside of it are masked. Values before `oldest` or from
     `end` on are never read.
     """
@@ -230,7 +242,6 @@ def _attend(
     dim_mask = dims[None, :] < DIM
     block = tl.arange(0, BLOCK)
     LATE_SCALE: tl.constexpr = 1.0 if (SOFT_CAP > 0.0 or ALIBI or BIAS) else SCALE
-    page = block_pages(table_ptr, begin, end, PAGE, BLOCK)
     for start in range(begin, end, BLOCK):
         seen = start + block
         if PAGE % BLOCK == 0:
@@ -323,7 +334,9 @@ def _decode_kernel(
     # The sink is in the total of the row's first item, and weighs nothing in others'.
     sinks = per_head(sinks_ptr, heads, group < GROUP, SINKS)
     top, total = start_softmax(tl.where(item == first, sinks, -1e30), SINKS)
-    state = _attend(
+    table_ptr += row * MAX_PAGES
+    page = block_pages(table_ptr, begin, end, PAGE, BLOCK)
+    state = attend_keys(
         (top, total, tl.zeros([GROUP_PAD, DIM_PAD], tl.float32)),
         q,
         position,
@@ -331,7 +344,8 @@ def _decode_kernel(
         bias,
         k_ptr,
         v_ptr,
-        table_ptr + row * MAX_PAGES,
+        table_ptr,
+        page,
         head,
         begin,
         end,
@@ -464,8 +478,9 @@ def _extend_tile(
     top, total = start_softmax(per_head(sinks_ptr, heads, token < tokens, SINKS), SINKS)
     state = (top, total, tl.zeros([QUERIES, DIM_PAD], tl.float32))
     positions = position + (token if CAUSAL else tl.zeros_like(token))
-    state = _attend(
-        state, q, positions, slopes, bias, k_ptr, v_ptr, table_ptr, head, begin, end, oldest, full, full_end,
+    page = block_pages(table_ptr, begin, end, PAGE, BLOCK)
+    state = attend_keys(
+        state, q, positions, slopes, bias, k_ptr, v_ptr, table_ptr, page, head, begin, end, oldest, full, full_end,
         SCALE, SOFT_CAP, WINDOW, ALIBI, BIAS, KV_HEADS, DIM, DIM_PAD, PAGE, BLOCK, PRECISION,
     )  # fmt: skip
     _, total, out = state

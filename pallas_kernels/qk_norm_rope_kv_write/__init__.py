@@ -27,24 +27,7 @@ def qk_norm_rope_kv_write(
     cos, sin: [T, R], R at most D/2, turn the first 2R numbers of each head, half with half as rope does or, with
     `interleaved`, each with its neighbour (GPT-J); None turns nothing.
     """
-    tokens, heads, dim = qkv.shape
-    if (cos is None) != (sin is None) or (
-        cos is not None and (sin is None or sin.shape != cos.shape or cos.shape[:1] != (tokens,))
-    ):
-        raise ValueError(
-            f"qk_norm_rope_kv_write: cos and sin are both [T, R] or both None, got {_shape(cos)} and {_shape(sin)}"
-        )
-    if cos is not None and 2 * cos.shape[1] > dim:
-        raise ValueError(f"qk_norm_rope_kv_write: cos {cos.shape} turns more than head dim {dim}; R is D/2 at most")
-    kv_heads = k_pages.shape[2]
-    if k_pages.shape != v_pages.shape or dim != k_pages.shape[3] or heads <= 2 * kv_heads or index.shape != (tokens,):
-        raise ValueError(
-            f"qk_norm_rope_kv_write: qkv {qkv.shape} and index {index.shape} do not fit pools {k_pages.shape},"
-            f" {v_pages.shape}"
-        )
-    for name, weight in (("q_weight", q_weight), ("k_weight", k_weight)):
-        if weight is not None and weight.shape != (dim,):
-            raise ValueError(f"qk_norm_rope_kv_write: {name} {weight.shape} must be ({dim},), the head dim")
+    check(qkv, cos, sin, k_pages, v_pages, index, q_weight, k_weight)
     result: tuple[jax.Array, jax.Array, jax.Array] = choose.run(
         "qk_norm_rope_kv_write",
         ("triton", "reference"),
@@ -60,6 +43,35 @@ def qk_norm_rope_kv_write(
         interleaved=interleaved,
     )
     return result
+
+
+def check(
+    qkv: jax.Array,
+    cos: jax.Array | None,
+    sin: jax.Array | None,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    index: jax.Array,
+    q_weight: jax.Array | None,
+    k_weight: jax.Array | None,
+    operation: str = "qk_norm_rope_kv_write",
+) -> None:
+    """Raises ValueError, in an operation's name, where these do not fit one another."""
+    tokens, heads, dim = qkv.shape
+    if (cos is None) != (sin is None) or (
+        cos is not None and (sin is None or sin.shape != cos.shape or cos.shape[:1] != (tokens,))
+    ):
+        raise ValueError(f"{operation}: cos and sin are both [T, R] or both None, got {_shape(cos)} and {_shape(sin)}")
+    if cos is not None and 2 * cos.shape[1] > dim:
+        raise ValueError(f"{operation}: cos {cos.shape} turns more than head dim {dim}; R is D/2 at most")
+    kv_heads = k_pages.shape[2]
+    if k_pages.shape != v_pages.shape or dim != k_pages.shape[3] or heads <= 2 * kv_heads or index.shape != (tokens,):
+        raise ValueError(
+            f"{operation}: qkv {qkv.shape} and index {index.shape} do not fit pools {k_pages.shape}, {v_pages.shape}"
+        )
+    for name, weight in (("q_weight", q_weight), ("k_weight", k_weight)):
+        if weight is not None and weight.shape != (dim,):
+            raise ValueError(f"{operation}: {name} {weight.shape} must be ({dim},), the head dim")
 
 
 def _shape(x: jax.Array | None) -> tuple[int, ...] | None:

@@ -21,6 +21,7 @@ from pallas_kernels import choose
 
 OPERATIONS = {
     "paged_attention": ("mosaic", "triton", "reference"),
+    "decode_attention": ("triton", "reference"),
     "ragged_attention": ("triton", "reference"),
     "mla_attention": ("triton", "reference"),
     "kv_write": ("triton", "reference"),

@@ -22,6 +22,7 @@ from triton.compiler import ASTSource
 
 from pallas_kernels import choose, tuning
 from pallas_kernels.causal_conv import causal_conv
+from pallas_kernels.decode_attention import decode_attention
 from pallas_kernels.kv_write import kv_write
 from pallas_kernels.latent_write import latent_write
 from pallas_kernels.mla_attention import mla_attention
@@ -148,6 +149,10 @@ def _calls() -> list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]
     for options in ({}, norms, {"interleaved": True}):
         operands = (zeros(8, 24, 128), angles, angles, pool, pool, ints(8))
         calls.append((qk_norm_rope_kv_write, operands, options))
+        operands = (*operands, ints(8, 9), ints(8))
+        calls.append((decode_attention, operands, {"scale": 0.1, **options}))
+    biased = {"position_bias": zeros(16, 129, dtype=jnp.float32), "scale": 0.1}
+    calls.append((decode_attention, operands, biased))
     rows = (ints(8), ints(9), jnp.zeros((8,), bool))
     for decode, tokens in ((True, 8), (False, 512)):
         x, dt, single = zeros(tokens, 640), zeros(tokens, 640, dtype=jnp.float32), zeros(640, dtype=jnp.float32)

@@ -26,7 +26,7 @@ def test_kernels_compile_for_hopper_without_spills(tmp_path: Path) -> None:
     recurrent = {"causal_conv", "selective_scan", "ssd_decode", "ssd_pass", "ssd_chunk"}
     sampling = {"sampling_masses", "sampling_bounds", "sampling_candidates", "sampling_threshold"}
     sampling |= {"sampling_groups", "sampling_token"}
-    others = {"qk_norm_rope_kv_write", "kv_write", "latent_write", "rms_norm_residual"}
+    others = {"decode_attention", "qk_norm_rope_kv_write", "kv_write", "latent_write", "rms_norm_residual"}
     assert {entry["kernel"] for entry in found} == attention | mixture | recurrent | sampling | others
     for entry in found:
         assert entry["shared"] <= _SHARED_MEMORY, entry

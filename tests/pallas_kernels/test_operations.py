@@ -16,6 +16,7 @@ from pallas_kernels import choose
 
 OPERATIONS = {
     "paged_attention": ("reference", "triton"),
+    "decode_attention": ("reference", "triton"),
     "ragged_attention": ("reference", "triton"),
     "mla_attention": ("reference", "triton"),
     "kv_write": ("reference", "triton"),
