@@ -43,7 +43,7 @@ def causal_conv(
         weight,
         weight if bias is None else bias,
         work,
-        kernel=_kernel,
+        kernel=_causal_conv_kernel,
         out_type=jax.ShapeDtypeStruct(x.shape, x.dtype),
         grid=(-(-channels // config["channels"]), work.shape[0]),
         name="causal_conv",
@@ -60,7 +60,7 @@ def causal_conv(
 
 
 @triton.jit
-def _kernel(
+def _causal_conv_kernel(
     states_ptr,
     x_ptr,
     weight_ptr,

@@ -56,7 +56,7 @@ def decode_attention(
         page_table,
         *(kv_len if x is None else x for x in (alibi_slopes, sinks, position_bias)),
         *items,
-        kernel=_kernel,
+        kernel=_decode_attention_kernel,
         name="decode_attention",
         HALF=0 if cos is None else cos.shape[1],
         Q_NORM=q_weight is not None,
@@ -69,7 +69,7 @@ def decode_attention(
 
 
 @triton.jit
-def _kernel(
+def _decode_attention_kernel(
     qkv_ptr,
     cos_ptr,
     sin_ptr,

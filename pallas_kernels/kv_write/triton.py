@@ -21,7 +21,7 @@ def kv_write(
         k,
         v,
         index,
-        kernel=_kernel,
+        kernel=_kv_write_kernel,
         out_type=(),
         grid=(tokens,),
         name="kv_write",
@@ -33,7 +33,7 @@ def kv_write(
 
 
 @triton.jit
-def _kernel(k_pages_ptr, v_pages_ptr, k_ptr, v_ptr, index_ptr, SIZE: tl.constexpr, SIZE_PAD: tl.constexpr):
+def _kv_write_kernel(k_pages_ptr, v_pages_ptr, k_ptr, v_ptr, index_ptr, SIZE: tl.constexpr, SIZE_PAD: tl.constexpr):
     token = tl.program_id(0)
     slot = tl.load(index_ptr + token).to(tl.int64)
     place = tl.arange(0, SIZE_PAD)

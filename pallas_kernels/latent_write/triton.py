@@ -15,7 +15,7 @@ def latent_write(latent_pages: jax.Array, latents: jax.Array, index: jax.Array) 
         pages_ref,
         latents,
         index,
-        kernel=_kernel,
+        kernel=_latent_write_kernel,
         out_type=(),
         grid=(tokens,),
         name="latent_write",
@@ -27,7 +27,7 @@ def latent_write(latent_pages: jax.Array, latents: jax.Array, index: jax.Array) 
 
 
 @triton.jit
-def _kernel(pages_ptr, latents_ptr, index_ptr, SIZE: tl.constexpr, SIZE_PAD: tl.constexpr):
+def _latent_write_kernel(pages_ptr, latents_ptr, index_ptr, SIZE: tl.constexpr, SIZE_PAD: tl.constexpr):
     token = tl.program_id(0)
     slot = tl.load(index_ptr + token).to(tl.int64)
     place = tl.arange(0, SIZE_PAD)

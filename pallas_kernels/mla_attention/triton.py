@@ -90,7 +90,7 @@ def mla_attention(
         latent_pages,
         page_table,
         work,
-        kernel=_kernel,
+        kernel=_mla_attention_kernel,
         out_type=(
             jax.ShapeDtypeStruct((items, heads, rank), jnp.float32 if decode else q.dtype),
             jax.ShapeDtypeStruct((items, heads), jnp.float32),
@@ -143,7 +143,7 @@ def _combine(partial: jax.Array, log_sum: jax.Array, first: jax.Array, dtype: An
 
 
 @triton.jit
-def _kernel(
+def _mla_attention_kernel(
     q_ptr,
     latent_ptr,
     table_ptr,

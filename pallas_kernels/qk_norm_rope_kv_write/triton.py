@@ -37,7 +37,7 @@ def qk_norm_rope_kv_write(
         index,
         k_ref,
         v_ref,
-        kernel=_kernel,
+        kernel=_qk_norm_rope_kv_write_kernel,
         out_type=jax.ShapeDtypeStruct((tokens, heads, dim), qkv.dtype),
         grid=(tokens, -(-heads // block) + 1),
         name="qk_norm_rope_kv_write",
@@ -61,7 +61,7 @@ def qk_norm_rope_kv_write(
 
 
 @triton.jit
-def _kernel(
+def _qk_norm_rope_kv_write_kernel(
     qkv_ptr,
     cos_ptr,
     sin_ptr,

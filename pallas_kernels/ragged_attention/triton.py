@@ -68,7 +68,7 @@ def ragged_attention(
         v,
         query_start if position_bias is None else position_bias,  # always an operand: what is not given is not read
         work,
-        kernel=_kernel,
+        kernel=_ragged_attention_kernel,
         out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
         grid=(kv_heads, work.shape[0]),
         name="ragged_attention",
@@ -99,7 +99,7 @@ def _parts(dim: int) -> tuple[int, int]:
 
 
 @triton.jit
-def _kernel(
+def _ragged_attention_kernel(
     q_ptr,
     k_ptr,
     v_ptr,

@@ -22,7 +22,7 @@ def rms_norm_residual(x: jax.Array, residual: jax.Array, weight: jax.Array, eps:
         x,
         residual,
         weight,
-        kernel=_kernel,
+        kernel=_rms_norm_residual_kernel,
         out_type=(like, like),
         grid=(math.prod(x.shape[:-1]),),
         name="rms_norm_residual",
@@ -35,7 +35,7 @@ def rms_norm_residual(x: jax.Array, residual: jax.Array, weight: jax.Array, eps:
 
 
 @triton.jit
-def _kernel(
+def _rms_norm_residual_kernel(
     x_ptr,
     residual_ptr,
     weight_ptr,

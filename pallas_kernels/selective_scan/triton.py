@@ -62,7 +62,7 @@ def selective_scan(
         A if D is None else D,
         entry,
         query_start,
-        kernel=_kernel,
+        kernel=_selective_scan_kernel,
         out_type=jax.ShapeDtypeStruct(x.shape, x.dtype),
         grid=(-(-channels // config["channels"]), entry.shape[0] if decode else entry.shape[0] + 1),
         name="selective_scan",
@@ -106,7 +106,7 @@ def _load(
 
 
 @triton.jit
-def _kernel(
+def _selective_scan_kernel(
     states_ptr,
     x_ptr,
     dt_ptr,

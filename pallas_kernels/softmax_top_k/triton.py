@@ -25,7 +25,7 @@ def softmax_top_k(
     ids, weights = jax_triton.triton_call(
         logits,
         logits if real is None else real.astype(jnp.int32),  # always an operand: what is not given is not read
-        kernel=_kernel,
+        kernel=_softmax_top_k_kernel,
         out_type=(
             jax.ShapeDtypeStruct((tokens, top_k), jnp.int32),
             jax.ShapeDtypeStruct((tokens, top_k), jnp.float32),
@@ -48,7 +48,7 @@ def softmax_top_k(
 
 
 @triton.jit
-def _kernel(
+def _softmax_top_k_kernel(
     logits_ptr,
     real_ptr,
     ids_ptr,
