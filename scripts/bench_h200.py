@@ -1,9 +1,10 @@
 """Measures the engine on a GPU machine and writes it down: python3 scripts/bench_h200.py [--serving] [--families].
 
-Every kernel against its reference, starts with empty and filled caches, the fixed workloads with kernels and command
-buffers per step, served loads over HTTP and gRPC, and a model of every block kind; random weights, vLLM's figures and
-the floors beside. Each piece runs in processes of its own and is written to --json as soon as it is there, beside what
-was measured there on the same device before, each row with its commit: a run that is cut off goes on with --resume.
+Every kernel against its reference, what a model draws through them, starts with empty and filled caches, the fixed
+workloads with kernels and command buffers per step, served loads over HTTP and gRPC, and a model of every block kind;
+random weights, vLLM's figures and the floors beside. Each piece runs in processes of its own and is written to --json
+as soon as it is there, beside what was measured there on the same device before, each row with its commit: a run that
+is cut off goes on with --resume.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jaxllm.bench import measure, peers, results, serving
+from jaxllm.bench import agreement, measure, peers, results, serving
 from jaxllm.bench.clients import Target, describe
 from jaxllm.bench.server_process import started_server
 from jaxllm.bench.shapes import model_directory
@@ -34,10 +35,14 @@ from jaxllm.bench.trace import WITHOUT_COMMAND_BUFFERS
 from jaxllm.bench.workloads import WORKLOADS, Workload
 
 ROOT = Path(__file__).resolve().parents[1]
-PIECES = ("kernels", "programs", "startup", "workloads", "profile", "serving", "families")
+PIECES = ("kernels", "tokens", "programs", "startup", "workloads", "profile", "serving", "families")
 METHODS = {"workloads": "rows"}
 MODELS = tuple(peers.VLLM_SECONDS)
 ENGINE = {"load_format": "dummy", "max_model_len": 33280, "enable_prefix_caching": False}
+AGREEMENT_ENGINE = {
+    "max_model_len": 1024, "max_num_seqs": 16, "max_num_batched_tokens": 1024, "gpu_memory_utilization": 0.1,
+    "enable_prefix_caching": False,
+}  # fmt: skip
 SERVED = ("llama-8b",)
 PROTOCOLS = ("http", "grpc")
 SMOKE_ENGINE = {
@@ -106,6 +111,30 @@ class Bench:
             "implementations": [dict(zip(names, line, strict=False)) for line in lines if len(line) == len(names)],
             "complaints": [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "WRONG"))],
         }
+
+    def tokens(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """What the demo model draws through kernels and through references, in both types, all side by side."""
+        lengths = {"num_prompt": 24, "num_output": 8} if self.smoke else {"num_prompt": 600, "num_output": 64}
+        dtypes = ["float32"] if self.smoke else list(agreement.LEADS)
+        todo = [dtype for dtype in dtypes if not self._done("tokens", {"model": "demo", "dtype": dtype})]
+
+        def drawn(dtype: str, kernels: dict[str, str]) -> dict[str, Any]:
+            engine = (SMOKE_ENGINE if self.smoke else AGREEMENT_ENGINE) | {"dtype": dtype, "compilation_cache_dir": ""}
+            order = {"what": "tokens", "model": "demo", "engine": engine, **lengths}
+            environment = self.environment | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | kernels
+            (row,) = self._measure(order, environment)
+            return row | {"drawn": [agreement.Drawn(**one) for one in row["drawn"]]}
+
+        with ThreadPoolExecutor(2 * len(dtypes)) as pool:
+            pairs = [
+                (dtype, pool.submit(drawn, dtype, {"JAXLLM_KERNELS": "reference"}), pool.submit(drawn, dtype, {}))
+                for dtype in todo
+            ]
+            for dtype, reference, kernels in pairs:
+                row = agreement.compare(reference.result()["drawn"], kernels.result()["drawn"], dtype)
+                if not row["agree"]:
+                    self.failures.append(f"tokens of the demo model in {dtype}: {row['parted']}")
+                yield "tokens", {"model": "demo", "dtype": dtype} | row | {"backends": kernels.result()["backends"]}
 
     def programs(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Compiles what the models and families need, all side by side, so that their pieces start with it."""
@@ -301,6 +330,7 @@ def show(document: dict[str, Any]) -> str:
             lines.append("  ".join([f"{label:32}", *(f"{_shown(row.get(column)):>24}" for column in columns)]))
 
     table("kernels", "kernels", ("agree", "seconds"))
+    table("tokens", "tokens", ("agree", "requests", "same", "ties"))
     table("start", "startup", ("seconds", "vllm_seconds", "ratio_to_vllm", "first_token"))
     table("workload", "rows", (
         "seconds", "ratio_to_vllm", "ratio_to_floor", "kernels_per_step", "command_buffers_per_step",
@@ -344,7 +374,7 @@ def main() -> int:
     parser.add_argument("--commit", help="the commit, where there is no git repository to ask")
     parser.add_argument("--smoke", action="store_true", help="everything tiny, with the demo model, on a CPU")
     arguments = parser.parse_args()
-    pieces = ["kernels", "startup", "workloads", "profile"]
+    pieces = ["kernels", "tokens", "startup", "workloads", "profile"]
     pieces += ["serving"] * arguments.serving + ["families"] * (arguments.families is not None)
     with tempfile.TemporaryDirectory() as cache:
         bench = Bench(arguments, arguments.cache or Path(cache))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from jaxllm.bench import peers
+from jaxllm.bench import agreement, peers
 from jaxllm.bench.workloads import Prompt, Workload, fixed, random_lengths
 
 if TYPE_CHECKING:
@@ -262,6 +262,9 @@ def _main(order: dict[str, Any]) -> None:
             case "family":
                 found = FAMILIES[model] if model in FAMILIES else Family("as given", "generate", Workload(2, 8, 4))
                 rows = iter([family(llm, model, replace(found, load=Workload(*order["load"])), seed)])
+            case "tokens":
+                drawn = agreement.draw(llm, order["num_prompt"], order["num_output"])
+                rows = iter([{"drawn": [asdict(row) for row in drawn], "backends": _backends()}])
         for row in rows:
             print(_ROW + json.dumps(row), flush=True)
 

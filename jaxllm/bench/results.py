@@ -8,6 +8,7 @@ from typing import Any
 
 LISTS = {
     "kernels": ("only",),
+    "tokens": ("model", "dtype"),
     "programs": ("model",),
     "startup": ("model", "start"),
     "rows": ("model", "workload"),

@@ -32,7 +32,8 @@ def bench(path: Path, *line: str) -> tuple[str, dict]:
 
 def test_pieces_fill_one_document(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    _, document = bench(path, "--only", "workloads", "families", "--workloads", "batch8", "prefill", "--repeats", "1")
+    pieces = ("tokens", "workloads", "families")
+    _, document = bench(path, "--only", *pieces, "--workloads", "batch8", "prefill", "--repeats", "1")
     assert (document["device"], document["driver"], document["commit"]) == ("cpu", "none", "c" * 40)
     assert document["versions"]["jax"]
     rows = {row["workload"]: row for row in document["rows"]}
@@ -42,6 +43,9 @@ def test_pieces_fill_one_document(tmp_path: Path) -> None:
     for row in rows.values():
         assert row["seconds"] > 0 < row["host_ms_per_step"]
         assert row["device_ms_per_step"] > 0
+    (tokens,) = document["tokens"]
+    assert (tokens["dtype"], tokens["requests"], tokens["same"], tokens["agree"]) == ("float32", 16, 16, True)
+    assert tokens["output_tokens"] == 16 * 8
     (family,) = document["families"]
     assert family["backends"]["paged_attention"] == ["reference"], "on a CPU"
     assert family["share_of_floor"] > 0
