@@ -36,6 +36,11 @@ class GatedMLP(nnx.Module):
         self.gate_up = Linear(size, (inner, inner), dtype, axes=("embed", "mlp"), bias=bias, std=std)
         self.down = Linear(inner, size, dtype, axes=("mlp", "embed"), bias=bias, std=out_std)
 
+    @property
+    def read_first(self) -> jax.Array | None:
+        """The weights that are read first."""
+        return self.gate_up.stored
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [T, E] -> [T, E]."""
         gate, up = self.gate_up.split(x)
@@ -49,6 +54,11 @@ class MLP(nnx.Module):
         self.activation = activation
         self.up = Linear(size, inner, dtype, axes=("embed", "mlp"), bias=bias, std=std)
         self.down = Linear(inner, size, dtype, axes=("mlp", "embed"), bias=bias, std=out_std)
+
+    @property
+    def read_first(self) -> jax.Array | None:
+        """The weights that are read first."""
+        return self.up.stored
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [T, E] -> [T, E]."""

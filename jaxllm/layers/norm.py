@@ -27,9 +27,12 @@ class RMSNorm(nnx.Module):
         """x [..., E] -> [..., E]."""
         return rms_norm(x, self.scale, self.eps)
 
-    def add(self, x: jax.Array, residual: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns (self(residual + x), residual + x), all [..., E], in one kernel where there is one."""
-        return rms_norm_residual(x, residual, self.scale, self.eps)
+    def add(self, x: jax.Array, residual: jax.Array, soon: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """Returns (self(residual + x), residual + x), all [..., E], in one kernel where there is one.
+
+        soon: weights that are read next, which the kernel may have fetched meanwhile.
+        """
+        return rms_norm_residual(x, residual, self.scale, self.eps, soon=soon)
 
 
 class UnitOffsetRMSNorm(RMSNorm):
@@ -95,8 +98,9 @@ class LayerNorm(nnx.Module):
             out = out + broadcast(self.bias[...].astype(jnp.float32), x)
         return out.astype(x.dtype)
 
-    def add(self, x: jax.Array, residual: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns (self(residual + x), residual + x), all [..., E]."""
+    def add(self, x: jax.Array, residual: jax.Array, soon: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """Returns (self(residual + x), residual + x), all [..., E]. soon: as RMSNorm's, not used."""
+        del soon
         total = residual + x
         return self(total), total
 

@@ -11,9 +11,11 @@ import jax_triton
 import triton
 import triton.language as tl
 
+from pallas_kernels import prefetch, tuning
 from pallas_kernels.paged_attention.softmax import per_head, scale_scores, start_softmax, weigh
-from pallas_kernels.paged_attention.split import block_pages, finish
+from pallas_kernels.paged_attention.split import block_pages, fetch_ahead, finish
 from pallas_kernels.paged_attention.triton import attend_keys, decode_items, kernel_shape
+from pallas_kernels.prefetch import fetch_share
 
 
 def decode_attention(
@@ -36,6 +38,7 @@ def decode_attention(
     alibi_slopes: jax.Array | None,
     sinks: jax.Array | None,
     position_bias: jax.Array | None,
+    soon: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """See pallas_kernels.decode_attention."""
     rows, heads, dim = qkv.shape
@@ -45,6 +48,9 @@ def decode_attention(
         position_bias=position_bias,
     )  # fmt: skip
     items, options = decode_items(q, kv_len, shape)
+    fetching = prefetch.fetching(soon, tuning.config("decode_attention", "decode", prefetch.CONFIG))
+    kv_heads, work = options["grid"]
+    options["grid"] = (kv_heads, work + -(-fetching["FETCHERS"] // kv_heads))
     k_ref, v_ref = jax.new_ref(k_pages), jax.new_ref(v_pages)
     out, _, _ = jax_triton.triton_call(
         qkv,
@@ -55,6 +61,7 @@ def decode_attention(
         v_ref,
         page_table,
         *(kv_len if x is None else x for x in (alibi_slopes, sinks, position_bias)),
+        qkv if soon is None else soon,
         *items,
         kernel=_decode_attention_kernel,
         name="decode_attention",
@@ -63,6 +70,7 @@ def decode_attention(
         K_NORM=k_weight is not None,
         EPS=eps,
         INTERLEAVED=interleaved,
+        **fetching,
         **options,
     )
     return out, jax.freeze(k_ref), jax.freeze(v_ref)
@@ -82,6 +90,7 @@ def _decode_attention_kernel(
     slopes_ptr,
     sinks_ptr,
     bias_ptr,
+    soon_ptr,
     work_ptr,
     arrived_ptr,
     out_ptr,
@@ -92,6 +101,8 @@ def _decode_attention_kernel(
     K_NORM: tl.constexpr,
     EPS: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    FETCHERS: tl.constexpr,
+    FETCH: tl.constexpr,
     SCALE: tl.constexpr,
     SOFT_CAP: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -106,12 +117,17 @@ def _decode_attention_kernel(
     PAGE: tl.constexpr,
     MAX_PAGES: tl.constexpr,
     BLOCK: tl.constexpr,
+    AHEAD: tl.constexpr,
     PRECISION: tl.constexpr,
     TOGETHER: tl.constexpr,
 ):
     """One item of one KV head: a chunk of a row's positions; the item of a row that ends last ends the row."""
     head = tl.program_id(0)
-    item = tl.program_id(1)
+    item = tl.program_id(1) - (FETCHERS + KV_HEADS - 1) // KV_HEADS
+    if item < 0:
+        if FETCHERS > 0:
+            fetch_share(soon_ptr, tl.program_id(1) * KV_HEADS + head, FETCHERS, FETCH)
+        return
     row = tl.load(work_ptr + item * 6)
     begin = tl.load(work_ptr + item * 6 + 1)
     end = tl.load(work_ptr + item * 6 + 2)
@@ -128,6 +144,7 @@ def _decode_attention_kernel(
 
     # All of it is asked for before any of it is waited for.
     table_ptr += row * MAX_PAGES
+    fetch_ahead(k_ptr, v_ptr, table_ptr, head, begin, old_end, KV_HEADS, DIM, DIM_PAD, PAGE, AHEAD)
     page = block_pages(table_ptr, begin, old_end, PAGE, BLOCK)
     group = tl.arange(0, GROUP_PAD)
     dims = tl.arange(0, DIM_PAD)

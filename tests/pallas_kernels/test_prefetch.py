@@ -1,0 +1,103 @@
+"""What kernels have the second-level cache fetch: exactly what is about to be read, and results are as without it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import choose, tuning
+from pallas_kernels.decode_attention import decode_attention
+from pallas_kernels.decode_attention.shapes import CASES
+from pallas_kernels.paged_attention import paged_attention
+from pallas_kernels.paged_attention.shapes import CASES as ATTENTION_CASES
+from pallas_kernels.rms_norm_residual import rms_norm_residual
+
+
+@pytest.fixture
+def fetched(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """The addresses that kernels fetch from, an array for each call; the interpreter has no instructions of a GPU."""
+    import triton.language as tl
+
+    calls: list[np.ndarray] = []
+
+    def record(asm: str, constraints: str, args: list[Any], *_: Any, **__: Any) -> Any:
+        assert asm.startswith("prefetch.global.L2")
+        calls.append(args[0].handle.data)
+        return args[0]
+
+    monkeypatch.setattr(tl, "inline_asm_elementwise", record)
+    return calls
+
+
+@pytest.fixture
+def with_triton() -> Iterator[None]:
+    with choose.using("triton"):
+        yield
+
+
+def offsets(calls: list[np.ndarray]) -> np.ndarray:
+    """Distinct addresses in order, from the first on."""
+    found = np.unique(np.concatenate([call.reshape(-1) for call in calls]))
+    return found - found[0]
+
+
+@pytest.mark.parametrize(("fetchers", "kib"), [(4, 3), (7, 2), (132, 1)])
+def test_a_norm_fetches_the_first_of_what_is_read_next(
+    fetchers: int, kib: int, fetched: list[np.ndarray], with_triton: None
+) -> None:
+    rng = np.random.default_rng()
+    x, residual, weight, soon = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((3, 80), (3, 80), 80, (64, 32)))
+    plain = rms_norm_residual(x, residual, weight, 1e-5, soon=soon)
+    assert not fetched, "where nothing was measured"
+    with tuning.trying("decode", fetchers=fetchers, fetch=kib):
+        results = rms_norm_residual(x, residual, weight, 1e-5, soon=soon)
+    np.testing.assert_array_equal(offsets(fetched), np.arange(0, kib * 1024, 128))
+    assert len(fetched) == fetchers
+    for one, other in zip(plain, results, strict=True):
+        np.testing.assert_array_equal(one, other)
+    fetched.clear()
+    with tuning.trying("decode", fetchers=fetchers, fetch=1 << 20):
+        rms_norm_residual(x, residual, weight, 1e-5, soon=soon)
+        np.testing.assert_array_equal(offsets(fetched), np.arange(0, soon.size * 4, 128))  # no more than there is
+        fetched.clear()
+        rms_norm_residual(x, residual, weight, 1e-5)
+        rms_norm_residual(*(jnp.tile(a, (86, 1)) for a in (x, residual)), weight, 1e-5, soon=soon)  # of a prompt
+    assert not fetched
+
+
+def test_a_decode_fetches_the_first_of_what_is_read_next(fetched: list[np.ndarray], with_triton: None) -> None:
+    (case,) = (case for case in CASES if case.name == "decode-splits-many-rows")
+    operands, options = case.arguments(np.random.default_rng(), jnp.dtype("float32"))
+    arrays = jax.tree.map(jnp.asarray, operands)
+    soon = jnp.zeros((64, 64), jnp.float32)
+    plain = decode_attention(*arrays, **options)
+    with tuning.trying("decode", fetchers=10, fetch=8):
+        results = decode_attention(*arrays, **options, soon=soon)
+    np.testing.assert_array_equal(offsets(fetched), np.arange(0, 8 * 1024, 128))
+    for one, other in zip(plain, results, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_items_fetch_their_own_keys_and_values(fetched: list[np.ndarray], with_triton: None) -> None:
+    (case,) = (case for case in ATTENTION_CASES if case.name == "decode-splits")
+    operands, options = case.arguments(np.random.default_rng(), jnp.dtype("float32"))
+    arrays = jax.tree.map(jnp.asarray, operands)
+    plain = paged_attention(*arrays, **options)
+    with tuning.trying("decode", ahead=64):
+        np.testing.assert_array_equal(paged_attention(*arrays, **options), plain)
+    table, bytes_of_token = operands[3], case.dim * 4
+    expected: set[int] = set()
+    for row, (_, kv_len) in enumerate(case.rows):
+        for begin in range(0, kv_len, 128):  # an item has 128 tokens here
+            seen = np.arange(begin, min(begin + 64, kv_len))
+            token = table[row, seen // case.page] * case.page + seen % case.page
+            expected |= set((token[:, None] * case.kv_heads + np.arange(case.kv_heads)).reshape(-1).tolist())
+    place = np.array(sorted(expected)) * bytes_of_token
+    lines = (place[:, None] + np.arange(0, bytes_of_token, 128)).reshape(-1)
+    # A row without tokens looks at the first of its table: some line of page 0.
+    found = {int(x) for x in offsets(fetched[::2])}
+    assert found >= {int(x) for x in lines}
+    assert max(found - {int(x) for x in lines}, default=0) < case.page * case.kv_heads * bytes_of_token
