@@ -2,8 +2,8 @@
 
 Every implementation of every operation runs over the operation's cases in bfloat16 and float32, on fresh random
 operands, against numpy in float64; device memory is filled with NaN beforehand, so that an element nobody wrote
-shows. --bench times attention, mixtures, states and filters; --sweep times the configurations of the first three, and
---write enters the best in the operations' tuning tables, which check and bench then use.
+shows. --bench times layers, attention, mixtures, states and filters; --sweep times the configurations of all but the
+last, and --write enters the best in the operations' tuning tables, which check and bench then use.
 """
 
 import argparse
@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jax
 from kernels.attention import DECODES, EXTENDS, RAGGED
 from kernels.check import check
+from kernels.layers import LAYERS
 from kernels.mixtures import MIXTURES
 from kernels.sampling import FILTERS
 from kernels.states import STATES
@@ -24,7 +25,7 @@ from kernels.sweeps import SWEEPS
 def main() -> int:
     """Returns 0 when every case agrees."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--only", default="", help="run the cases whose operation-name contains this")
+    parser.add_argument("--only", default="", help="the cases, and sweeps, whose operation-name contains this")
     parser.add_argument("--no-check", action="store_true", help="time without checking")
     parser.add_argument("--bench", action="store_true", help="time the operations that matter most (needs a GPU)")
     parser.add_argument("--sweep", action="store_true", help="time the kernels' configurations first (needs a GPU)")
@@ -33,11 +34,12 @@ def main() -> int:
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}", flush=True)
     if arguments.sweep:
         for sweep in SWEEPS:
-            sweep.run(arguments.write)
+            if arguments.only in sweep.name:
+                sweep.run(arguments.write)
     good = arguments.no_check or check(arguments.only)
     if arguments.bench:
         print()
-        for timing in (*DECODES, *EXTENDS, *RAGGED, *MIXTURES, *STATES, *FILTERS):
+        for timing in (*LAYERS, *DECODES, *EXTENDS, *RAGGED, *MIXTURES, *STATES, *FILTERS):
             print(timing.report(), flush=True)
     print("\nall cases agree" if good else "\nSOME CASES FAILED")
     return 0 if good else 1

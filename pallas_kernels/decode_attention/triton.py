@@ -48,7 +48,7 @@ def decode_attention(
         position_bias=position_bias,
     )  # fmt: skip
     items, options = decode_items(q, kv_len, shape)
-    fetching = prefetch.fetching(soon, tuning.config("decode_attention", "decode", prefetch.CONFIG))
+    fetching = prefetch.fetching(soon, tuning.config("decode_attention", "decode_attention", prefetch.CONFIG))
     kv_heads, work = options["grid"]
     options["grid"] = (kv_heads, work + -(-fetching["FETCHERS"] // kv_heads))
     k_ref, v_ref = jax.new_ref(k_pages), jax.new_ref(v_pages)

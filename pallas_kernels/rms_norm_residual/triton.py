@@ -24,7 +24,7 @@ def rms_norm_residual(
         raise NotImplementedError(f"vectors of {size} are over {_MAX_SIZE}")
     padded = triton.next_power_of_2(size)
     rows = math.prod(x.shape[:-1])
-    config = tuning.config("rms_norm_residual", "decode", prefetch.CONFIG)
+    config = tuning.config("rms_norm_residual", "rms_norm_residual", prefetch.CONFIG)
     fetching = prefetch.fetching(soon if rows <= _MAX_DECODE else None, config)
     like = jax.ShapeDtypeStruct(x.shape, x.dtype)
     normed, total = jax_triton.triton_call(

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from kernels.attention import DECODES, EXTENDS, RAGGED
+from kernels.layers import LAYERS
 from kernels.mixtures import MIXTURES
 from kernels.states import STATES
 from kernels.timing import Timing, last_line
@@ -23,6 +24,11 @@ class Sweep:
     facts: dict[str, int]
     timings: tuple[Timing, ...]
     configurations: list[dict[str, int]]
+
+    @property
+    def name(self) -> str:
+        """The operation and its kernel."""
+        return f"{self.operation}-{self.kernel}"
 
     def run(self, keep: bool) -> None:
         """Times every configuration and names the best by the product of its times; keeps it in the table."""
@@ -97,7 +103,21 @@ def _decode_mixtures(rows: int) -> list[dict[str, int]]:
     )
 
 
+_FETCHES = _configurations("fetchers fetch", (0, 0), *((132, 1024 << place) for place in range(2, 6)))
+
 SWEEPS = (
+    Sweep("rms_norm_residual", "rms_norm_residual", {}, LAYERS, _FETCHES),
+    Sweep("decode_attention", "decode_attention", {}, LAYERS, _FETCHES),
+    Sweep(
+        "paged_attention",
+        "decode",
+        {"head_dim": 128, "bytes": 2, "page": 64},
+        LAYERS,
+        _configurations(
+            "block warps stages programs ahead",
+            *((64, 4, 2, 528, ahead) for ahead in (0, 64, 128, 256)),
+        ),
+    ),
     Sweep(
         "paged_attention",
         "decode",

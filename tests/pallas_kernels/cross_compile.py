@@ -99,7 +99,8 @@ def _fetching(function: Callable[..., Any]) -> Callable[..., Any]:
     """The operation with what may be fetched ahead, as a tuning table may have it."""
 
     def call(*operands: Any, **options: Any) -> None:
-        with tuning.trying("decode", ahead=128, fetchers=132, fetch=64):
+        name = function.__name__
+        with tuning.trying("decode", ahead=128), tuning.trying(name, fetchers=132, fetch=64):
             function(*operands, **options)
 
     return call

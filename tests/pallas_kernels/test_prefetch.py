@@ -52,14 +52,14 @@ def test_a_norm_fetches_the_first_of_what_is_read_next(
     x, residual, weight, soon = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((3, 80), (3, 80), 80, (64, 32)))
     plain = rms_norm_residual(x, residual, weight, 1e-5, soon=soon)
     assert not fetched, "where nothing was measured"
-    with tuning.trying("decode", fetchers=fetchers, fetch=kib):
+    with tuning.trying("rms_norm_residual", fetchers=fetchers, fetch=kib):
         results = rms_norm_residual(x, residual, weight, 1e-5, soon=soon)
     np.testing.assert_array_equal(offsets(fetched), np.arange(0, kib * 1024, 128))
     assert len(fetched) == fetchers
     for one, other in zip(plain, results, strict=True):
         np.testing.assert_array_equal(one, other)
     fetched.clear()
-    with tuning.trying("decode", fetchers=fetchers, fetch=1 << 20):
+    with tuning.trying("rms_norm_residual", fetchers=fetchers, fetch=1 << 20):
         rms_norm_residual(x, residual, weight, 1e-5, soon=soon)
         np.testing.assert_array_equal(offsets(fetched), np.arange(0, soon.size * 4, 128))  # no more than there is
         fetched.clear()
@@ -74,7 +74,7 @@ def test_a_decode_fetches_the_first_of_what_is_read_next(fetched: list[np.ndarra
     arrays = jax.tree.map(jnp.asarray, operands)
     soon = jnp.zeros((64, 64), jnp.float32)
     plain = decode_attention(*arrays, **options)
-    with tuning.trying("decode", fetchers=10, fetch=8):
+    with tuning.trying("decode_attention", fetchers=10, fetch=8):
         results = decode_attention(*arrays, **options, soon=soon)
     np.testing.assert_array_equal(offsets(fetched), np.arange(0, 8 * 1024, 128))
     for one, other in zip(plain, results, strict=True):
