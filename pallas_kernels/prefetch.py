@@ -5,19 +5,27 @@ Between a decode step's matmuls the memory idles while small kernels start, wait
 fetched meanwhile of the next matmul's weights (`soon`), that one need not wait for. Results do not depend on it.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import triton
 import triton.language as tl
 
-CONFIG = {"fetchers": 0, "fetch": 0}
-"""Of a kernel that may fetch: how many programs do nothing else, and how many KiB they fetch between them."""
+from pallas_kernels import tuning
+
+MOST_ROWS = 256
+"""Of a step whose small kernels fetch: with more rows the memory has enough to do."""
+FEW_ROWS = 16
+"""Up to so many an attention leaves the memory idle for most of its time."""
 
 
-def fetching(soon: jax.Array | None, config: Mapping[str, int]) -> dict[str, Any]:
-    """A kernel's FETCHERS and FETCH, bytes; config: CONFIG or what is measured. soon: what is read next, if known."""
+def fetching(operation: str, rows: int, soon: jax.Array | None) -> dict[str, Any]:
+    """FETCHERS, programs that do nothing else, and FETCH, bytes that they fetch between them, of an operation's kernel
+    of its own name; as measured for `few` rows, 1, or more, 0. soon: what is read next, if that is known."""
+    defaults = {"fetchers": 0, "fetch": 0}  # fetch: KiB
+    config = tuning.config(operation, operation, defaults, few=int(rows <= FEW_ROWS))
+    if rows > MOST_ROWS:
+        soon = None
     size = 0 if soon is None else min(config["fetch"] * 1024, soon.size * soon.dtype.itemsize // 128 * 128)
     return {"FETCHERS": config["fetchers"] if size else 0, "FETCH": size}
 

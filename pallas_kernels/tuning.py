@@ -51,10 +51,16 @@ def table_path(operation: str, device_kind: str) -> Path:
 
 
 def write(operation: str, device_kind: str, kernel: str, when: Mapping[str, int], config: Mapping[str, int]) -> None:
-    """Enters a measured configuration, in place of one for the same facts."""
+    """Enters a measured configuration; of one for the same facts stays what it does not name."""
     path = table_path(operation, device_kind)
-    entry = {"kernel": kernel, "when": dict(when), "config": dict(config)}
-    others = [e for e in _table(operation, device_kind) if (e["kernel"], e["when"]) != (kernel, entry["when"])]
+    entry: dict[str, Any] = {"kernel": kernel, "when": dict(when), "config": {}}
+    others = []
+    for old in _table(operation, device_kind):
+        if (old["kernel"], old["when"]) == (kernel, entry["when"]):
+            entry["config"] |= old["config"]
+        else:
+            others.append(old)
+    entry["config"] |= config
     path.parent.mkdir(exist_ok=True)
     path.write_text("[\n" + ",\n".join(f"  {json.dumps(e)}" for e in [*others, entry]) + "\n]\n")
     _table.cache_clear()

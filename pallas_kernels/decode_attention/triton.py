@@ -11,11 +11,10 @@ import jax_triton
 import triton
 import triton.language as tl
 
-from pallas_kernels import prefetch, tuning
 from pallas_kernels.paged_attention.softmax import per_head, scale_scores, start_softmax, weigh
 from pallas_kernels.paged_attention.split import block_pages, fetch_ahead, finish
 from pallas_kernels.paged_attention.triton import attend_keys, decode_items, kernel_shape
-from pallas_kernels.prefetch import fetch_share
+from pallas_kernels.prefetch import fetch_share, fetching
 
 
 def decode_attention(
@@ -48,9 +47,9 @@ def decode_attention(
         position_bias=position_bias,
     )  # fmt: skip
     items, options = decode_items(q, kv_len, shape)
-    fetching = prefetch.fetching(soon, tuning.config("decode_attention", "decode_attention", prefetch.CONFIG))
+    extra = fetching("decode_attention", rows, soon)
     kv_heads, work = options["grid"]
-    options["grid"] = (kv_heads, work + -(-fetching["FETCHERS"] // kv_heads))
+    options["grid"] = (kv_heads, work + -(-extra["FETCHERS"] // kv_heads))
     k_ref, v_ref = jax.new_ref(k_pages), jax.new_ref(v_pages)
     out, _, _ = jax_triton.triton_call(
         qkv,
@@ -70,7 +69,7 @@ def decode_attention(
         K_NORM=k_weight is not None,
         EPS=eps,
         INTERLEAVED=interleaved,
-        **fetching,
+        **extra,
         **options,
     )
     return out, jax.freeze(k_ref), jax.freeze(v_ref)

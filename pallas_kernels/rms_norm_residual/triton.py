@@ -8,11 +8,9 @@ import jax_triton
 import triton
 import triton.language as tl
 
-from pallas_kernels import prefetch, tuning
-from pallas_kernels.prefetch import fetch_share
+from pallas_kernels.prefetch import fetch_share, fetching
 
 _MAX_SIZE = 32768  # a vector lies in the registers of one program
-_MAX_DECODE = 256  # vectors; with more of them the memory has enough to do
 
 
 def rms_norm_residual(
@@ -24,8 +22,7 @@ def rms_norm_residual(
         raise NotImplementedError(f"vectors of {size} are over {_MAX_SIZE}")
     padded = triton.next_power_of_2(size)
     rows = math.prod(x.shape[:-1])
-    config = tuning.config("rms_norm_residual", "rms_norm_residual", prefetch.CONFIG)
-    fetching = prefetch.fetching(soon if rows <= _MAX_DECODE else None, config)
+    extra = fetching("rms_norm_residual", rows, soon)
     like = jax.ShapeDtypeStruct(x.shape, x.dtype)
     normed, total = jax_triton.triton_call(
         x,
@@ -34,13 +31,13 @@ def rms_norm_residual(
         x if soon is None else soon,
         kernel=_rms_norm_residual_kernel,
         out_type=(like, like),
-        grid=(rows + fetching["FETCHERS"],),
+        grid=(rows + extra["FETCHERS"],),
         name="rms_norm_residual",
         num_warps=min(16, max(1, padded // 512)),
         SIZE=size,
         SIZE_PAD=padded,
         EPS=eps,
-        **fetching,
+        **extra,
     )
     return normed, total
 

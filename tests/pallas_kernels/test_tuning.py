@@ -30,3 +30,5 @@ def test_a_written_configuration_is_taken_where_its_facts_hold() -> None:
     with tuning.trying("kernel", warps=8):
         assert tuning.config("operation", "kernel", defaults, bytes=2) == {"block": 128, "warps": 8}
     assert len(tuning.table_path("operation", device).read_text().splitlines()) == 4
+    tuning.write("operation", device, "kernel", {"bytes": 2}, {"warps": 2})
+    assert tuning.config("operation", "kernel", defaults, bytes=2) == {"block": 128, "warps": 2}, "the block stays"
