@@ -31,19 +31,24 @@ def fetching(operation: str, rows: int, soon: jax.Array | None) -> dict[str, Any
 
 
 @triton.jit
-def fetch_share(ptr, part, PARTS: tl.constexpr, BYTES: tl.constexpr):
-    """Fetches one of PARTS parts of the BYTES at ptr."""
-    WIDTH: tl.constexpr = 512
-    LINE: tl.constexpr = 1024 // ptr.dtype.element_ty.primitive_bitwidth  # numbers in 128 bytes
-    SHARE: tl.constexpr = (BYTES // 128 + PARTS - 1) // PARTS
-    for start in tl.range(0, SHARE, WIDTH):
-        line = tl.minimum(start + tl.arange(0, WIDTH), SHARE - 1)
-        fetch(ptr + tl.minimum(part * SHARE + line, BYTES // 128 - 1) * LINE)
+def fetch_share(ptr, part, PARTS: tl.constexpr, BYTES: tl.constexpr, THREADS: tl.constexpr):
+    """Fetches one of PARTS parts of the BYTES at ptr, each of a program's THREADS a piece of it."""
+    PIECE: tl.constexpr = (BYTES + PARTS * THREADS * 128 - 1) // (PARTS * THREADS * 128) * 128
+    place = (part * THREADS + tl.arange(0, THREADS)) * PIECE
+    place = tl.maximum(tl.minimum(place, BYTES - PIECE), 0)
+    fetch(ptr + place // (ptr.dtype.element_ty.primitive_bitwidth // 8), PIECE)
 
 
 @triton.jit
-def fetch(pointers):
-    """Fetches the 128 bytes around each pointer."""
+def fetch(pointers, BYTES: tl.constexpr):
+    """Fetches BYTES, a multiple of 16, from each of pointers on, which are multiples of 16 too. Of compute capability
+    9.0 and later; another instruction says nothing about how much it fetches."""
+    size = tl.full(pointers.shape, BYTES, tl.int32)
     tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [pointers.to(tl.int64)], tl.int32, is_pure=False, pack=1
+        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0;",
+        "=r,l,r",
+        [pointers.to(tl.int64), size],
+        tl.int32,
+        is_pure=False,
+        pack=1,
     )

@@ -69,6 +69,7 @@ def decode_attention(
         K_NORM=k_weight is not None,
         EPS=eps,
         INTERLEAVED=interleaved,
+        WARPS=options["num_warps"],
         **extra,
         **options,
     )
@@ -102,6 +103,7 @@ def _decode_attention_kernel(
     INTERLEAVED: tl.constexpr,
     FETCHERS: tl.constexpr,
     FETCH: tl.constexpr,
+    WARPS: tl.constexpr,
     SCALE: tl.constexpr,
     SOFT_CAP: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -125,7 +127,7 @@ def _decode_attention_kernel(
     item = tl.program_id(1) - (FETCHERS + KV_HEADS - 1) // KV_HEADS
     if item < 0:
         if FETCHERS > 0:
-            fetch_share(soon_ptr, tl.program_id(1) * KV_HEADS + head, FETCHERS, FETCH)
+            fetch_share(soon_ptr, tl.program_id(1) * KV_HEADS + head, FETCHERS, FETCH, 32 * WARPS)
         return
     row = tl.load(work_ptr + item * 6)
     begin = tl.load(work_ptr + item * 6 + 1)
@@ -143,7 +145,7 @@ def _decode_attention_kernel(
 
     # All of it is asked for before any of it is waited for.
     table_ptr += row * MAX_PAGES
-    fetch_ahead(k_ptr, v_ptr, table_ptr, head, begin, old_end, KV_HEADS, DIM, DIM_PAD, PAGE, AHEAD)
+    fetch_ahead(k_ptr, v_ptr, table_ptr, head, begin, old_end, KV_HEADS, DIM, PAGE, AHEAD)
     page = block_pages(table_ptr, begin, old_end, PAGE, BLOCK)
     group = tl.arange(0, GROUP_PAD)
     dims = tl.arange(0, DIM_PAD)

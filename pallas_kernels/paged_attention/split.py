@@ -29,21 +29,17 @@ def fetch_ahead(
     end,
     KV_HEADS: tl.constexpr,
     DIM: tl.constexpr,
-    DIM_PAD: tl.constexpr,
     PAGE: tl.constexpr,
     AHEAD: tl.constexpr,
 ):
     """Has the second-level cache fetch the keys and values of the first AHEAD of the positions begin:end, all at once:
     a loop over blocks asks for few of them before it waits. AHEAD: a power of two, or 0 for nothing."""
     if AHEAD > 0:
-        LINE: tl.constexpr = 1024 // k_ptr.dtype.element_ty.primitive_bitwidth  # numbers in 128 bytes
-        LINES: tl.constexpr = DIM_PAD // LINE if DIM_PAD > LINE else 1
         seen = tl.maximum(tl.minimum(begin + tl.arange(0, AHEAD), end - 1), 0)
         page = tl.load(table_ptr + seen // PAGE).to(tl.int64)
-        line = tl.minimum(tl.arange(0, LINES) * LINE, DIM - 1)
-        offsets = ((page * PAGE + seen % PAGE) * KV_HEADS + head)[:, None] * DIM + line[None, :]
-        fetch(k_ptr + offsets)
-        fetch(v_ptr + offsets)
+        offsets = ((page * PAGE + seen % PAGE) * KV_HEADS + head) * DIM
+        fetch(k_ptr + offsets, DIM * (k_ptr.dtype.element_ty.primitive_bitwidth // 8))
+        fetch(v_ptr + offsets, DIM * (v_ptr.dtype.element_ty.primitive_bitwidth // 8))
 
 
 @triton.jit

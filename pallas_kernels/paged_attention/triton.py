@@ -139,7 +139,7 @@ def decode_items(
         "num_warps": config["warps"],
         "num_stages": config["stages"],
         "BLOCK": block,
-        "AHEAD": config["ahead"],
+        "AHEAD": config["ahead"] if dim * q.dtype.itemsize % 16 == 0 else 0,
         "GROUP_PAD": max(16, triton.next_power_of_2(shape["GROUP"])),
         # As many parts at once as a program of four warps holds beside what it keeps anyway.
         "TOGETHER": max(1, 4096 // (triton.next_power_of_2(shape["GROUP"]) * shape["DIM_PAD"])),
@@ -322,7 +322,7 @@ def _decode_kernel(
     if row < 0:
         return
     table_ptr += row * MAX_PAGES
-    fetch_ahead(k_ptr, v_ptr, table_ptr, head, begin, end, KV_HEADS, DIM, DIM_PAD, PAGE, AHEAD)
+    fetch_ahead(k_ptr, v_ptr, table_ptr, head, begin, end, KV_HEADS, DIM, PAGE, AHEAD)
     oldest = 0
     if WINDOW > 0:
         oldest = tl.maximum(kv_len - WINDOW, 0)

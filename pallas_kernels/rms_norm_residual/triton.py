@@ -22,6 +22,7 @@ def rms_norm_residual(
         raise NotImplementedError(f"vectors of {size} are over {_MAX_SIZE}")
     padded = triton.next_power_of_2(size)
     rows = math.prod(x.shape[:-1])
+    warps = min(16, max(1, padded // 512))
     extra = fetching("rms_norm_residual", rows, soon)
     like = jax.ShapeDtypeStruct(x.shape, x.dtype)
     normed, total = jax_triton.triton_call(
@@ -33,10 +34,11 @@ def rms_norm_residual(
         out_type=(like, like),
         grid=(rows + extra["FETCHERS"],),
         name="rms_norm_residual",
-        num_warps=min(16, max(1, padded // 512)),
+        num_warps=warps,
         SIZE=size,
         SIZE_PAD=padded,
         EPS=eps,
+        WARPS=warps,
         **extra,
     )
     return normed, total
@@ -55,11 +57,12 @@ def _rms_norm_residual_kernel(
     EPS: tl.constexpr,
     FETCHERS: tl.constexpr,
     FETCH: tl.constexpr,
+    WARPS: tl.constexpr,
 ):
     row = tl.program_id(0) - FETCHERS
     if row < 0:
         if FETCHERS > 0:
-            fetch_share(soon_ptr, tl.program_id(0), FETCHERS, FETCH)
+            fetch_share(soon_ptr, tl.program_id(0), FETCHERS, FETCH, 32 * WARPS)
         return
     place = tl.arange(0, SIZE_PAD)
     mask = place < SIZE

@@ -18,14 +18,18 @@ from pallas_kernels.rms_norm_residual import rms_norm_residual
 
 @pytest.fixture
 def fetched(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
-    """The addresses that kernels fetch from, an array for each call; the interpreter has no instructions of a GPU."""
+    """What kernels fetch, an array of every 16th address for each call; the interpreter has no instructions of a
+    GPU."""
     import triton.language as tl
 
     calls: list[np.ndarray] = []
 
     def record(asm: str, constraints: str, args: list[Any], *_: Any, **__: Any) -> Any:
-        assert asm.startswith("prefetch.global.L2")
-        calls.append(args[0].handle.data)
+        assert asm.startswith("cp.async.bulk.prefetch.L2")
+        addresses, sizes = (arg.handle.data for arg in args)
+        assert (addresses % 16 == 0).all()
+        assert (sizes % 16 == 0).all()
+        calls.append((addresses[:, None] + np.arange(0, sizes[0], 16)).reshape(-1))
         return args[0]
 
     monkeypatch.setattr(tl, "inline_asm_elementwise", record)
@@ -54,14 +58,14 @@ def test_a_norm_fetches_the_first_of_what_is_read_next(
     assert not fetched, "where nothing was measured"
     with tuning.trying("rms_norm_residual", fetchers=fetchers, fetch=kib):
         results = rms_norm_residual(x, residual, weight, 1e-5, soon=soon)
-    np.testing.assert_array_equal(offsets(fetched), np.arange(0, kib * 1024, 128))
+    np.testing.assert_array_equal(offsets(fetched), np.arange(0, kib * 1024, 16))
     assert len(fetched) == fetchers
     for one, other in zip(plain, results, strict=True):
         np.testing.assert_array_equal(one, other)
     fetched.clear()
     with tuning.trying("rms_norm_residual", fetchers=fetchers, fetch=1 << 20):
         rms_norm_residual(x, residual, weight, 1e-5, soon=soon)
-        np.testing.assert_array_equal(offsets(fetched), np.arange(0, soon.size * 4, 128))  # no more than there is
+        np.testing.assert_array_equal(offsets(fetched), np.arange(0, soon.size * 4, 16))  # no more than there is
         fetched.clear()
         rms_norm_residual(x, residual, weight, 1e-5)
         rms_norm_residual(*(jnp.tile(a, (86, 1)) for a in (x, residual)), weight, 1e-5, soon=soon)  # of a prompt
@@ -76,7 +80,7 @@ def test_a_decode_fetches_the_first_of_what_is_read_next(fetched: list[np.ndarra
     plain = decode_attention(*arrays, **options)
     with tuning.trying("decode_attention", fetchers=10, fetch=8):
         results = decode_attention(*arrays, **options, soon=soon)
-    np.testing.assert_array_equal(offsets(fetched), np.arange(0, 8 * 1024, 128))
+    np.testing.assert_array_equal(offsets(fetched), np.arange(0, 8 * 1024, 16))
     for one, other in zip(plain, results, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -96,7 +100,7 @@ def test_items_fetch_their_own_keys_and_values(fetched: list[np.ndarray], with_t
             token = table[row, seen // case.page] * case.page + seen % case.page
             expected |= set((token[:, None] * case.kv_heads + np.arange(case.kv_heads)).reshape(-1).tolist())
     place = np.array(sorted(expected)) * bytes_of_token
-    lines = (place[:, None] + np.arange(0, bytes_of_token, 128)).reshape(-1)
+    lines = (place[:, None] + np.arange(0, bytes_of_token, 16)).reshape(-1)
     # A row without tokens looks at the first of its table: some line of page 0.
     found = {int(x) for x in offsets(fetched[::2])}
     assert found >= {int(x) for x in lines}
