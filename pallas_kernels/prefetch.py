@@ -19,15 +19,20 @@ FEW_ROWS = 16
 """Up to so many an attention leaves the memory idle for most of its time."""
 
 
-def fetching(operation: str, rows: int, soon: jax.Array | None) -> dict[str, Any]:
-    """FETCHERS, programs that do nothing else, and FETCH, bytes that they fetch between them, of an operation's kernel
-    of its own name; as measured for `few` rows, 1, or more, 0. soon: what is read next, if that is known."""
-    defaults = {"fetchers": 0, "fetch": 0}  # fetch: KiB
-    config = tuning.config(operation, operation, defaults, few=int(rows <= FEW_ROWS))
-    if rows > MOST_ROWS:
-        soon = None
-    size = 0 if soon is None else min(config["fetch"] * 1024, soon.size * soon.dtype.itemsize // 128 * 128)
-    return {"FETCHERS": config["fetchers"] if size else 0, "FETCH": size}
+def fetching(operation: str, rows: int, soon: jax.Array | None, instead: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
+    """What an operation's kernel of its own name fetches, as measured for `few` rows, 1, or more, 0: the operand, and
+    FETCHERS, programs that do nothing else, and FETCH, bytes that they fetch between them.
+
+    The table has `fetchers` and `fetch`, in KiB. soon: what is read next, None where that is not known. instead: the
+    operand where nothing is fetched.
+    """
+    config = tuning.config(operation, operation, {"fetchers": 0, "fetch": 0}, few=int(rows <= FEW_ROWS))
+    size = 0
+    if soon is not None and rows <= MOST_ROWS and config["fetchers"]:
+        size = min(config["fetch"] * 1024, soon.size * soon.dtype.itemsize // 128 * 128)
+    if soon is None or not size:
+        return instead, {"FETCHERS": 0, "FETCH": 0}
+    return soon, {"FETCHERS": config["fetchers"], "FETCH": size}
 
 
 @triton.jit

@@ -47,7 +47,7 @@ def decode_attention(
         position_bias=position_bias,
     )  # fmt: skip
     items, options = decode_items(q, kv_len, shape)
-    extra = fetching("decode_attention", rows, soon)
+    fetched, extra = fetching("decode_attention", rows, soon, instead=qkv)
     kv_heads, work = options["grid"]
     options["grid"] = (kv_heads, work + -(-extra["FETCHERS"] // kv_heads))
     k_ref, v_ref = jax.new_ref(k_pages), jax.new_ref(v_pages)
@@ -60,7 +60,7 @@ def decode_attention(
         v_ref,
         page_table,
         *(kv_len if x is None else x for x in (alibi_slopes, sinks, position_bias)),
-        qkv if soon is None else soon,
+        fetched,
         *items,
         kernel=_decode_attention_kernel,
         name="decode_attention",

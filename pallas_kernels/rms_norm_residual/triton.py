@@ -23,13 +23,13 @@ def rms_norm_residual(
     padded = triton.next_power_of_2(size)
     rows = math.prod(x.shape[:-1])
     warps = min(16, max(1, padded // 512))
-    extra = fetching("rms_norm_residual", rows, soon)
+    fetched, extra = fetching("rms_norm_residual", rows, soon, instead=x)
     like = jax.ShapeDtypeStruct(x.shape, x.dtype)
     normed, total = jax_triton.triton_call(
         x,
         residual,
         weight,
-        x if soon is None else soon,
+        fetched,
         kernel=_rms_norm_residual_kernel,
         out_type=(like, like),
         grid=(rows + extra["FETCHERS"],),
