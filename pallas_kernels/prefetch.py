@@ -40,19 +40,19 @@ def fetch_share(ptr, part, PARTS: tl.constexpr, BYTES: tl.constexpr, THREADS: tl
     """Fetches one of PARTS parts of the BYTES at ptr, each of a program's THREADS a piece of it."""
     PIECE: tl.constexpr = (BYTES + PARTS * THREADS * 128 - 1) // (PARTS * THREADS * 128) * 128
     place = (part * THREADS + tl.arange(0, THREADS)) * PIECE
-    place = tl.maximum(tl.minimum(place, BYTES - PIECE), 0)
-    fetch(ptr + place // (ptr.dtype.element_ty.primitive_bitwidth // 8), PIECE)
+    inside = place < BYTES
+    place = tl.maximum(tl.minimum(place, BYTES - PIECE), 0)  # the last piece may overlap the one before
+    fetch(ptr + place // (ptr.dtype.element_ty.primitive_bitwidth // 8), inside, PIECE)
 
 
 @triton.jit
-def fetch(pointers, BYTES: tl.constexpr):
-    """Fetches BYTES, a multiple of 16, from each of pointers on, which are multiples of 16 too. Of compute capability
-    9.0 and later; another instruction says nothing about how much it fetches."""
-    size = tl.full(pointers.shape, BYTES, tl.int32)
+def fetch(pointers, mask, BYTES: tl.constexpr):
+    """Fetches BYTES, a multiple of 16, from each of pointers on, which are multiples of 16 too, where mask is true. Of
+    compute capability 9.0 and later; another instruction says nothing about how much it fetches."""
     tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0;",
-        "=r,l,r",
-        [pointers.to(tl.int64), size],
+        "{ .reg .pred p; setp.ne.s32 p, $3, 0; @p cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0; }",
+        "=r,l,r,r",
+        [pointers.to(tl.int64), tl.full(pointers.shape, BYTES, tl.int32), mask.to(tl.int32)],
         tl.int32,
         is_pure=False,
         pack=1,

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from jaxllm import LLM
 
 LEADS = {"float32": 1e-3, "bfloat16": 0.1}
-"""By type, in nats: what a token leads the next likeliest by may be this much without the two being a tie, of which
-one order of summation takes the one and another the other."""
+"""By type, in nats: a token that leads the next likeliest by less is tied with it, and another order of summation may
+take the other."""
 NUM_PROMPTS = 16
 
 

@@ -72,15 +72,16 @@ def profile(
             found.append(traced(run))
 
         times = drive(llm.engine, prompts, trace).times
-        row: dict[str, Any] = {"model": model, "workload": name, "traced_steps": times.steps}
+        # What was in flight before had run by the time that the profiler watched.
+        row: dict[str, Any] = {"model": model, "workload": name, "traced_steps": times.submitted}
         (work,) = found
         if work is not None and command_buffers:
-            row |= {"command_buffers_per_step": work.launches / times.steps}
+            row |= {"command_buffers_per_step": work.launches / times.submitted}
         elif work is not None:
             slowest = sorted(work.kernels.items(), key=lambda item: -item[1][1])[:12]
             row |= {
-                "kernels_per_step": work.num_kernels / times.steps,
-                "busy_ms_per_step": work.busy / times.steps * 1000,
+                "kernels_per_step": work.num_kernels / times.submitted,
+                "busy_ms_per_step": work.busy / times.submitted * 1000,
                 "slowest_kernels": [
                     {"kernel": kernel[:120], "count": count, "ms": seconds * 1000}
                     for kernel, (count, seconds) in slowest

@@ -70,11 +70,13 @@ class StepRecord:
 class StepTimes:
     """Of all steps since the start, in seconds.
 
-    steps: of the model: a program of several counts as several. host: the loop's own work. waited: for the device.
+    steps: of the model whose results are here: a program of several counts as several. submitted: the same, of what the
+    device was given. host: the loop's own work. waited: for the device.
     device: from when a step could begin there to when its result was here, which is too much where the host was late.
     """
 
     steps: int = 0
+    submitted: int = 0
     host: float = 0.0
     waited: float = 0.0
     device: float = 0.0
@@ -321,13 +323,14 @@ class Engine:
 
     def _submit(self, plan: StepPlan | EncodePlan) -> tuple[StepPlan | EncodePlan, Any, float]:
         handle = self.runner.submit(plan)
+        self.times.submitted += _steps(plan)
         return plan, handle, time.perf_counter()
 
     def _commit(self, plan: StepPlan | EncodePlan, handle: Any, submitted: float) -> None:
         began = time.perf_counter()
         output = self.runner.collect(handle)
         here = time.perf_counter()
-        self.times.steps += plan.num_steps if isinstance(plan, StepPlan) else 1
+        self.times.steps += _steps(plan)
         self.times.waited += here - began
         seconds = here - max(submitted, self._device_free)
         self.times.device += seconds
@@ -393,3 +396,7 @@ class Engine:
             if request.request_id in self._requests:
                 request.finish = FinishReason.ERROR
                 self._tell_end(request, now, self.death)
+
+
+def _steps(plan: StepPlan | EncodePlan) -> int:
+    return plan.num_steps if isinstance(plan, StepPlan) else 1

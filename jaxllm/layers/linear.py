@@ -46,8 +46,8 @@ class Linear(nnx.Module):
         return (out + broadcast(bias, out)).astype(x.dtype if dtype is None else dtype)
 
     @property
-    def stored(self) -> jax.Array | None:
-        """What a matmul reads, [in, out] as it lies in memory; None of a leaf that keeps it in a way of its own."""
+    def read_first(self) -> jax.Array | None:
+        """The kernel, [in, out] as it lies in memory; None of a leaf that keeps it in a way of its own."""
         return self.kernel[...] if type(self.kernel) is Parameter else None
 
     def split(self, x: jax.Array) -> list[jax.Array]:

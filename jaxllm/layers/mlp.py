@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxllm.layers.linear import Linear
+from jaxllm.layers.linear import Linear, read_first
 from jaxllm.layers.parameter import Dtype
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -39,7 +39,7 @@ class GatedMLP(nnx.Module):
     @property
     def read_first(self) -> jax.Array | None:
         """The weights that are read first."""
-        return self.gate_up.stored
+        return read_first(self.gate_up)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [T, E] -> [T, E]."""
@@ -58,7 +58,7 @@ class MLP(nnx.Module):
     @property
     def read_first(self) -> jax.Array | None:
         """The weights that are read first."""
-        return self.up.stored
+        return read_first(self.up)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [T, E] -> [T, E]."""

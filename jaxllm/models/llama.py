@@ -60,7 +60,7 @@ class LlamaAttention(nnx.Module):
     @property
     def read_first(self) -> jax.Array | None:
         """The weights that are read first."""
-        return self.qkv.stored
+        return read_first(self.qkv)
 
     @heeds_tail
     def __call__(
@@ -71,7 +71,8 @@ class LlamaAttention(nnx.Module):
         q, k, placement = self.place(q, k, rotation)
         mixed, cache = attend(
             q, k, v, step, cache, scale=self.scale, placement=placement, window=self.window, soft_cap=self.soft_cap,
-            alibi_slopes=None if self.alibi is None else jnp.asarray(self.alibi, jnp.float32), soon=self.out.stored,
+            alibi_slopes=None if self.alibi is None else jnp.asarray(self.alibi, jnp.float32),
+            soon=read_first(self.out),
         )  # fmt: skip
         return self.out(mixed.reshape(mixed.shape[0], -1)), cache
 

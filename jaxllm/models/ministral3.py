@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxllm.layers.attention import attend
 from jaxllm.layers.cache import PagedCache
+from jaxllm.layers.linear import read_first
 from jaxllm.layers.parameter import Dtype
 from jaxllm.layers.rope import Rotation
 from jaxllm.layers.step import DenseStep, Step
@@ -42,7 +43,9 @@ class Ministral3Attention(LlamaAttention):
         size = 1.0 + self.query_growth * jnp.log1p(contexts)
         q = (q.astype(jnp.float32) * size[:, None, None]).astype(q.dtype)
         q, k, placement = self.place(q, k, rotation)
-        mixed, cache = attend(q, k, v, step, cache, scale=self.scale, placement=placement, window=self.window)
+        mixed, cache = attend(
+            q, k, v, step, cache, scale=self.scale, placement=placement, window=self.window, soon=read_first(self.out)
+        )
         return self.out(mixed.reshape(x.shape[0], -1)), cache
 
 

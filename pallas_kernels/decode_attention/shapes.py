@@ -71,10 +71,9 @@ class DecodeAttentionCase:
 _ATTENTION = {case.name: case for case in ATTENTION_CASES}
 
 
-def _case(
-    name: str, attention: str, norm: bool = False, turned: int | None = None, **facts: Any
-) -> DecodeAttentionCase:
-    return DecodeAttentionCase(replace(_ATTENTION[attention], name=name), norm, turned, **facts)
+def _case(name: str, attention: str, page: int | None = None, **facts: Any) -> DecodeAttentionCase:
+    base = replace(_ATTENTION[attention], name=name)
+    return DecodeAttentionCase(base if page is None else replace(base, page=page), **facts)
 
 
 CASES = (
@@ -83,6 +82,10 @@ CASES = (
         for number, case in enumerate(ATTENTION_CASES)
         if case.decode and case.causal
     ),
+    # Items whose only position is the newest, of rows of two and three.
+    DecodeAttentionCase(AttentionCase("newest-alone", ((1, 129), (1, 257), (1, 1), (1, 128)), decode=True, sinks=True)),
+    _case("page-8", "decode-splits", page=8, norm=True),
+    _case("page-256", "decode-splits", page=256),
     _case("norm-partial", "decode-splits", norm=True, turned=24),
     _case("norm-alone", "decode-page-32-dim-80", norm=True, turned=0),
     _case("write-alone", "decode-page-borders", turned=0),

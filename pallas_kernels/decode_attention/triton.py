@@ -1,9 +1,9 @@
 # mypy: disallow-untyped-defs=False
 """decode_attention in Triton: paged_attention's split-KV decode, whose programs place their own queries.
 
-Turning a group of queries again in every item of a row costs next to nothing; a kernel of its own for it costs a launch
-a layer. The newest key and value never come from the pools: the item that has a row's end places the key, writes
-both, and takes them into its softmax from its registers.
+Turning a group of queries again in every item of a row costs less than a kernel of its own for it, a launch a layer.
+The newest key and value never come from the pools: the item that has a row's end places the key, writes both, and takes
+them into its softmax from its registers.
 """
 
 import jax
@@ -143,7 +143,7 @@ def _decode_attention_kernel(
     if WINDOW > 0:
         oldest = tl.maximum(kv_len - WINDOW, 0)
 
-    # All of it is asked for before any of it is waited for.
+    # All but keys and values is asked for before any of it is waited for.
     table_ptr += row * MAX_PAGES
     fetch_ahead(k_ptr, v_ptr, table_ptr, head, begin, old_end, KV_HEADS, DIM, PAGE, AHEAD)
     page = block_pages(table_ptr, begin, old_end, PAGE, BLOCK)

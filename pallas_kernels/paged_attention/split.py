@@ -35,11 +35,12 @@ def fetch_ahead(
     """Has the second-level cache fetch the keys and values of the first AHEAD of the positions begin:end, all at once:
     a loop over blocks asks for few of them before it waits. AHEAD: a power of two, or 0 for nothing."""
     if AHEAD > 0:
-        seen = tl.maximum(tl.minimum(begin + tl.arange(0, AHEAD), end - 1), 0)
-        page = tl.load(table_ptr + seen // PAGE).to(tl.int64)
+        seen = begin + tl.arange(0, AHEAD)
+        there = seen < end
+        page = tl.load(table_ptr + seen // PAGE, mask=there, other=0).to(tl.int64)
         offsets = ((page * PAGE + seen % PAGE) * KV_HEADS + head) * DIM
-        fetch(k_ptr + offsets, DIM * (k_ptr.dtype.element_ty.primitive_bitwidth // 8))
-        fetch(v_ptr + offsets, DIM * (v_ptr.dtype.element_ty.primitive_bitwidth // 8))
+        fetch(k_ptr + offsets, there, DIM * (k_ptr.dtype.element_ty.primitive_bitwidth // 8))
+        fetch(v_ptr + offsets, there, DIM * (v_ptr.dtype.element_ty.primitive_bitwidth // 8))
 
 
 @triton.jit

@@ -91,6 +91,9 @@ def _pools_and_operands(operation: str) -> tuple[tuple[int, ...], list[jax.Shape
             return (0,), [floats(64, 16, 72), floats(16, 72), index]
         case "qk_norm_rope_kv_write":
             return (3, 4), [floats(16, 6, 64), angles, angles, pool, pool, index]
+        case "decode_attention":
+            lengths, table = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((16,), (16, 1)))
+            return (3, 4), [floats(16, 8, 64), angles, angles, pool, pool, index, table, lengths]
         case "causal_conv":
             return (1,), [floats(20, 64), floats(64, 64, 3), floats(64, 4), floats(64), *rows]
         case "selective_scan":
@@ -101,12 +104,15 @@ def _pools_and_operands(operation: str) -> tuple[tuple[int, ...], list[jax.Shape
 
 
 @pytest.mark.parametrize(
-    "operation", ["kv_write", "latent_write", "qk_norm_rope_kv_write", "causal_conv", "selective_scan", "ssd"]
+    "operation",
+    ["kv_write", "latent_write", "qk_norm_rope_kv_write", "decode_attention", "causal_conv", "selective_scan", "ssd"],
 )
 def test_reference_writes_donated_pools_in_place(operation: str) -> None:
     public = getattr(importlib.import_module(f"pallas_kernels.{operation}"), operation)
     pools, operands = _pools_and_operands(operation)
     pool = operands[pools[0]]
+    if operation == "decode_attention":
+        public = functools.partial(public, scale=0.125)
     with choose.using("reference"):
         compiled = jax.jit(public, donate_argnums=pools).lower(*operands).compile()
     copied = re.findall(r"= \S*?\[([\d,]*)\]\S* copy\(", compiled.as_text())

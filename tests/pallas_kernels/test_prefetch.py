@@ -1,6 +1,6 @@
 """What kernels have the second-level cache fetch: exactly what is about to be read, and results are as without it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -25,11 +25,11 @@ def fetched(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarr
     calls: list[np.ndarray] = []
 
     def record(asm: str, constraints: str, args: list[Any], *_: Any, **__: Any) -> Any:
-        assert asm.startswith("cp.async.bulk.prefetch.L2")
-        addresses, sizes = (arg.handle.data for arg in args)
+        assert "@p cp.async.bulk.prefetch.L2" in asm
+        addresses, sizes, mask = (arg.handle.data for arg in args)
         assert (addresses % 16 == 0).all()
         assert (sizes % 16 == 0).all()
-        calls.append((addresses[:, None] + np.arange(0, sizes[0], 16)).reshape(-1))
+        calls.append((addresses[mask != 0, None] + np.arange(0, sizes[0], 16)).reshape(-1))
         return args[0]
 
     monkeypatch.setattr(tl, "inline_asm_elementwise", record)
@@ -48,12 +48,14 @@ def offsets(calls: list[np.ndarray]) -> np.ndarray:
     return found - found[0]
 
 
-@pytest.mark.parametrize(("fetchers", "kib"), [(4, 3), (7, 2), (132, 1)])
+@pytest.mark.parametrize(("fetchers", "kib"), [(4, 3), (7, 2), (132, 1), (3, 32), (1, 33)])
 def test_a_norm_fetches_the_first_of_what_is_read_next(
     fetchers: int, kib: int, fetched: list[np.ndarray], with_triton: None
 ) -> None:
     rng = np.random.default_rng()
-    x, residual, weight, soon = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((3, 80), (3, 80), 80, (64, 32)))
+    x, residual, weight, soon = (
+        jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((3, 80), (3, 80), 80, (64, 160))
+    )
     plain = rms_norm_residual(x, residual, weight, 1e-5, soon=soon)
     assert not fetched, "where nothing was measured"
     with tuning.trying("rms_norm_residual", fetchers=fetchers, fetch=kib):
@@ -85,23 +87,30 @@ def test_a_decode_fetches_the_first_of_what_is_read_next(fetched: list[np.ndarra
         np.testing.assert_array_equal(one, other)
 
 
-def test_items_fetch_their_own_keys_and_values(fetched: list[np.ndarray], with_triton: None) -> None:
-    (case,) = (case for case in ATTENTION_CASES if case.name == "decode-splits")
+@pytest.mark.parametrize("operation", [paged_attention, decode_attention])
+def test_items_fetch_their_own_keys_and_values(
+    operation: Callable[..., Any], fetched: list[np.ndarray], with_triton: None
+) -> None:
+    cases = ATTENTION_CASES if operation is paged_attention else CASES
+    (case,) = (case for case in cases if case.name == "decode-splits")
     operands, options = case.arguments(np.random.default_rng(), jnp.dtype("float32"))
     arrays = jax.tree.map(jnp.asarray, operands)
-    plain = paged_attention(*arrays, **options)
+    plain = operation(*arrays, **options)
     with tuning.trying("decode", ahead=64):
-        np.testing.assert_array_equal(paged_attention(*arrays, **options), plain)
-    table, bytes_of_token = operands[3], case.dim * 4
+        results = operation(*arrays, **options)
+    for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(results), strict=True):
+        np.testing.assert_array_equal(one, other)
+    attention = getattr(case, "attention", case)
+    table = operands[3] if operation is paged_attention else operands[6]
+    bytes_of_token = attention.dim * 4
     expected: set[int] = set()
-    for row, (_, kv_len) in enumerate(case.rows):
+    for row, (_, kv_len) in enumerate(attention.rows):
+        held = kv_len - (operation is decode_attention)  # the newest are in no pool yet
         for begin in range(0, kv_len, 128):  # an item has 128 tokens here
-            seen = np.arange(begin, min(begin + 64, kv_len))
-            token = table[row, seen // case.page] * case.page + seen % case.page
-            expected |= set((token[:, None] * case.kv_heads + np.arange(case.kv_heads)).reshape(-1).tolist())
-    place = np.array(sorted(expected)) * bytes_of_token
-    lines = (place[:, None] + np.arange(0, bytes_of_token, 16)).reshape(-1)
-    # A row without tokens looks at the first of its table: some line of page 0.
-    found = {int(x) for x in offsets(fetched[::2])}
-    assert found >= {int(x) for x in lines}
-    assert max(found - {int(x) for x in lines}, default=0) < case.page * case.kv_heads * bytes_of_token
+            seen = np.arange(begin, min(begin + 64, held))
+            token = table[row, seen // attention.page] * attention.page + seen % attention.page
+            places = token[:, None] * attention.kv_heads + np.arange(attention.kv_heads)
+            expected |= set((places.reshape(-1, 1) * bytes_of_token + np.arange(0, bytes_of_token, 16)).flat)
+    found = np.array(sorted(expected))
+    np.testing.assert_array_equal(offsets(fetched[::2]), found - found[0])  # keys
+    np.testing.assert_array_equal(offsets(fetched[1::2]), found - found[0])  # values
