@@ -7,7 +7,9 @@ and names each on standard output, by its place in the order, once it is there.
 
 import os
 import pickle
+import select
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -41,11 +43,16 @@ class _Announced:
 
 
 class _Names:
-    """Standard output, for names of programs alone: whatever else is printed goes to standard error."""
+    """Standard output, for names of programs alone: whatever else is printed goes to standard error.
+
+    When nobody reads it any more the process ends: its parent was killed, and what it builds and holds of the device is
+    in the way of the next start.
+    """
 
     def __init__(self) -> None:
         self._file = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
+        threading.Thread(target=self._end_with_reader, name="reader", daemon=True).start()
 
     def __enter__(self) -> Self:
         return self
@@ -55,6 +62,12 @@ class _Names:
 
     def tell(self, place: int) -> None:
         print(place, file=self._file, flush=True)
+
+    def _end_with_reader(self) -> None:
+        watched = select.poll()
+        watched.register(self._file.fileno(), 0)  # of a pipe that nobody reads an error is told all the same
+        watched.poll()
+        os._exit(1)
 
 
 def main() -> None:

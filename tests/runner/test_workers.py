@@ -130,6 +130,16 @@ def test_workers_end_with_the_start_that_wanted_them(
     assert [process.returncode is not None for process in started] == [True, True]
 
 
+def test_a_worker_ends_when_nobody_waits_for_it(config: EngineConfig, tmp_path: Path) -> None:
+    prepared = prepare(config)
+    assert prepared.workers is not None
+    process = workers._start(replace(prepared.workers.order, keys=tuple(prepared.table.keys)))
+    assert process.stdout is not None
+    process.stdout.close()  # as where its parent was killed
+    assert process.wait(timeout=120) == 1
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def _jobs(drawn: str) -> list[Job[int]]:
     """A program for each sign, those that are drawn marked by a d."""
     return [Job(place, lambda: None, (), None, drawn=sign == "d") for place, sign in enumerate(drawn)]
