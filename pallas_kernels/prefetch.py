@@ -2,7 +2,8 @@
 """Asking the second-level cache for what is about to be read, without waiting for it.
 
 Between a decode step's matmuls the memory idles while small kernels start, wait and end. What such a kernel has
-fetched meanwhile of the next matmul's weights (`soon`), that one need not wait for. Results do not depend on it.
+fetched meanwhile of the next matmul's weights (`soon`), that one should not have to wait for. Results do not depend on
+it. Nothing is fetched unless a tuning table says how much; none does before it is measured.
 """
 
 from typing import Any
