@@ -33,23 +33,27 @@ def merge(path: Path, origin: Origin, command: str, date: str, pieces: dict[str,
 
     A row that one commit has added to (figures and what the profiler counts, say) and another adds to starts anew. A
     document of another device or other versions is set aside under a name with its commit, as its figures and these
-    do not belong together. The document's own commit is that of its newest rows.
+    do not belong together. The document's own commit is that of its newest rows; its command says of each commit that
+    has rows in it which commands made them.
     """
     document = _read(path)
     same = {"device": origin.device, "driver": origin.driver, "versions": origin.versions}
     if document and {name: document.get(name) for name in same} != same:
         path.rename(path.with_name(f"{path.stem}.{str(document.get('commit', 'unknown'))[:12]}{path.suffix}"))
         document = {}
-    commands = document.get("command", "").split(" && ") if document else []
+    commands: dict[str, list[str]] = document.get("command", {})
+    lists: dict[str, list[dict[str, Any]]] = {name: document.get(name, []) for name in LISTS}
+    for name, rows in pieces.items():
+        for row in rows:
+            _put(lists[name], row | {"commit": origin.commit, "date": date}, LISTS[name])
+    commands[origin.commit] = list(dict.fromkeys([*commands.get(origin.commit, []), command]))
+    left = {row["commit"] for rows in lists.values() for row in rows} | {origin.commit}
     document = same | {
         "commit": origin.commit,
         "date": date,
-        "command": " && ".join(dict.fromkeys([*commands, command])),
-        **{name: document.get(name, []) for name in LISTS},
+        "command": {commit: made for commit, made in commands.items() if commit in left},
+        **lists,
     }
-    for name, rows in pieces.items():
-        for row in rows:
-            _put(document[name], row | {"commit": origin.commit, "date": date}, LISTS[name])
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -71,7 +71,6 @@ def attend(
     alibi_slopes: jax.Array | None = None,
     sinks: jax.Array | None = None,
     position_bias: jax.Array | None = None,
-    soon: jax.Array | None = None,
 ) -> tuple[jax.Array, PagedCache | None]:
     """Causal attention of the step's tokens, over the pages with a Step and over themselves with the other kinds.
 
@@ -82,7 +81,6 @@ def attend(
     alibi_slopes: [H] float32; scores then lose slope * how far the key stands behind the query.
     sinks: [H] float32, a logit more in each head's softmax, which takes its share and adds nothing.
     position_bias: [H, W + 1] float32; scores then gain the number at how far the key stands behind, W at most.
-    soon: weights that are read next, which a decode's kernel may have fetched meanwhile.
     Returns [T, H, D] in q.dtype, or [R, H, D] of a step with a tail, and the cache with this step's keys and values
     written.
     """
@@ -119,7 +117,7 @@ def attend(
         }  # fmt: skip
         if step.decode:
             out, k_pages, v_pages = decode_attention(
-                qkv, cos, sin, k_pages, v_pages, index, cache.page_table, step.kv_len, soon=soon, **placed, **options
+                qkv, cos, sin, k_pages, v_pages, index, cache.page_table, step.kv_len, **placed, **options
             )
             return out, replace(cache, pools=(k_pages, v_pages))
         q, k_pages, v_pages = qk_norm_rope_kv_write(qkv, cos, sin, k_pages, v_pages, index, **placed)

@@ -2,20 +2,12 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.layers.parameter import Constant, Dtype, Normal, Parameter, broadcast
-
-
-def read_first(module: Any) -> jax.Array | None:
-    """The weights that a module reads first, so that the kernel before it may have them fetched; None if it does not
-    say."""
-    weights: jax.Array | None = getattr(module, "read_first", None)
-    return weights
 
 
 class Linear(nnx.Module):
@@ -44,11 +36,6 @@ class Linear(nnx.Module):
         out = self.kernel.matmul(x, jnp.float32)
         bias = self.bias[...].astype(jnp.float32)
         return (out + broadcast(bias, out)).astype(x.dtype if dtype is None else dtype)
-
-    @property
-    def read_first(self) -> jax.Array | None:
-        """The kernel, [in, out] as it lies in memory; None of a leaf that keeps it in a way of its own."""
-        return self.kernel[...] if type(self.kernel) is Parameter else None
 
     def split(self, x: jax.Array) -> list[jax.Array]:
         """The fused outputs for x, one by one."""

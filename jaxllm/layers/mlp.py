@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxllm.layers.linear import Linear, read_first
+from jaxllm.layers.linear import Linear
 from jaxllm.layers.parameter import Dtype
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -36,11 +36,6 @@ class GatedMLP(nnx.Module):
         self.gate_up = Linear(size, (inner, inner), dtype, axes=("embed", "mlp"), bias=bias, std=std)
         self.down = Linear(inner, size, dtype, axes=("mlp", "embed"), bias=bias, std=out_std)
 
-    @property
-    def read_first(self) -> jax.Array | None:
-        """The weights that are read first."""
-        return read_first(self.gate_up)
-
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [T, E] -> [T, E]."""
         gate, up = self.gate_up.split(x)
@@ -54,11 +49,6 @@ class MLP(nnx.Module):
         self.activation = activation
         self.up = Linear(size, inner, dtype, axes=("embed", "mlp"), bias=bias, std=std)
         self.down = Linear(inner, size, dtype, axes=("mlp", "embed"), bias=bias, std=out_std)
-
-    @property
-    def read_first(self) -> jax.Array | None:
-        """The weights that are read first."""
-        return read_first(self.up)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [T, E] -> [T, E]."""

@@ -27,12 +27,9 @@ class RMSNorm(nnx.Module):
         """x [..., E] -> [..., E]."""
         return rms_norm(x, self.scale, self.eps)
 
-    def add(self, x: jax.Array, residual: jax.Array, soon: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """Returns (self(residual + x), residual + x), all [..., E], in one kernel where there is one.
-
-        soon: weights that are read next, which the kernel may have fetched meanwhile.
-        """
-        return rms_norm_residual(x, residual, self.scale, self.eps, soon=soon)
+    def add(self, x: jax.Array, residual: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns (self(residual + x), residual + x), all [..., E], in one kernel where there is one."""
+        return rms_norm_residual(x, residual, self.scale, self.eps)
 
 
 class UnitOffsetRMSNorm(RMSNorm):
@@ -98,9 +95,8 @@ class LayerNorm(nnx.Module):
             out = out + broadcast(self.bias[...].astype(jnp.float32), x)
         return out.astype(x.dtype)
 
-    def add(self, x: jax.Array, residual: jax.Array, soon: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """Returns (self(residual + x), residual + x), all [..., E]. soon: as RMSNorm's, not used."""
-        del soon
+    def add(self, x: jax.Array, residual: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns (self(residual + x), residual + x), all [..., E]."""
         total = residual + x
         return self(total), total
 

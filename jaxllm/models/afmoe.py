@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxllm.layers.attention import attend
 from jaxllm.layers.cache import PagedCache
-from jaxllm.layers.linear import Linear, read_first
+from jaxllm.layers.linear import Linear
 from jaxllm.layers.moe import Mixture, SigmoidTopK
 from jaxllm.layers.parameter import Dtype, Source
 from jaxllm.layers.rope import Rotation
@@ -36,9 +36,7 @@ class AfmoeAttention(Qwen3Attention):
         """x [T, E] -> [T, E], cache."""
         q, k, v = self.heads(x)
         q, k, placement = self.place(q, k, rotation)
-        mixed, cache = attend(
-            q, k, v, step, cache, scale=self.scale, placement=placement, window=self.window, soon=read_first(self.out)
-        )
+        mixed, cache = attend(q, k, v, step, cache, scale=self.scale, placement=placement, window=self.window)
         gate = jax.nn.sigmoid(self.gate(x, jnp.float32))
         return self.out((mixed.reshape(gate.shape).astype(jnp.float32) * gate).astype(x.dtype)), cache
 

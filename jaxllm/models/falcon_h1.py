@@ -7,7 +7,6 @@ import jax
 
 from jaxllm.core import LayerSpecs, PagedKV
 from jaxllm.errors import ConfigError
-from jaxllm.layers.linear import read_first
 from jaxllm.layers.mlp import MLP, GatedMLP, activate
 from jaxllm.layers.parameter import Dtype, Source
 from jaxllm.layers.rope import Rotation
@@ -74,7 +73,7 @@ class FalconH1Block(LlamaBlock):
         recurred, states = self.mamba(given, step, states)
         mixed, pages = self.attention(scaled(given, self.attention_in_factor), rotation, step, pages)
         made = scaled(recurred, self.mamba_out_factor) + scaled(mixed, self.attention_out_factor)
-        normed, x = self.mlp_norm.add(made, x, read_first(self.mlp))
+        normed, x = self.mlp_norm.add(made, x)
         return x + scaled(self.feed(normed, step), self.mlp_factor), None if cache is None else (pages, states)
 
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from jaxllm.layers.attention import attend
 from jaxllm.layers.cache import PagedCache
-from jaxllm.layers.linear import read_first
 from jaxllm.layers.moe import Mixture, SoftmaxTopK
 from jaxllm.layers.parameter import Constant, Dtype, Layout, Parameter, Source
 from jaxllm.layers.rope import Rotation
@@ -38,9 +37,8 @@ class GptOssAttention(LlamaAttention):
         q, k, placement = self.place(q, k, rotation)
         sinks = self.sinks[...].astype(jnp.float32)
         mixed, cache = attend(
-            q, k, v, step, cache, scale=self.scale, placement=placement, window=self.window, sinks=sinks,
-            soon=read_first(self.out),
-        )  # fmt: skip
+            q, k, v, step, cache, scale=self.scale, placement=placement, window=self.window, sinks=sinks
+        )
         return self.out(mixed.reshape(x.shape[0], -1)), cache
 
 

@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 import jax
 
 from jaxllm.core import LayerSpecs
-from jaxllm.layers.linear import read_first
 from jaxllm.layers.mlp import MLP, GatedMLP
 from jaxllm.layers.parameter import Dtype
 from jaxllm.layers.rope import Rotation
@@ -44,7 +43,7 @@ class HybridBlock(MoEBlock):
             mixed, cache = self.mamba(mixed, step, cache)
         else:
             mixed, cache = self.attention(mixed, rotation, step, cache)
-        normed, x = self.mlp_norm.add(scaled(mixed, self.residual_scale), x, read_first(self.mlp))
+        normed, x = self.mlp_norm.add(scaled(mixed, self.residual_scale), x)
         return x + scaled(self.feed(normed, step), self.residual_scale), cache
 
 

@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxllm.layers.attention import AS_THEY_ARE, Placement, attend
 from jaxllm.layers.cache import PagedCache
-from jaxllm.layers.linear import Linear, read_first
+from jaxllm.layers.linear import Linear
 from jaxllm.layers.mlp import MLP, GatedMLP
 from jaxllm.layers.norm import LayerNorm, RMSNorm
 from jaxllm.layers.parameter import Dtype, Source
@@ -57,11 +57,6 @@ class LlamaAttention(nnx.Module):
             heads, config.hidden_size, dtype, axes=("heads", "embed"), bias=config.out_bias, std=config.out_std
         )
 
-    @property
-    def read_first(self) -> jax.Array | None:
-        """The weights that are read first."""
-        return read_first(self.qkv)
-
     @heeds_tail
     def __call__(
         self, x: jax.Array, rotation: Rotation, step: Step | DenseStep, cache: PagedCache | None
@@ -72,7 +67,6 @@ class LlamaAttention(nnx.Module):
         mixed, cache = attend(
             q, k, v, step, cache, scale=self.scale, placement=placement, window=self.window, soft_cap=self.soft_cap,
             alibi_slopes=None if self.alibi is None else jnp.asarray(self.alibi, jnp.float32),
-            soon=read_first(self.out),
         )  # fmt: skip
         return self.out(mixed.reshape(mixed.shape[0], -1)), cache
 
@@ -117,10 +111,10 @@ class LlamaBlock(nnx.Module):
         self, x: Any, rotation: Rotation, step: Step | DenseStep, cache: PagedCache | None
     ) -> tuple[Any, PagedCache | None]:
         """x [T, E], its last sum deferred or not -> the same with it deferred ([R, E] of a step with a tail), cache."""
-        normed, residual = self.attention_norm.add(*deferred(x), read_first(self.attention))
+        normed, residual = self.attention_norm.add(*deferred(x))
         mixed, cache = self.attention(normed, rotation, step, cache)
         residual, step = narrow(residual, step)
-        normed, residual = self.mlp_norm.add(scaled(mixed, self.residual_scale), residual, read_first(self.mlp))
+        normed, residual = self.mlp_norm.add(scaled(mixed, self.residual_scale), residual)
         return Deferred(scaled(self.feed(normed, step), self.residual_scale), residual), cache
 
     def feed(self, x: jax.Array, step: Step | DenseStep) -> jax.Array:

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from jaxllm.layers.attention import attend
 from jaxllm.layers.cache import PagedCache
-from jaxllm.layers.linear import read_first
 from jaxllm.layers.parameter import Dtype
 from jaxllm.layers.rope import Rotation
 from jaxllm.layers.step import DenseStep, Step
@@ -43,9 +42,7 @@ class Ministral3Attention(LlamaAttention):
         size = 1.0 + self.query_growth * jnp.log1p(contexts)
         q = (q.astype(jnp.float32) * size[:, None, None]).astype(q.dtype)
         q, k, placement = self.place(q, k, rotation)
-        mixed, cache = attend(
-            q, k, v, step, cache, scale=self.scale, placement=placement, window=self.window, soon=read_first(self.out)
-        )
+        mixed, cache = attend(q, k, v, step, cache, scale=self.scale, placement=placement, window=self.window)
         return self.out(mixed.reshape(x.shape[0], -1)), cache
 
 

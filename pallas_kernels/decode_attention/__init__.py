@@ -26,7 +26,6 @@ def decode_attention(
     alibi_slopes: jax.Array | None = None,
     sinks: jax.Array | None = None,
     position_bias: jax.Array | None = None,
-    soon: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """qk_norm_rope_kv_write, then paged_attention of a decode; returns (out [R, H, D], k_pages, v_pages).
 
@@ -34,7 +33,6 @@ def decode_attention(
     and kv_len [R], the tokens of a row with this step's, as the latter; the options are theirs. index[r] is where
     position kv_len[r] - 1 of row r lies, and no other row sees it. What a row of kv_len 0 writes goes to page 0, if
     anywhere; its result is zeros.
-    soon: weights that are read next, which a kernel may have fetched meanwhile.
     """
     name = "decode_attention"
     rows, heads, dim = qkv.shape
@@ -67,6 +65,5 @@ def decode_attention(
         alibi_slopes=None if alibi_slopes is None else jnp.asarray(alibi_slopes, jnp.float32),
         sinks=None if sinks is None else jnp.asarray(sinks, jnp.float32),
         position_bias=None if position_bias is None else jnp.asarray(position_bias, jnp.float32),
-        soon=soon,
     )
     return result

@@ -27,10 +27,8 @@ def decode_attention(
     alibi_slopes: jax.Array | None,
     sinks: jax.Array | None,
     position_bias: jax.Array | None,
-    soon: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """See pallas_kernels.decode_attention."""
-    del soon
     q, k_pages, v_pages = qk_norm_rope_kv_write(
         qkv, cos, sin, k_pages, v_pages, index, q_weight=q_weight, k_weight=k_weight, eps=eps, interleaved=interleaved
     )

@@ -12,9 +12,8 @@ import triton
 import triton.language as tl
 
 from pallas_kernels.paged_attention.softmax import per_head, scale_scores, start_softmax, weigh
-from pallas_kernels.paged_attention.split import block_pages, fetch_ahead, finish
+from pallas_kernels.paged_attention.split import block_pages, finish
 from pallas_kernels.paged_attention.triton import attend_keys, decode_items, kernel_shape
-from pallas_kernels.prefetch import fetch_share, fetching
 
 
 def decode_attention(
@@ -37,7 +36,6 @@ def decode_attention(
     alibi_slopes: jax.Array | None,
     sinks: jax.Array | None,
     position_bias: jax.Array | None,
-    soon: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """See pallas_kernels.decode_attention."""
     rows, heads, dim = qkv.shape
@@ -47,9 +45,6 @@ def decode_attention(
         position_bias=position_bias,
     )  # fmt: skip
     items, options = decode_items(q, kv_len, shape)
-    fetched, extra = fetching("decode_attention", rows, soon, instead=qkv)
-    kv_heads, work = options["grid"]
-    options["grid"] = (kv_heads, work + -(-extra["FETCHERS"] // kv_heads))
     k_ref, v_ref = jax.new_ref(k_pages), jax.new_ref(v_pages)
     out, _, _ = jax_triton.triton_call(
         qkv,
@@ -60,7 +55,6 @@ def decode_attention(
         v_ref,
         page_table,
         *(kv_len if x is None else x for x in (alibi_slopes, sinks, position_bias)),
-        fetched,
         *items,
         kernel=_decode_attention_kernel,
         name="decode_attention",
@@ -69,8 +63,6 @@ def decode_attention(
         K_NORM=k_weight is not None,
         EPS=eps,
         INTERLEAVED=interleaved,
-        WARPS=options["num_warps"],
-        **extra,
         **options,
     )
     return out, jax.freeze(k_ref), jax.freeze(v_ref)
@@ -90,7 +82,6 @@ def _decode_attention_kernel(
     slopes_ptr,
     sinks_ptr,
     bias_ptr,
-    soon_ptr,
     work_ptr,
     arrived_ptr,
     out_ptr,
@@ -101,9 +92,6 @@ def _decode_attention_kernel(
     K_NORM: tl.constexpr,
     EPS: tl.constexpr,
     INTERLEAVED: tl.constexpr,
-    FETCHERS: tl.constexpr,
-    FETCH: tl.constexpr,
-    WARPS: tl.constexpr,
     SCALE: tl.constexpr,
     SOFT_CAP: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -118,17 +106,12 @@ def _decode_attention_kernel(
     PAGE: tl.constexpr,
     MAX_PAGES: tl.constexpr,
     BLOCK: tl.constexpr,
-    AHEAD: tl.constexpr,
     PRECISION: tl.constexpr,
     TOGETHER: tl.constexpr,
 ):
     """One item of one KV head: a chunk of a row's positions; the item of a row that ends last ends the row."""
     head = tl.program_id(0)
-    item = tl.program_id(1) - (FETCHERS + KV_HEADS - 1) // KV_HEADS
-    if item < 0:
-        if FETCHERS > 0:
-            fetch_share(soon_ptr, tl.program_id(1) * KV_HEADS + head, FETCHERS, FETCH, 32 * WARPS)
-        return
+    item = tl.program_id(1)
     row = tl.load(work_ptr + item * 6)
     begin = tl.load(work_ptr + item * 6 + 1)
     end = tl.load(work_ptr + item * 6 + 2)
@@ -145,7 +128,6 @@ def _decode_attention_kernel(
 
     # All but keys and values is asked for before any of it is waited for.
     table_ptr += row * MAX_PAGES
-    fetch_ahead(k_ptr, v_ptr, table_ptr, head, begin, old_end, KV_HEADS, DIM, PAGE, AHEAD)
     page = block_pages(table_ptr, begin, old_end, PAGE, BLOCK)
     group = tl.arange(0, GROUP_PAD)
     dims = tl.arange(0, DIM_PAD)

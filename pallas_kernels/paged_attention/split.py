@@ -5,7 +5,6 @@ import triton
 import triton.language as tl
 
 from pallas_kernels.paged_attention.softmax import start_softmax
-from pallas_kernels.prefetch import fetch
 
 
 @triton.jit
@@ -17,30 +16,6 @@ def block_pages(table_ptr, start, end, PAGE: tl.constexpr, BLOCK: tl.constexpr):
         seen = start + tl.arange(0, BLOCK)
         page = tl.load(table_ptr + seen // PAGE, mask=seen < end, other=0)
     return page.to(tl.int64)
-
-
-@triton.jit
-def fetch_ahead(
-    k_ptr,
-    v_ptr,
-    table_ptr,
-    head,
-    begin,
-    end,
-    KV_HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    PAGE: tl.constexpr,
-    AHEAD: tl.constexpr,
-):
-    """Has the second-level cache fetch the keys and values of the first AHEAD of the positions begin:end, all at once:
-    a loop over blocks asks for few of them before it waits. AHEAD: a power of two, or 0 for nothing."""
-    if AHEAD > 0:
-        seen = begin + tl.arange(0, AHEAD)
-        there = seen < end
-        page = tl.load(table_ptr + seen // PAGE, mask=there, other=0).to(tl.int64)
-        offsets = ((page * PAGE + seen % PAGE) * KV_HEADS + head) * DIM
-        fetch(k_ptr + offsets, there, DIM * (k_ptr.dtype.element_ty.primitive_bitwidth // 8))
-        fetch(v_ptr + offsets, there, DIM * (v_ptr.dtype.element_ty.primitive_bitwidth // 8))
 
 
 @triton.jit

@@ -19,7 +19,7 @@ import triton.language as tl
 from pallas_kernels import tuning
 from pallas_kernels.paged_attention.schedule import counters, share_keys, share_tiles
 from pallas_kernels.paged_attention.softmax import add_bias, add_keys, per_head, scale_scores, start_softmax
-from pallas_kernels.paged_attention.split import block_pages, fetch_ahead, finish
+from pallas_kernels.paged_attention.split import block_pages, finish
 
 _MAX_HEAD_DIM = 256
 _LOG2_E = 1.4426950408889634
@@ -111,14 +111,13 @@ def decode_items(
         "paged_attention",
         "decode",
         # programs: how many share the work of an evenly filled GPU (132 x 4: all of an H100's at once);
-        # least: the fewest tokens worth an item; ahead: tokens of an item that are fetched before it begins.
+        # least: the fewest tokens worth an item.
         {
             "block": 64 if width <= 128 else 32,
             "warps": 4,
             "stages": 4 if width <= 256 else 3,
             "programs": 528,
             "least": 128,
-            "ahead": 0,
         },
         head_dim=dim,
         bytes=q.dtype.itemsize,
@@ -139,7 +138,6 @@ def decode_items(
         "num_warps": config["warps"],
         "num_stages": config["stages"],
         "BLOCK": block,
-        "AHEAD": config["ahead"] if dim * q.dtype.itemsize % 16 == 0 else 0,
         "GROUP_PAD": max(16, triton.next_power_of_2(shape["GROUP"])),
         # As many parts at once as a program of four warps holds beside what it keeps anyway.
         "TOGETHER": max(1, 4096 // (triton.next_power_of_2(shape["GROUP"]) * shape["DIM_PAD"])),
@@ -306,7 +304,6 @@ def _decode_kernel(
     PAGE: tl.constexpr,
     MAX_PAGES: tl.constexpr,
     BLOCK: tl.constexpr,
-    AHEAD: tl.constexpr,
     PRECISION: tl.constexpr,
     TOGETHER: tl.constexpr,
 ):
@@ -321,8 +318,6 @@ def _decode_kernel(
     items = tl.load(work_ptr + item * 6 + 5)
     if row < 0:
         return
-    table_ptr += row * MAX_PAGES
-    fetch_ahead(k_ptr, v_ptr, table_ptr, head, begin, end, KV_HEADS, DIM, PAGE, AHEAD)
     oldest = 0
     if WINDOW > 0:
         oldest = tl.maximum(kv_len - WINDOW, 0)
@@ -339,6 +334,7 @@ def _decode_kernel(
     # The sink is in the total of the row's first item, and weighs nothing in others'.
     sinks = per_head(sinks_ptr, heads, group < GROUP, SINKS)
     top, total = start_softmax(tl.where(item == first, sinks, -1e30), SINKS)
+    table_ptr += row * MAX_PAGES
     page = block_pages(table_ptr, begin, end, PAGE, BLOCK)
     state = attend_keys(
         (top, total, tl.zeros([GROUP_PAD, DIM_PAD], tl.float32)),

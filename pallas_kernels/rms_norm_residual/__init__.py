@@ -5,13 +5,10 @@ import jax
 from pallas_kernels import choose
 
 
-def rms_norm_residual(
-    x: jax.Array, residual: jax.Array, weight: jax.Array, eps: float, *, soon: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
+def rms_norm_residual(x: jax.Array, residual: jax.Array, weight: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
     """Returns (rms_norm(residual + x, weight, eps), residual + x).
 
     x, residual: [..., E] of one type, in which their sum is kept; weight: [E]. Both results are [..., E] in that type.
-    soon: weights that are read next, which a kernel may have fetched meanwhile.
     """
     if x.shape != residual.shape or x.dtype != residual.dtype or weight.shape != x.shape[-1:]:
         raise ValueError(
@@ -19,6 +16,6 @@ def rms_norm_residual(
             f" weight {weight.shape} their last axis"
         )
     result: tuple[jax.Array, jax.Array] = choose.run(
-        "rms_norm_residual", ("triton", "reference"), x, residual, weight, eps, soon=soon
+        "rms_norm_residual", ("triton", "reference"), x, residual, weight, eps
     )
     return result

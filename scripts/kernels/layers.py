@@ -63,14 +63,12 @@ class Layers(Timing):
         """The layers one after the other."""
         x, residual, *pools = stream
         for layer, (qkv, out, gate_up, down) in enumerate(weights):
-            normed, residual = rms_norm_residual(x, residual, norm, 1e-5, soon=qkv)
+            normed, residual = rms_norm_residual(x, residual, norm, 1e-5)
             heads = (normed @ qkv).reshape(self.rows, -1, _DIM)
             k, v = pools[2 * layer : 2 * layer + 2]
-            mixed, *pools[2 * layer : 2 * layer + 2] = decode_attention(
-                heads, *angles, k, v, *places, scale=_DIM**-0.5, soon=out
-            )
+            mixed, *pools[2 * layer : 2 * layer + 2] = decode_attention(heads, *angles, k, v, *places, scale=_DIM**-0.5)
             mixed = mixed.reshape(self.rows, -1) @ out
-            normed, residual = rms_norm_residual(mixed, residual, norm, 1e-5, soon=gate_up)
+            normed, residual = rms_norm_residual(mixed, residual, norm, 1e-5)
             gate, up = jnp.split(normed @ gate_up, 2, axis=-1)
             x = (jax.nn.silu(gate.astype(jnp.float32)).astype(x.dtype) * up) @ down
         return (x, residual, *pools)

@@ -8,12 +8,10 @@ import jax
 import numpy as np
 
 from kernels.attention import DECODES, EXTENDS, RAGGED
-from kernels.layers import LAYERS
 from kernels.mixtures import MIXTURES
 from kernels.states import STATES
 from kernels.timing import Timing, last_line
 from pallas_kernels import tuning
-from pallas_kernels.prefetch import FEW_ROWS
 
 
 @dataclass(frozen=True)
@@ -104,21 +102,7 @@ def _decode_mixtures(rows: int) -> list[dict[str, int]]:
     )
 
 
-_FETCHES = _configurations("fetchers fetch", (0, 0), *((132, 1024 << place) for place in range(2, 6)))
-
 SWEEPS = (
-    *(
-        Sweep(operation, operation, {"few": few}, tuple(x for x in LAYERS if (x.rows <= FEW_ROWS) == few), _FETCHES)
-        for operation in ("rms_norm_residual", "decode_attention")
-        for few in (1, 0)
-    ),
-    Sweep(
-        "paged_attention",
-        "decode",
-        {"head_dim": 128, "bytes": 2, "page": 64},
-        LAYERS,
-        [{"ahead": ahead} for ahead in (0, 64, 128, 256)],
-    ),
     Sweep(
         "paged_attention",
         "decode",

@@ -44,7 +44,7 @@ def test_pieces_gather_row_by_row(tmp_path: Path):
         {"model": "m", "workload": "single", "seconds": 1.0, "kernels_per_step": 9} | at,
         {"model": "m", "workload": "long", "seconds": 3.0} | at | {"date": "2026-11-24"},
     ]
-    assert document["command"] == "bench --only workloads && bench --only profile"
+    assert document["command"] == {HERE.commit: ["bench --only workloads", "bench --only profile"]}
     assert (document["device"], document["commit"], document["date"]) == ("NVIDIA H200", "a" * 40, "2026-11-25")
     assert document["serving"] == document["startup"] == []
     assert [file.name for file in path.parent.iterdir()] == ["h200.json"]
@@ -56,12 +56,16 @@ def test_rows_of_commits_stand_side_by_side_and_do_not_mix(tmp_path: Path):
     merge(path, HERE, "bench", "2026-11-23", {"startup": [cold, warm]})
     later = Origin(HERE.device, HERE.driver, "b" * 40, HERE.versions)
     again = {"model": "m", "start": "warm", "seconds": 8.0}
-    new = merge(path, later, "bench", "2026-11-24", {"startup": [again]})
+    new = merge(path, later, "bench --only startup", "2026-11-24", {"startup": [again]})
     assert new["startup"] == [
         cold | {"commit": HERE.commit, "date": "2026-11-23"},
         again | {"commit": later.commit, "date": "2026-11-24"},
     ]
     assert new["commit"] == later.commit
+    assert new["command"] == {HERE.commit: ["bench"], later.commit: ["bench --only startup"]}
+    assert merge(path, later, "bench", "2026-11-25", {"startup": [cold]})["command"] == {
+        later.commit: ["bench --only startup", "bench"]
+    }
 
 
 def test_another_device_begins_anew(tmp_path: Path):

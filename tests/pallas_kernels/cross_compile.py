@@ -95,17 +95,6 @@ def _moe_by_tma(programs: int, *operands: Any, **options: Any) -> None:
         moe(*operands, **options)
 
 
-def _fetching(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The operation with what may be fetched ahead, as a tuning table may have it."""
-
-    def call(*operands: Any, **options: Any) -> None:
-        name = function.__name__
-        with tuning.trying("decode", ahead=128), tuning.trying(name, fetchers=132, fetch=64):
-            function(*operands, **options)
-
-    return call
-
-
 def _calls() -> list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]:
     def zeros(*shape: int, dtype: Any = jnp.bfloat16) -> jax.Array:
         return jnp.zeros(shape, dtype)
@@ -162,7 +151,6 @@ def _calls() -> list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]
         calls.append((qk_norm_rope_kv_write, operands, options))
         operands = (*operands, ints(8, 9), ints(8))
         calls.append((decode_attention, operands, {"scale": 0.1, **options}))
-    calls.append((_fetching(decode_attention), operands, {"scale": 0.1, "soon": zeros(3072, 128)}))
     biased = {"position_bias": zeros(16, 129, dtype=jnp.float32), "scale": 0.1}
     calls.append((decode_attention, operands, biased))
     rows = (ints(8), ints(9), jnp.zeros((8,), bool))
@@ -185,7 +173,6 @@ def _calls() -> list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]
         calls.append((sampling_draw, (logits, single, single, seed, ints(8), ints(8)), {}))
     calls.append((kv_write, (pool, pool, new, new, ints(8)), {}))
     calls.append((latent_write, (zeros(5, 64, 576), zeros(8, 576), ints(8)), {}))
-    calls.append((_fetching(rms_norm_residual), (zeros(8, 4096), zeros(8, 4096), zeros(4096), 1e-6), {"soon": pool}))
     calls.append((rms_norm_residual, (zeros(8, 4096), zeros(8, 4096), zeros(4096), 1e-6), {}))
     return calls
 
