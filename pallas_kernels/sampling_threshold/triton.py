@@ -95,7 +95,7 @@ def sampling_threshold(
             kernel=_candidates_kernel,
             out_type=(
                 jax.ShapeDtypeStruct((rows, parts, room), jnp.float32),
-                jax.ShapeDtypeStruct((rows, 5, parts), jnp.float32),
+                jax.ShapeDtypeStruct((rows, 4, parts), jnp.float32),
             ),
             grid=(parts, rows),
             name="sampling_candidates",
@@ -177,11 +177,6 @@ def _add_two(a, b, c, d):
 
 
 @triton.jit
-def _add_three(a, b, c, d, e, f):
-    return a + d, b + e, c + f
-
-
-@triton.jit
 def _add_four(a, b, c, d, e, f, g, h):
     return a + e, b + f, c + g, d + h
 
@@ -214,13 +209,13 @@ def _weigh(x, rest, length, least, top, scale, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _probe(low, high, share, spread, FIFTHS: tl.constexpr):
-    """A key between two others: so far on the way from one's value to the other's or, if spread, so many fifths of the
-    keys between them."""
-    share = tl.minimum(tl.maximum(share, 0.0), 1.0)
+def _probe(low, high, turn, even: tl.constexpr, share):
+    """A key between two others: so far on the way as is `even`, of the values in turn 0 and of the keys in turn 2, or
+    else so far as is `share`, of the values."""
+    share = tl.where(turn == 0, even, tl.minimum(tl.maximum(share, 0.0), 1.0))
     there = _key(_float(low) * (1.0 - share) + _float(high) * share)
     width = (high - low).to(tl.uint32, bitcast=True)  # it may be more than int32 holds
-    key = tl.where(spread, low + (width // 5 * FIFTHS).to(tl.int32, bitcast=True), there)
+    key = tl.where(turn == 2, low + (width.to(tl.float32) * even).to(tl.uint32).to(tl.int32, bitcast=True), there)
     return tl.minimum(tl.maximum(key, low + 1), high - 1)
 
 
@@ -257,26 +252,23 @@ def _search(
 
     What is weighed is x [WIDTH] and the values at `rest`, `over` in all from `low` on, `under` from `high` on; the
     target is between them. beyond: of those sums, what is of no value here. A pass weighs from four values on (two,
-    where there is much to weigh): to both sides of where the target is if the sum grows evenly, and if it grows as in a
-    tail; or spread over all keys, behind a pass that was of little use. The sums meet once a pass, as all threads wait
-    there.
+    where there is much to weigh), whose sums meet at once, as all threads wait there: the first pass from evenly spaced
+    ones, the others from some close to where the target is if the sum grows evenly; behind one that was of little use
+    the next one's are evenly spaced in float32's own steps.
     """
     MANY: tl.constexpr = WIDTH > 4096
     weight = tl.where(counting, 1.0, _mass(x, top, scale))
     low = _key(low)
     high = _key(high)
     under = tl.to_tensor(under)
-    aside = 0.0625
-    spread = False
+    turn = 0
     while (high - 1 > low) & (over - target >= tl.where(counting, slack, _mass(_float(low), top, scale))):
         width = (high - low).to(tl.uint32, bitcast=True)
         evenly = (over - target) / tl.maximum(over - under, 1e-30)
-        few = tl.maximum(under, 0.5 * tl.where(counting, slack, _mass(_float(low), top, scale)))
-        tail = tl.log2(over / target) / tl.maximum(tl.log2(over / tl.maximum(few, 1e-30)), 1e-30)
-        a = _probe(low, high, evenly + aside, spread, 2)
-        b = _probe(low, high, evenly - aside, spread, 3)
-        c = _probe(low, high, tail + aside, spread, 1)
-        d = _probe(low, high, tail - aside, spread, 4)
+        a = _probe(low, high, turn, 0.4, evenly - 0.03)
+        b = _probe(low, high, turn, 0.6, evenly + 0.03)
+        c = _probe(low, high, turn, 0.2, evenly - 0.15)
+        d = _probe(low, high, turn, 0.8, evenly + 0.15)
         over_a = tl.where(x >= _float(a), weight, 0.0)
         over_b = tl.where(x >= _float(b), weight, 0.0)
         over_c = over_a
@@ -301,16 +293,15 @@ def _search(
         low, over, high, under = _settle(low, over, high, under, a, beyond + total_a, target)
         low, over, high, under = _settle(low, over, high, under, b, beyond + total_b, target)
         missed = (high - low).to(tl.uint32, bitcast=True) > width // 4
-        aside = tl.where(missed, aside, tl.maximum(aside * 0.25, 0.015625))  # the fewer are left, the more evenly
-        spread = missed & (spread == 0)
+        turn = tl.where(missed & (turn == 1), 2, 1)
     return _float(low)
 
 
 @triton.jit
 def _cut(x, rest, length, top, above, mass, top_k, top_p, depth, scale, WIDTH: tl.constexpr):
-    """The threshold among x [WIDTH] and the values at `rest`.
+    """The threshold among x [WIDTH] and the values at `rest`; NaN if it is less than any of them.
 
-    above: the mass of what is more than any of them. mass: of all that top-p sees, if it is more than they are.
+    above: the mass of what is more than any of them. mass: of all that top-p sees, if it is more than those and they.
     """
     count, found, threshold = _weigh(x, rest, length, top - depth, top, scale, WIDTH)
     highest = x
@@ -323,10 +314,13 @@ def _cut(x, rest, length, top, above, mass, top_k, top_p, depth, scale, WIDTH: t
             over = tl.where(counting, count, above + found)
             under = tl.where(counting, 0.0, above)
             target = tl.where(counting, top_k, top_p * tl.maximum(mass, over))
-            least = _search(
-                x, rest, length, threshold, over, high, under, under, target, 1.0, top, scale, counting, WIDTH
-            )
-            _, found, threshold = _weigh(x, rest, length, least, top, scale, WIDTH)
+            if over < target:
+                threshold = float("nan")
+            else:
+                least = _search(
+                    x, rest, length, threshold, over, high, under, under, target, 1.0, top, scale, counting, WIDTH
+                )
+                _, found, threshold = _weigh(x, rest, length, least, top, scale, WIDTH)
     return threshold
 
 
@@ -383,7 +377,8 @@ def _bounds_kernel(
     SAMPLE: tl.constexpr,
     GREEDY_BELOW: tl.constexpr,
 ):
-    """Between which values the threshold is, `low` included and `high` not; and the highest logit, unless top-k cuts.
+    """Between which values the threshold is, `low` included and `high` not; the highest logit, and what the row weighs
+    beside it, unless top-k cuts.
 
     Ranks are of the sample. A rank that is r in the mean is below r + 5 sqrt(r) + 6 by odds of a million to one.
     """
@@ -398,6 +393,7 @@ def _bounds_kernel(
         low = float("-inf")
         high = float("inf")
         top = float("inf")
+        weighed = 0.0
         rank = top_k / EACH
         margin = 5.0 * tl.sqrt(rank) + 6.0
         part = tl.arange(0, PARTS_PAD)
@@ -408,6 +404,7 @@ def _bounds_kernel(
             highest = tl.load(masses_ptr + part, mask=part < PARTS, other=float("-inf"))
             masses = tl.load(masses_ptr + PARTS + part, mask=part < PARTS, other=0.0)
             top = tl.max(highest, 0)
+            weighed = tl.sum(masses * _mass(highest, top, scale), 0)
         least = tl.where(counted, float("-inf"), tl.where(counted, 0.0, top) - depth)
         kept = (x > float("-inf")) & (x >= least)
         seen = tl.max(x, 0)
@@ -456,6 +453,7 @@ def _bounds_kernel(
         tl.store(bounds_ptr, low)
         tl.store(bounds_ptr + 1, high)
         tl.store(bounds_ptr + 2, top)
+        tl.store(bounds_ptr + 3, weighed)
 
 
 @triton.jit
@@ -475,8 +473,8 @@ def _candidates_kernel(
     ROOM: tl.constexpr,
     GREEDY_BELOW: tl.constexpr,
 ):
-    """A part's candidates, as far as there is room, and how many there are. Of a row that top-k does not cut, also of
-    what min-p keeps: the mass, in all, from `low` on, from `high` on; and the lowest."""
+    """A part's candidates, as far as there is room, and how many there are. Of a row that top-k does not cut, also what
+    weighs what is not below `high`; and where min-p cuts too, all that it keeps, and the lowest of that."""
     part, row = tl.program_id(0), tl.program_id(1)
     counted, filtered, scale, _, top_p, depth = _filters(
         row, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, VOCABULARY, GREEDY_BELOW
@@ -487,26 +485,21 @@ def _candidates_kernel(
         high = tl.load(bounds_ptr + row * 4 + 1)
         top = tl.load(bounds_ptr + row * 4 + 2)
         logits_ptr += row.to(tl.int64) * VOCABULARY + part * LANES
-        sums_ptr += row * 5 * PARTS + part
+        sums_ptr += row * 4 * PARTS + part
         member = tl.arange(0, MEMBERS)[:, None]
         lane = tl.arange(0, LANES)
         place = member * (PARTS * LANES) + lane[None, :]
         x = tl.load(logits_ptr + place, mask=place < VOCABULARY - part * LANES, other=float("-inf"))
         if counted == 0:
-            x = tl.where(x >= tl.maximum(top - depth, LEAST), x, float("-inf"))
-            if top_p < 1.0:
-                weight = _mass(x, top, scale)
-                mass, from_low, from_high = tl.reduce(
-                    (weight, tl.where(x >= low, weight, 0.0), tl.where(x >= high, weight, 0.0)), 0, _add_three
-                )
-                mass, from_low, from_high = tl.reduce((mass, from_low, from_high), 0, _add_three)
-                tl.store(sums_ptr + PARTS, mass)
-                tl.store(sums_ptr + 2 * PARTS, from_low)
-                tl.store(sums_ptr + 3 * PARTS, from_high)
-                x = tl.where(x < high, x, float("-inf"))
-            else:
+            if depth < float("inf"):
+                x = tl.where(x >= tl.maximum(top - depth, LEAST), x, float("-inf"))
                 lowest = tl.min(tl.where(x > float("-inf"), x, float("inf")), 0)
-                tl.store(sums_ptr + 4 * PARTS, tl.min(lowest, 0))
+                tl.store(sums_ptr + 2 * PARTS, tl.sum(tl.sum(_mass(x, top, scale), 0), 0))
+                tl.store(sums_ptr + 3 * PARTS, tl.min(lowest, 0))
+            if top_p < 1.0:
+                above = tl.sum(tl.where(x >= high, _mass(x, top, scale), 0.0), 0)
+                tl.store(sums_ptr + PARTS, tl.sum(above, 0))
+                x = tl.where(x < high, x, float("-inf"))
         if (counted != 0) | (top_p < 1.0):
             # Of each lane which members are candidates, as bits, and how many, above those.
             found = tl.sum(tl.where(x >= tl.maximum(low, LEAST), (1 << member) + (1 << MEMBERS), 0), 0)
@@ -548,6 +541,13 @@ def _as_they_lie(candidates, sums, PARTS: tl.constexpr, ROOM: tl.constexpr, WIDT
 
 
 @triton.jit
+def _cut_candidates(x, anywhere, top, above, mass, counted, top_k, top_p, depth, scale, WIDTH: tl.constexpr):
+    """The threshold among a row's candidates x [WIDTH]. anywhere: a pointer that nothing is read from."""
+    top = tl.where(counted, tl.max(x, 0), top)
+    return _cut(x, anywhere, 0, top, above, mass, top_k, top_p, depth, scale, WIDTH)
+
+
+@triton.jit
 def _threshold_kernel(
     logits_ptr,
     temperature_ptr,
@@ -580,12 +580,12 @@ def _threshold_kernel(
             low = tl.load(bounds_ptr + row * 4)
             top = tl.load(bounds_ptr + row * 4 + 2)
             candidates_ptr += row * (PARTS * ROOM)
-            sums_ptr += row * 5 * PARTS
+            sums_ptr += row * 4 * PARTS
             part = tl.arange(0, PARTS_PAD)
             inside = part < PARTS
             settled = (counted == 0) & (top_p >= 1.0)
             if settled:
-                lowest = tl.load(sums_ptr + 4 * PARTS + part, mask=inside, other=float("inf"))
+                lowest = tl.load(sums_ptr + 3 * PARTS + part, mask=inside, other=float("inf"))
                 threshold = tl.min(lowest, 0)
             else:
                 found = tl.load(sums_ptr + part, mask=inside, other=0.0)
@@ -595,19 +595,24 @@ def _threshold_kernel(
                 above = 0.0
                 right = (found >= top_k) | (low == float("-inf"))
                 if counted == 0:
-                    mass = tl.sum(tl.load(sums_ptr + PARTS + part, mask=inside, other=0.0), 0)
-                    from_low = tl.sum(tl.load(sums_ptr + 2 * PARTS + part, mask=inside, other=0.0), 0)
-                    above = tl.sum(tl.load(sums_ptr + 3 * PARTS + part, mask=inside, other=0.0), 0)
-                    right = ((from_low >= top_p * mass) | (low == float("-inf"))) & (above < top_p * mass)
+                    above = tl.sum(tl.load(sums_ptr + PARTS + part, mask=inside, other=0.0), 0)
+                    mass = tl.load(bounds_ptr + row * 4 + 3)
+                    if depth < float("inf"):
+                        mass = tl.sum(tl.load(sums_ptr + 2 * PARTS + part, mask=inside, other=0.0), 0)
+                    right = above < top_p * mass
                 settled = right & (fullest <= ROOM)
-                if settled & (found <= FEW):
-                    few = _side_by_side(candidates_ptr, sums_ptr, PARTS, ROOM, FEW)
-                    top = tl.where(counted, tl.max(few, 0), top)
-                    threshold = _cut(few, logits_ptr, 0, top, above, mass, top_k, top_p, depth, scale, FEW)
-                elif settled:
-                    many = _as_they_lie(candidates_ptr, sums_ptr, PARTS, ROOM, ROOMS)
-                    top = tl.where(counted, tl.max(many, 0), top)
-                    threshold = _cut(many, logits_ptr, 0, top, above, mass, top_k, top_p, depth, scale, ROOMS)
+                if settled:
+                    if found <= FEW:
+                        few = _side_by_side(candidates_ptr, sums_ptr, PARTS, ROOM, FEW)
+                        threshold = _cut_candidates(
+                            few, logits_ptr, top, above, mass, counted, top_k, top_p, depth, scale, FEW
+                        )
+                    else:
+                        many = _as_they_lie(candidates_ptr, sums_ptr, PARTS, ROOM, ROOMS)
+                        threshold = _cut_candidates(
+                            many, logits_ptr, top, above, mass, counted, top_k, top_p, depth, scale, ROOMS
+                        )
+                    settled = threshold == threshold
         if settled == 0:
             REST: tl.constexpr = VOCABULARY - BLOCK if VOCABULARY > BLOCK else 0
             x = _load(logits_ptr, 0, VOCABULARY, BLOCK)
