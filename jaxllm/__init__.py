@@ -16,6 +16,7 @@ The rooms, and what may be imported from where: server -> engine -> runner -> mo
     errors.py   every error says what is wrong, why, and what to do
     progress.py bars on a terminal, log lines elsewhere
     interrupts.py Ctrl-C between two steps of an engine
+    loops.py    the event loop of processes that speak to many streams at once
     cli/        generate, serve, run-batch, bench, plan, convert, models
     bench/      workloads and what is measured of them
     server/     gRPC service, OpenAI HTTP front, batch files, metrics; text/: tokenizer, detokenizer, chat templates

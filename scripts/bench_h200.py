@@ -8,6 +8,7 @@ is cut off goes on with --resume.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -43,6 +44,8 @@ AGREEMENT_ENGINE = {
     "max_model_len": 1024, "max_num_seqs": 16, "max_num_batched_tokens": 1024, "gpu_memory_utilization": 0.1,
     "enable_prefix_caching": False,
 }  # fmt: skip
+PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "jax-triton", "triton", "flax", "numpy")
+SERVING_PACKAGES = ("grpcio", "uvicorn", "uvloop", "httptools")
 SERVED = ("llama-8b",)
 PROTOCOLS = ("http", "grpc")
 SMOKE_ENGINE = {
@@ -203,7 +206,8 @@ class Bench:
                         target = Target.parse(targets[protocol], describe(Target.parse(targets["grpc"])).name)
                         after = 0.1 if self.smoke else serving.LONG_AFTER
                         row = serving.run(name, loads[name], target, vocab_size, self.asked.seed + seed, after)
-                        yield "serving", {"model": model} | row | self._beside_offline(model, name, row)
+                        row |= {"packages": _versions(SERVING_PACKAGES)} | self._beside_offline(model, name, row)
+                        yield "serving", {"model": model} | row
 
     def families(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """A model of every block kind: what it decodes, or embeds, of what the card would allow."""
@@ -291,14 +295,17 @@ def _origin(environment: dict[str, str], commit: str | None) -> results.Origin:
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True, check=True
     )
-    packages = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "jax-triton", "triton", "flax", "numpy")
-    versions = {"python": platform.python_version()}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+    versions = {"python": platform.python_version()} | _versions(PACKAGES)
     return results.Origin(done.stdout.strip().splitlines()[-1], _driver(), commit or _commit(), versions)
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    """Of those that are installed."""
+    versions = {}
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def _driver() -> str:

@@ -19,6 +19,7 @@ from jaxllm.bench.clients import BenchError, Client, Target, client_for
 from jaxllm.bench.statistics import Record
 from jaxllm.bench.workloads import Prompt
 from jaxllm.errors import ConfigError
+from jaxllm.loops import new_event_loop
 from jaxllm.progress import Report
 
 START_TIMEOUT = 120.0  # seconds for the client processes to import what they need
@@ -111,8 +112,8 @@ def _process(
     barrier: Barrier,
     pipe: Connection,
 ) -> None:
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_drive(target, work, limit, barrier, pipe))
+    with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(_drive(target, work, limit, barrier, pipe))
 
 
 async def _drive(

@@ -30,6 +30,7 @@ from typing import Any
 from jaxllm.config import EngineConfig, ServerConfig
 from jaxllm.engine import Engine, EngineClient
 from jaxllm.errors import ConfigError, EngineDeadError
+from jaxllm.loops import new_event_loop
 from jaxllm.progress import progress
 from jaxllm.server.access import Keys, check_tls, grpc_credentials
 from jaxllm.server.front import Front
@@ -62,7 +63,8 @@ def run(engine_config: EngineConfig, server_config: ServerConfig, model_class: t
     sys.setswitchinterval(SWITCH_SECONDS)
     server = _Server(engine_config, server_config, model_class)
     try:
-        asyncio.run(server.run())
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            runner.run(server.run())
     finally:
         if server.threads.busy:
             # A thread is still loading, or waits for a device that does not answer. The interpreter's own way out

@@ -57,6 +57,7 @@ def test_pieces_fill_one_document(tmp_path: Path) -> None:
     assert len(resumed["command"]["c" * 40]) == 2
     served = {(row["protocol"], row["load"]): row for row in resumed["serving"]}
     assert len(served) == len(resumed["serving"]) == 4
+    assert all(row["packages"]["grpcio"] for row in served.values())
     for (_, load), row in served.items():
         assert row["output_tokens"] == row["num_requests"] * row["num_output"]
         assert 0 <= row["gap_p50_ms"] <= row["gap_p99_ms"] <= row["gap_max_ms"]
