@@ -2,8 +2,8 @@
 
 Every implementation of every operation runs over the operation's cases in bfloat16 and float32, on fresh random
 operands, against numpy in float64; device memory is filled with NaN beforehand, so that an element nobody wrote
-shows. --bench times layers, attention, mixtures, states and filters; --sweep times the configurations of all but the
-last, and --write enters the best in the operations' tuning tables, which check and bench then use.
+shows. --bench times layers, attention, mixtures, states and filters; --sweep times the configurations of attention,
+mixtures and states, and --write enters the best in the operations' tuning tables, which check and bench then use.
 """
 
 import argparse
