@@ -42,9 +42,9 @@ class Job[K]:
     """A program to be built.
 
     arguments: abstract, one tree per parameter of the function. out: the structure of what it returns. donated: the
-    parameters whose buffers it may take. options: of XLA, for this program alone. timed: XLA chooses by timing on the
-    device, which one process alone should do. drawn: it has kernels that cost a process seconds in the first program of
-    theirs, and little in the next.
+    parameters whose buffers it may take. options: of XLA, for this program alone. shared: other processes may build it.
+    kernels: names of kernels that it has in common with other programs. One program of each name is lowered first and
+    compiles them, which takes seconds; the others wait for it, or each would compile them too.
     """
 
     key: K
@@ -53,8 +53,8 @@ class Job[K]:
     out: Any = field(repr=False)
     donated: tuple[int, ...] = ()
     options: tuple[tuple[str, bool | int | str], ...] = ()
-    timed: bool = False
-    drawn: bool = False
+    shared: bool = True
+    kernels: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -141,8 +141,8 @@ class Compiler:
     ) -> dict[K, Built]:
         """Every job's program. check: told of each as soon as it is there; what it raises ends the rest.
 
-        elsewhere: who helps with what is not kept yet. What is timed is built here alone; then this process takes from
-        the others what they would come to last, until nothing is left: it never waits for them.
+        elsewhere: who helps with what is not kept yet. What is not shared is built here alone; then this process takes
+        from the others what they would come to last, until nothing is left: it never waits for them.
         """
         built: dict[K, Built] = {}
         failed = threading.Event()
@@ -163,7 +163,8 @@ class Compiler:
             if (program := self._load(job)) is not None:
                 finish(job, program, loaded=True)
 
-        def lower(job: Job[K]) -> jax.stages.Lowered | None:
+        def lower(job: Job[K], after: Sequence[Future[jax.stages.Lowered | None]]) -> jax.stages.Lowered | None:
+            wait(after)
             return None if failed.is_set() or job.key in built else self._lower(job)
 
         def compile(job: Job[K], lowering: Future[jax.stages.Lowered | None]) -> None:
@@ -201,15 +202,17 @@ class Compiler:
                 missing = [job for job in jobs if job.key not in built]
                 if missing and self.kept is not None:
                     stack.enter_context(_without_compilation_cache())
-                    given = {job.key: job for job in missing if not job.timed}
+                    given = {job.key: job for job in missing if job.shared}
                     if elsewhere is not None and len(given) >= WORTH_SHARING:
                         # Left before the pool is, so that what follows the processes ends with them.
                         kept = stack.enter_context(elsewhere.building(list(given.values())))
                         following = pool.submit(copy_context().run, follow, kept, given)
                         # Of what others build, what they come to last.
-                        missing = [*(job for job in missing if job.timed), *reversed(given.values())]
+                        missing = [*(job for job in missing if not job.shared), *reversed(given.values())]
+                missing, leaders = _leaders_first(missing)
                 for job in missing:
-                    lowered[job.key] = lowerers.submit(copy_context().run, lower, job)
+                    after = [lowered[key] for name in job.kernels if (key := leaders[name]) != job.key]
+                    lowered[job.key] = lowerers.submit(copy_context().run, lower, job, after)
                 if self._keeps_early:
                     self._saver.submit(wait, list(lowered.values()))  # nothing is written before
                 all_of([pool.submit(copy_context().run, compile, job, lowered[job.key]) for job in missing])
@@ -301,6 +304,21 @@ class Compiler:
                     log.warning("JAX's compilation cache keeps programs from the next start on")
                     with suppress(OSError):  # or the next start finds out again
                         self.kept.give_up()
+
+
+def _leaders_first[K](jobs: Sequence[Job[K]]) -> tuple[list[Job[K]], dict[str, K]]:
+    """In another order: first of all, for each name of kernels, the job that leads, whose key is told as well.
+
+    That has the fewest names, so that it has little to wait for, and no job waits for one behind it.
+    """
+    plainest = sorted(jobs, key=lambda job: len(job.kernels))
+    leaders: dict[str, K] = {}
+    for job in plainest:
+        for name in job.kernels:
+            leaders.setdefault(name, job.key)
+    leading = set(leaders.values())
+    first = [job for job in plainest if job.key in leading]
+    return [*first, *(job for job in jobs if job.key not in leading)], leaders
 
 
 def _cost(name: str, run: jax.stages.Compiled) -> ProgramCost:

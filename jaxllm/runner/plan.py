@@ -224,7 +224,7 @@ def prepare(
             sources=any(group.kind == "source" for group in geometry.tables.groups),
         )  # fmt: skip
         table = ProgramTable(Programs(flat, geometry), keys, flat.leaves, dtype, compiler)
-        return table, size_of(jax.eval_shape(geometry.state))
+        return table, size_of(geometry.state_shapes)
 
     max_model_len = given(resolved.max_model_len)
     table, state_bytes = build(max_model_len)

@@ -5,6 +5,7 @@ leaves, cache is the flat tuple of page pools, layer after layer (k0, v0, k1, v1
 array each. Cache and state are donated. Layouts of packed and out stand in packing.py.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -76,10 +77,20 @@ class Geometry:
     def state(self) -> State:
         return new_state(self.max_num_seqs, self.tables.width, self.vocab_size, self.processors)
 
+    @functools.cached_property
+    def state_shapes(self) -> State:
+        """What `state` makes, abstract."""
+        shapes: State = jax.eval_shape(self.state)
+        return shapes
+
     def cache(self, num_pages: Sequence[int], dtype: Any) -> Leaves:
         """Empty pools, those of each layer in turn, of num_pages pages by cache group."""
+        return tuple(jnp.zeros(pool.shape, pool.dtype) for pool in self.cache_shapes(num_pages, dtype))
+
+    def cache_shapes(self, num_pages: Sequence[int], dtype: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """What `cache` makes, abstract."""
         return tuple(
-            jnp.zeros((num_pages[self._group(spec)], *shape), name or dtype)
+            jax.ShapeDtypeStruct((num_pages[self._group(spec)], *shape), jnp.dtype(name or dtype))
             for spec in all_specs(self.specs)
             for shape, name in pages_of(spec, self.page_size)
         )
@@ -358,12 +369,7 @@ class Programs:
     ) -> tuple[Leaves, State, jax.Array]:
         """Copies whole pages or entries: packed [copies, 3] of (group, source, target); all zeros is nothing."""
         group, source, target = packed.reshape(-1, 3).T
-        new = []
-        for place, pool in self.geometry.by_group(cache):
-            here = group == place
-            from_, to = jnp.where(here, source, jnp.int32(0)), jnp.where(here, target, jnp.int32(0))
-            new.append(pool.at[to].set(pool[from_]))
-        cache = tuple(new)
+        cache = tuple(_copied(pool, group == place, source, target) for place, pool in self.geometry.by_group(cache))
         return cache, state, jnp.zeros(0, jnp.int32)
 
     def _seed(
@@ -376,6 +382,13 @@ class Programs:
             state.processors, head[0], head[1] != 0, arguments, jnp.where(drawn, -1 - ids, ids), drawn, head[2]
         )
         return cache, state._replace(processors=processors), jnp.zeros(0, jnp.int32)
+
+
+@jax.jit  # traced once for all layers
+def _copied(pool: jax.Array, here: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
+    """A pool whose pages `source` are copied to `target`, [copies], those that are `here`; of the others the sink."""
+    from_, to = jnp.where(here, source, jnp.int32(0)), jnp.where(here, target, jnp.int32(0))
+    return pool.at[to].set(pool[from_])
 
 
 def _pools(layers: Sequence[LayerCache]) -> Leaves:

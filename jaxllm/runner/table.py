@@ -95,9 +95,18 @@ def _timed_matmuls(key: ProgramKey) -> bool:
     return (key.kind, key.variant) == ("extend", "forward") and (key.size == MISGUESSED or key.size >= MANY_TOKENS)
 
 
-def _drawn(key: ProgramKey) -> bool:
-    """Whether a program has the kernels that filter and draw, which take by far the longest of all to lower."""
-    return key.kind in ("decode", "draw") and key.variant in ("sampled", "full")
+def _kernels(key: ProgramKey) -> tuple[str, ...]:
+    """What a program has in common with others: a forward pass' kernels, and those that filter and draw, which take by
+    far the longest of all to lower."""
+    forward = (key.kind,) if key.kind in ("extend", "decode") else ()
+    draws = ("draw",) if key.kind in ("decode", "draw") and key.variant in ("sampled", "full") else ()
+    return forward + draws
+
+
+def _shared(key: ProgramKey) -> bool:
+    """Whether other processes may build a program: not where XLA times on the device, which one alone should do, nor
+    where each of them would compile the kernels that draw, for a few programs."""
+    return not _timed_matmuls(key) and "draw" not in _kernels(key)
 
 
 def _urgency(key: ProgramKey, most_steps: int) -> tuple[bool, bool, int, int]:
@@ -188,19 +197,19 @@ class ProgramTable:
     def job(self, key: ProgramKey, num_pages: Sequence[int]) -> Job[ProgramKey]:
         """One program to be built, for pools of num_pages pages, by cache group."""
         geometry = self.programs.geometry
-        state, packed = jax.eval_shape(geometry.state), jax.ShapeDtypeStruct((), jnp.int32)
+        state, packed = geometry.state_shapes, jax.ShapeDtypeStruct((), jnp.int32)
         if key.kind == "draw":
             masks = jax.ShapeDtypeStruct((key.size, mask_width(geometry.vocab_size)), jnp.int32)
             out = jax.tree.structure((state, packed))
             draw = self.programs.drawing.program(key.variant)
-            return Job(key, draw, (state, masks), out, donated=(0,), drawn=_drawn(key))
-        cache = jax.eval_shape(lambda: geometry.cache(num_pages, self._dtype))
+            return Job(key, draw, (state, masks), out, donated=(0,), shared=_shared(key), kernels=_kernels(key))
+        cache = geometry.cache_shapes(num_pages, self._dtype)
         packed = jax.ShapeDtypeStruct((self.programs.packed_size(key),), jnp.int32)
         out = jax.tree.structure((cache, state, packed))
         arguments = (self._weights, cache, state, packed)
         return Job(
-            key, self.programs.build(key), arguments, out, donated=(1, 2), options=_options(key),
-            timed=_timed_matmuls(key), drawn=_drawn(key),
+            key, self.programs.build(key), arguments, out, donated=(1, 2), options=_options(key), shared=_shared(key),
+            kernels=_kernels(key),
         )  # fmt: skip
 
     def compile(

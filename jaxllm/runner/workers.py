@@ -30,8 +30,6 @@ CORES = 4
 """Of the machine, for each worker: two lower and the others compile."""
 BYTES = 1 << 30
 """Of the device that a worker may take: its context, and the programs that it loads."""
-KERNELS = 16
-"""Programs that a worker could lower while it compiles the kernels of the first that is drawn: 7 s to 0.4."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Workers:
     def building[K](self, jobs: Sequence[Job[K]]) -> Iterator[Iterator[K]]:
         """The keys of jobs as they are built and kept; processes that are left when this ends are stopped."""
         built: SimpleQueue[int | None] = SimpleQueue()
-        shares = deal(jobs, self.count)
+        shares = deal(len(jobs), self.count)
         processes = [_start(replace(self.order, keys=tuple(jobs[i].key for i in share))) for share in shares]
         threads = [
             threading.Thread(target=_follow, args=(process.stdout, share, built), name="worker", daemon=True)
@@ -96,21 +94,9 @@ def workers_for(cores: int, unclaimed: int) -> int:
     return min(MOST, cores // CORES, unclaimed // 2 // BYTES)
 
 
-def deal(jobs: Sequence[Job[Any]], count: int) -> list[list[int]]:
-    """Places of jobs for up to `count` workers, each share in the order of the jobs and none empty.
-
-    Each program goes to whoever would have done it first, if all take alike but for what KERNELS says: programs that
-    draw come together, until another worker would sooner be done with them.
-    """
-    shares: list[list[int]] = [[] for _ in range(count)]
-    work, draws = [0] * count, [False] * count
-    for place, job in enumerate(jobs):
-        costs = [1 + KERNELS * (job.drawn and not knows) for knows in draws]
-        worker = min(range(count), key=lambda i: (work[i] + costs[i], costs[i]))
-        work[worker] += costs[worker]
-        draws[worker] |= job.drawn
-        shares[worker].append(place)
-    return [share for share in shares if share]
+def deal(jobs: int, count: int) -> list[range]:
+    """Places of so many jobs for up to `count` workers, each share in the order of the jobs and none empty."""
+    return [range(first, jobs, count) for first in range(min(jobs, count))]
 
 
 def _start(order: Order) -> subprocess.Popen[bytes]:

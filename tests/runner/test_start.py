@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -324,7 +325,7 @@ def test_a_start_does_not_wait_for_what_is_kept_of_it(
 def test_a_build_that_fails_ends(where: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though most of it is not lowered yet, and what is compiled is to be written behind that."""
     compiler = Compiler(_store(tmp_path) if kept else None, lowering=1, compiling=2)
-    jobs = [_job(key=f"program {i}") for i in range(12)]
+    jobs = [replace(_job(key=f"program {i}"), kernels=("shared",)) for i in range(12)]
 
     def refuse(*_: Any) -> None:
         raise ZeroDivisionError
@@ -341,6 +342,39 @@ def test_a_build_that_fails_ends(where: str, kept: bool, tmp_path: Path, monkeyp
     with pytest.raises(ZeroDivisionError):
         compiler.build(jobs, check=refuse if where == "check" else None)
     assert jax.config.jax_enable_compilation_cache
+
+
+@pytest.mark.timeout(60)
+def test_whoever_shares_kernels_waits_for_the_first_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = Compiler(lowering=3)
+    events: list[tuple[str, str]] = []
+    between = threading.Event()
+    lower = compiler._lower
+
+    def note(job: Job[Any]) -> Any:
+        events.append((job.key, "begins"))
+        if job.key == "first of x":
+            between.wait()  # until one that shares nothing has been lowered
+        lowered = lower(job)
+        events.append((job.key, "ends"))
+        if not job.kernels:
+            between.set()
+        return lowered
+
+    monkeypatch.setattr(compiler, "_lower", note)
+    jobs = [
+        replace(_job(key=key), kernels=kernels)
+        for key, kernels in {
+            "none": (), "xy": ("x", "y"), "first of x": ("x",), "x": ("x",), "yx": ("y", "x"), "first of y": ("y",),
+        }.items()
+    ]  # fmt: skip
+    assert set(compiler.build(jobs)) == {job.key for job in jobs}
+    at = {event: place for place, event in enumerate(events)}
+    assert at["none", "ends"] < at["first of x", "ends"]
+    for job in jobs:
+        for name in job.kernels:
+            if job.key != f"first of {name}":
+                assert at[f"first of {name}", "ends"] < at[job.key, "begins"], job.key
 
 
 def test_a_stopped_compiler_builds_nothing() -> None:

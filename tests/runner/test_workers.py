@@ -15,7 +15,7 @@ from jaxllm.errors import ConfigError
 from jaxllm.runner import Runner, compiling, workers
 from jaxllm.runner.compiling import Compiler, Job
 from jaxllm.runner.plan import Prepared, compile_table, prepare
-from jaxllm.runner.workers import KERNELS, deal, workers_for
+from jaxllm.runner.workers import deal, workers_for
 
 from .conftest import Driver, prompt_of
 
@@ -58,7 +58,7 @@ def _leaves_what_it_may(compiler: Compiler) -> Callable[[Job[Any]], Any]:
 
     def wait_and_lower(job: Job[Any]) -> Any:
         deadline = time.monotonic() + 240
-        while not job.timed and not compiler.loaded and time.monotonic() < deadline:
+        while job.shared and not compiler.loaded and time.monotonic() < deadline:
             time.sleep(0.05)
         return lower(job)
 
@@ -74,11 +74,11 @@ def test_what_workers_build_serves_as_ones_own(
     monkeypatch.setattr(compiler, "_lower", _leaves_what_it_may(compiler))
     built = compile_table(prepared)
     keys = built.table.keys
-    timed = [key for key in keys if built.table.job(key, built.plan.sizes).timed]
-    assert timed
-    assert {key.kind for key in timed} == {"decode"}
+    own = [key for key in keys if not built.table.job(key, built.plan.sizes).shared]
+    assert {(key.kind, key.variant) for key in own} >= {("decode", "forward"), ("draw", "full")}
+    assert {key.kind for key in own} == {"decode", "draw"}
     assert compiler.loaded + compiler.compiled == len(keys)
-    assert compiler.compiled >= len(timed)
+    assert compiler.compiled >= len(own)
     assert compiler.loaded > 0
     assert set(built.table.compiled) == set(keys)
     assert len(started) == 2
@@ -86,11 +86,11 @@ def test_what_workers_build_serves_as_ones_own(
     monkeypatch.delenv("MOSAIC_SET_BY_JAX")
     helped = Runner.load(config)
     assert helped.table.compiler.compiled == 0  # nobody has kept what others do not find
-    own = Runner.load(config.replace(compile_workers=0, compilation_cache_dir=str(tmp_path / "own")))
-    assert (own.table.compiler.loaded, own.table.compiler.compiled) == (0, len(keys))
+    alone = Runner.load(config.replace(compile_workers=0, compilation_cache_dir=str(tmp_path / "alone")))
+    assert (alone.table.compiler.loaded, alone.table.compiler.compiled) == (0, len(keys))
     assert len(started) == 2  # and no more
-    assert _said(helped) == _said(own)
-    assert helped.memory_plan == own.memory_plan
+    assert _said(helped) == _said(alone)
+    assert helped.memory_plan == alone.memory_plan
 
 
 def _built_alone(prepared: Prepared) -> bool:
@@ -140,25 +140,11 @@ def test_a_worker_ends_when_nobody_waits_for_it(config: EngineConfig, tmp_path: 
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def _jobs(drawn: str) -> list[Job[int]]:
-    """A program for each sign, those that are drawn marked by a d."""
-    return [Job(place, lambda: None, (), None, drawn=sign == "d") for place, sign in enumerate(drawn)]
-
-
 def test_shares_are_in_order_and_end_together() -> None:
-    jobs = _jobs("." * 11)
-    assert deal(jobs, 4) == [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7]]
-    assert deal(jobs, 1) == [[*range(11)]]
-    assert deal(jobs[:2], 4) == [[0], [1]]
-    assert deal([], 4) == []
-
-
-def test_programs_that_draw_come_together_until_another_worker_would_sooner_be_done() -> None:
-    few = deal(_jobs("..d..d..d.."), 4)
-    assert [share for share in few if {2, 5, 8} & {*share}] == [[2, 5, 8]]
-    assert sorted(place for share in few for place in share) == [*range(11)]
-    many = deal(_jobs("d" * (4 * KERNELS)), 4)
-    assert [len(share) for share in many] == [KERNELS] * 4
+    assert [[*share] for share in deal(11, 4)] == [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7]]
+    assert [[*share] for share in deal(11, 1)] == [[*range(11)]]
+    assert [[*share] for share in deal(2, 4)] == [[0], [1]]
+    assert deal(0, 4) == []
 
 
 def test_how_many(config: EngineConfig) -> None:
