@@ -111,9 +111,7 @@ def moe(
         IN=inner,
         OUT=size,
         COLUMNS=config["size"],
-        BLOCKS=blocks,
-        PROGRAMS=programs,
-        IN_TURNS=programs < tiles,
+        PROGRAMS=programs if programs < tiles else 0,
         TMA=tma,
         BIAS=down_bias is not None,
         **shape,
@@ -154,7 +152,7 @@ def _plan(expert_ids: jax.Array, num_experts: int, size: int) -> Plan:
     counted = power > _LISTED
     section = max(_SECTION, power // 128) if counted else power
     sections = -(-assignments // section)
-    shape = {"ASSIGNMENTS": assignments, "EXPERTS": num_experts, "SECTION": section, "num_warps": 4}
+    shape = {"EXPERTS": num_experts, "SECTION": section, "num_warps": 4}
     shape |= {"WIDTH": max(32, triton.next_power_of_2(num_experts))}
     counts = expert_ids  # not read where there are none
     if counted:
@@ -164,6 +162,7 @@ def _plan(expert_ids: jax.Array, num_experts: int, size: int) -> Plan:
             out_type=jax.ShapeDtypeStruct((sections, num_experts), jnp.int32),
             grid=(sections,),
             name="moe_count",
+            LAST=(assignments - 1) % section + 1,
             **shape,
         )
     plan = jax_triton.triton_call(
@@ -173,10 +172,10 @@ def _plan(expert_ids: jax.Array, num_experts: int, size: int) -> Plan:
         out_type=tuple(jax.ShapeDtypeStruct((n,), jnp.int32) for n in (blocks * size, blocks, blocks, 1)),
         grid=(-(-assignments // _TAKEN),),
         name="moe_list",
+        LAST=(assignments - 1) % _TAKEN + 1,
         TAKEN=_TAKEN,
         SIZE=size,
         COUNTED=counted,
-        SECTIONS=sections,
         AT_ONCE=min(triton.next_power_of_2(sections), max(1, 8192 // shape["WIDTH"])),  # as registers allow
         **shape,
     )
@@ -191,12 +190,12 @@ def _counts(ids, mask, EXPERTS: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def _count_kernel(
-    ids_ptr, counts_ptr, ASSIGNMENTS: tl.constexpr, EXPERTS: tl.constexpr, WIDTH: tl.constexpr, SECTION: tl.constexpr
+    ids_ptr, counts_ptr, LAST: tl.constexpr, EXPERTS: tl.constexpr, WIDTH: tl.constexpr, SECTION: tl.constexpr
 ):
-    """How many of one section's assignments are each expert's. counts: [SECTIONS, EXPERTS]."""
+    """How many of one section's assignments are each expert's; the last one has LAST. counts: [sections, EXPERTS]."""
     section = tl.program_id(0)
     assignment = section * SECTION + tl.arange(0, SECTION)
-    real = assignment < ASSIGNMENTS
+    real = assignment < (tl.num_programs(0) - 1) * SECTION + LAST
     ids = tl.load(ids_ptr + assignment, mask=real, other=0)
     expert = tl.arange(0, WIDTH)
     tl.store(counts_ptr + section * EXPERTS + expert, _counts(ids, real, EXPERTS, WIDTH), mask=expert < EXPERTS)
@@ -210,39 +209,41 @@ def _list_kernel(
     expert_ptr,
     filled_ptr,
     used_ptr,
-    ASSIGNMENTS: tl.constexpr,
+    LAST: tl.constexpr,
     EXPERTS: tl.constexpr,
     WIDTH: tl.constexpr,
     TAKEN: tl.constexpr,
     SECTION: tl.constexpr,
-    SECTIONS: tl.constexpr,
     AT_ONCE: tl.constexpr,
     COUNTED: tl.constexpr,
     SIZE: tl.constexpr,
 ):
-    """Lists TAKEN assignments. Each program counts those before its own for itself, and so waits for no other."""
+    """Lists TAKEN assignments, the last program LAST of them. Each counts those before its own for itself, and so waits
+    for no other."""
     program = tl.program_id(0)
+    assignments = (tl.num_programs(0) - 1) * TAKEN + LAST
     begin = program * TAKEN
     section = begin // SECTION
     expert = tl.arange(0, WIDTH)
     assignment = section * SECTION + tl.arange(0, SECTION)
-    ids = tl.load(ids_ptr + assignment, mask=assignment < ASSIGNMENTS, other=-1)
+    ids = tl.load(ids_ptr + assignment, mask=assignment < assignments, other=-1)
     before = _counts(ids, assignment < begin, EXPERTS, WIDTH)
     if COUNTED:
         counts = tl.zeros([WIDTH], tl.int32)
-        for done in range(0, SECTIONS, AT_ONCE):
+        sections = (assignments + SECTION - 1) // SECTION
+        for done in range(0, sections, AT_ONCE):
             other = done + tl.arange(0, AT_ONCE)[:, None]
-            known = (other < SECTIONS) & (expert < EXPERTS)[None, :]
+            known = (other < sections) & (expert < EXPERTS)[None, :]
             counted = tl.load(counts_ptr + other * EXPERTS + expert[None, :], mask=known, other=0)
             counts += tl.sum(counted, 0)
             before += tl.sum(tl.where(other < section, counted, 0), 0)
     else:
-        counts = _counts(ids, assignment < ASSIGNMENTS, EXPERTS, WIDTH)
+        counts = _counts(ids, assignment < assignments, EXPERTS, WIDTH)
     blocks = (counts + SIZE - 1) // SIZE
     first = tl.cumsum(blocks, 0) - blocks
 
     own = begin + tl.arange(0, TAKEN)
-    ids = tl.load(ids_ptr + own, mask=own < ASSIGNMENTS, other=-1)
+    ids = tl.load(ids_ptr + own, mask=own < assignments, other=-1)
     earlier = tl.arange(0, TAKEN)[:, None] < tl.arange(0, TAKEN)[None, :]
     rank = tl.sum(((ids[:, None] == ids[None, :]) & earlier).to(tl.int32), 0)
     real = (ids >= 0) & (ids < EXPERTS)
@@ -422,21 +423,21 @@ def _down_kernel(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     EXPERTS: tl.constexpr,
-    BLOCKS: tl.constexpr,
     PROGRAMS: tl.constexpr,
-    IN_TURNS: tl.constexpr,
     TMA: tl.constexpr,
     ALONE: tl.constexpr,
     BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """COLUMNS of one block's results, block after block. hidden: [BLOCKS * ROWS, IN]; weight: [X, IN, OUT], both where
-    they begin, or descriptors for TMA; out: [N, OUT], by assignment."""
+    """COLUMNS of one block's results, block after block: of each tile a program, or PROGRAMS that take them in turns.
+    hidden: [B * ROWS, IN]; weight: [X, IN, OUT], both where they begin, or descriptors for TMA; out: [N, OUT], by
+    assignment."""
     TILES: tl.constexpr = (OUT + COLUMNS - 1) // COLUMNS
     MASKED: tl.constexpr = IN % DEPTH != 0 or OUT % COLUMNS != 0
     row = tl.arange(0, ROWS)
-    blocks = BLOCKS if ALONE else tl.load(used_ptr)
-    for tile in tl.range(tl.program_id(0), blocks * TILES, PROGRAMS, flatten=IN_TURNS):
+    step = PROGRAMS if PROGRAMS else tl.num_programs(0)
+    end = step if ALONE else tl.load(used_ptr) * TILES
+    for tile in tl.range(tl.program_id(0), end, step, flatten=PROGRAMS > 0):
         block = tile // TILES
         first = tile % TILES * COLUMNS
         column = first + tl.arange(0, COLUMNS)

@@ -69,7 +69,6 @@ def selective_scan(
         num_warps=config["warps"],
         DECODE=decode,
         SKIP=D is not None,
-        ROWS=entry.shape[0],
         CHANNELS=channels,
         SIZE=size,
         SIZE_PAD=size_pad,
@@ -119,7 +118,6 @@ def _selective_scan_kernel(
     y_ptr,
     DECODE: tl.constexpr,
     SKIP: tl.constexpr,
-    ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
     SIZE: tl.constexpr,
     SIZE_PAD: tl.constexpr,
@@ -138,7 +136,7 @@ def _selective_scan_kernel(
         begin = tl.load(start_ptr + row)
         count = tl.load(start_ptr + row + 1) - begin
         begin = begin.to(tl.int64)
-        if row == ROWS:
+        if row == tl.num_programs(1) - 1:  # the padding
             for done in range(count):
                 y_ptrs = y_ptr + (begin + done) * CHANNELS + channel
                 tl.store(y_ptrs, tl.zeros([BLOCK], y_ptr.dtype.element_ty), mask=inside)

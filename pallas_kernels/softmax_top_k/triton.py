@@ -33,7 +33,7 @@ def softmax_top_k(
         grid=(-(-tokens // rows),),
         name="softmax_top_k",
         num_warps=4,
-        TOKENS=tokens,
+        LAST=(tokens - 1) % rows + 1,
         EXPERTS=experts,
         WIDTH=width,
         ROWS=rows,
@@ -53,7 +53,7 @@ def _softmax_top_k_kernel(
     real_ptr,
     ids_ptr,
     weights_ptr,
-    TOKENS: tl.constexpr,
+    LAST: tl.constexpr,
     EXPERTS: tl.constexpr,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
@@ -64,9 +64,10 @@ def _softmax_top_k_kernel(
     SCALE: tl.constexpr,
     PADDED: tl.constexpr,
 ):
-    """ROWS tokens. Padding is not read."""
+    """ROWS tokens, LAST of them in the last program: compiled for no number of tokens. Padding is not read."""
+    tokens = (tl.num_programs(0) - 1) * ROWS + LAST
     token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    real = token < TOKENS
+    real = token < tokens
     if PADDED:
         real = tl.load(real_ptr + token, mask=real, other=0) != 0
     expert = tl.arange(0, WIDTH)
@@ -88,7 +89,7 @@ def _softmax_top_k_kernel(
         size = tl.sum(weights, 1) if NORM == 1 else tl.sqrt(tl.sum(weights * weights, 1))
         weights = weights / tl.maximum(size, LEAST)[:, None]
     real = real[:, None]
-    inside = (token < TOKENS)[:, None] & (place < TOP_K)[None, :]
+    inside = (token < tokens)[:, None] & (place < TOP_K)[None, :]
     offsets = token[:, None] * TOP_K + place[None, :]
     tl.store(ids_ptr + offsets, tl.where(real, ids, -1), mask=inside)
     tl.store(weights_ptr + offsets, tl.where(real, weights * SCALE, 0.0), mask=inside)
