@@ -1,5 +1,6 @@
 """Answers to chats that a grammar has seen to: whatever is drawn, the parsers of calls and reasoning read it."""
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from jaxllm.server.text import AnswerFormat, AnswerReader, Tokenizer, reasoning
 from jaxllm.server.text.answer import HARMONY_REASONING, HARMONY_TOOLS
 from jaxllm.server.text.constraining import constrain
 from jaxllm.server.text.tools import PARSERS
+from jaxllm.server.text.tools.schemas import schema_types
 from jaxllm.structured_outputs import StructuredOutputs
 from tests.constraints.conftest import PADDING, Drawer
 
@@ -213,6 +215,8 @@ def test_what_cannot_be(form: AnswerFormat, fields: dict[str, Any], why: str) ->
     [
         ({"type": "object", "properties": {"a": {"type": "string", "pattern": "b"}}}, "'pattern' of the string 'a'"),
         ({"type": "object", "properties": {"a": {"type": ["string", "integer"]}}}, "'a' may be a string or something"),
+        ({"type": "object", "properties": {"a": {"type": "string", "anyOf": 5}}}, "'anyOf' of the string 'a'"),
+        ({"type": "object", "properties": {"a": {"type": "string", "enum": 5}}}, "'enum' of the string 'a'"),
         ({"type": "object", "properties": {"a": {}}}, "'a' may be a string or something"),
         ({"type": "object", "required": ["a"]}, "'a' is required and not among"),
         ({"anyOf": [{"type": "object"}]}, "has to be an object with properties"),
@@ -223,6 +227,24 @@ def test_arguments_between_tags_have_to_be_told_apart(parameters: dict[str, Any]
     tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
     with pytest.raises(RequestError, match=f"a call of 'f' cannot be made sure of: .*{why}"):
         constrain(AnswerFormat("qwen3_coder"), None, must_call=[tool])
+
+
+ODD: list[Any] = [5, None, True, "x", "#/a", [], [5], [{}], [["string"]], {}, {"a": 5}, ["string", {"type": "null"}]]
+KEYWORDS = (
+    "type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref", "$defs", "properties", "required", "items", "pattern",
+    "additionalProperties", "minimum", "maxLength",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_schema_that_is_none_is_refused_or_does_no_harm(name: str) -> None:
+    for keyword, odd, base in itertools.product(KEYWORDS, ODD, ({}, {"type": "string"}, {"type": "object"})):
+        own = {**base, keyword: odd}
+        for parameters in (own, {"type": "object", "properties": {"a": own}}):
+            tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+            with contextlib.suppress(RequestError):
+                constrain(AnswerFormat(tools=name), None, must_call=tools)
+            assert all(isinstance(named, str) for named in schema_types(parameters, own))
 
 
 def test_nothing_is_asked_for() -> None:

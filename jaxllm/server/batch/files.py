@@ -90,12 +90,14 @@ class Answers:
     """The file of answers, to go on with. One process at a time has it.
 
     Attributes:
-        known: the custom ids and the ids that stand in it. They alone are held in memory.
+        line_ids: the ids that stand in it. custom_ids: those of the requests that a server has answered: a line that is
+            no request does not take its custom id from one that is. Ids alone are held in memory.
     """
 
     def __init__(self, path: Path):
         """Raises ConfigError for a file that holds something else, or that another run writes to."""
-        self.known: set[str] = set()
+        self.line_ids: set[str] = set()
+        self.custom_ids: set[str] = set()
         self._path = path
         try:
             self._file: BinaryIO = path.open("a+b", buffering=0)
@@ -119,12 +121,17 @@ class Answers:
 
     def lack(self, source: Path) -> bool:
         """Some line of the requests has no answer yet."""
-        seen: set[str | None] = {None}
+        seen: set[str] = set()
         for number, raw in read_lines(source):
-            custom_id = custom_id_of(raw)
-            if name_of(number) not in self.known and (custom_id in seen or custom_id not in self.known):
+            try:
+                custom_id = Line.parse(raw).custom_id
+            except RequestError:
+                known = False
+            else:
+                known = custom_id in self.custom_ids and custom_id not in seen
+                seen.add(custom_id)
+            if not known and name_of(number) not in self.line_ids:
                 return True
-            seen.add(custom_id)
         return False
 
     def answer(self, line_id: str, custom_id: str, status: int, request_id: str | None, body: bytes) -> None:
@@ -157,7 +164,9 @@ class Answers:
             for number, line in enumerate(file, 1):
                 try:
                     answer = from_json(line)
-                    self.known.update(name for name in (answer["id"], answer["custom_id"]) if name is not None)
+                    self.line_ids.add(answer["id"])
+                    if answer["response"] is not None:
+                        self.custom_ids.add(answer["custom_id"])
                 except (ValueError, TypeError, KeyError):
                     if line.endswith(b"\n") or not line.startswith(_BEGINNING[: len(line)]):
                         raise ConfigError(

@@ -101,32 +101,32 @@ class Batch:
         self._answers = answers
         # As many as keep every step full while answers are written and the next lines are read.
         self._room = asyncio.Semaphore(min(client.capacity, 2 * client.engine.runner.scheduler_config.max_num_seqs))
-        self._seen: set[str | None] = set()
+        self._seen: set[str] = set()
         self._posted = 0  # lines that the application works on
         self._alone = asyncio.Lock()
 
     async def start(self, tasks: asyncio.TaskGroup, number: int, raw: bytes) -> None:
         """Begin with a line, once there is room for it, unless it has its answer."""
         line_id = name_of(number)
-        if line_id in self._answers.known:
-            self._seen.add(custom_id_of(raw))
-            self.summary.skipped += 1
-            return
+        known = line_id in self._answers.line_ids
         try:
             line = Line.parse(raw)
         except RequestError as error:
-            self._refuse(line_id, custom_id_of(raw), "invalid_line", f"line {number}: {error}")
+            if known:
+                self.summary.skipped += 1
+            else:
+                self._refuse(line_id, custom_id_of(raw), "invalid_line", f"line {number}: {error}")
             return
-        if line.custom_id in self._seen:
+        repeated = line.custom_id in self._seen
+        self._seen.add(line.custom_id)
+        if known or (not repeated and line.custom_id in self._answers.custom_ids):
+            self.summary.skipped += 1
+        elif repeated:
             message = f"line {number}: an earlier line has the same custom_id; give each its own"
             self._refuse(line_id, line.custom_id, "duplicate_custom_id", message)
-            return
-        self._seen.add(line.custom_id)
-        if line.custom_id in self._answers.known:
-            self.summary.skipped += 1
-            return
-        await self._room.acquire()
-        tasks.create_task(self._answer(line_id, line))
+        else:
+            await self._room.acquire()
+            tasks.create_task(self._answer(line_id, line))
 
     async def _answer(self, line_id: str, line: Line) -> None:
         try:

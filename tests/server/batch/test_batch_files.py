@@ -59,7 +59,7 @@ def test_what_is_no_request_is_said(raw: bytes, message: str) -> None:
 def test_answers_are_gone_on_with(tmp_path: Path) -> None:
     target = tmp_path / "out.jsonl"
     with Answers(target) as answers:
-        assert answers.known == set()
+        assert answers.line_ids == answers.custom_ids == set()
         answers.answer("batch_req_1", "önë", 200, "cmpl-1", b'{"choices":[]}')
         answers.refuse("batch_req_2", None, "invalid_line", "line 2: no")
     whole = target.read_bytes()
@@ -79,7 +79,8 @@ def test_answers_are_gone_on_with(tmp_path: Path) -> None:
         target.write_bytes(whole[:cut])
         with Answers(target) as answers:
             torn = cut < len(whole) - 1
-            assert answers.known == {"batch_req_1", "önë"} | (set() if torn else {"batch_req_2"})
+            assert answers.line_ids == {"batch_req_1"} | (set() if torn else {"batch_req_2"})
+            assert answers.custom_ids == {"önë"}
             answers.refuse("batch_req_3", "three", "invalid_line", "no")
         kept = whole[:first] if torn else whole
         assert target.read_bytes().startswith(kept)

@@ -116,22 +116,28 @@ async def test_nothing_is_told_of_lines_that_a_dead_engine_left(tmp_path: Path) 
 
 
 async def test_what_is_wrong_with_lines_is_told_once(tmp_path: Path) -> None:
-    lines = [line("a"), b"{", line("b"), line("a", 2), b'{"custom_id": "c"}']
+    # What is no request takes nobody's custom id, and a custom id may be what some line's answer is called.
+    lines = [line("a"), b"{", line("b"), line("a", 2), b'{"custom_id": "c"}', line("c"), line("batch_req_9"), line("d")]
+    lines.append(line("e"))
     source = tmp_path / "in"
-    for count in range(1, 6):
+    for count in range(1, len(lines) + 1):
         source.write_bytes(b"\n".join(lines[:count]))
         with Answers(tmp_path / "out") as answers_so_far:
             assert answers_so_far.lack(source)
         await answer(ScriptedApplication(room=10), tmp_path / "out", lines[:count])
         with Answers(tmp_path / "out") as answers_so_far:
             assert not answers_so_far.lack(source)
+    in_parts = sorted((tmp_path / "out").read_bytes().splitlines())
     (tmp_path / "out").unlink()
     for run_number in range(2):
         batch, answers = await answer(ScriptedApplication(room=10), tmp_path / "out", lines)
-        assert (batch.summary.skipped, batch.summary.answered) == ((0, 5), (5, 0))[run_number]
+        assert (batch.summary.skipped, batch.summary.answered) == ((0, 9), (9, 0))[run_number]
+    assert sorted((tmp_path / "out").read_bytes().splitlines()) == in_parts
     by_id = {one["id"]: one for one in answers}
-    assert len(answers) == len(by_id) == 5
-    assert [by_id[f"batch_req_{n}"]["custom_id"] for n in range(1, 6)] == ["a", None, "b", "a", "c"]
+    assert len(answers) == len(by_id) == 9
+    expected = ["a", None, "b", "a", "c", "c", "batch_req_9", "d", "e"]
+    assert [by_id[f"batch_req_{n}"]["custom_id"] for n in range(1, 10)] == expected
+    assert {by_id[f"batch_req_{n}"]["response"]["status_code"] for n in (1, 3, 6, 7, 8, 9)} == {200}
     assert by_id["batch_req_1"]["response"]["body"] == {"prompts": 1}
     assert by_id["batch_req_4"]["error"]["code"] == "duplicate_custom_id"
     assert {by_id[f"batch_req_{n}"]["error"]["code"] for n in (2, 5)} == {"invalid_line"}

@@ -20,7 +20,7 @@ def schema_types(root: Mapping[str, Any], schema: Any) -> set[str]:
         if not isinstance(schema, Mapping):
             continue
         named = schema.get("type")
-        types.update([named] if isinstance(named, str) else named if isinstance(named, list) else ())
+        types.update(name for name in (named if isinstance(named, list) else [named]) if isinstance(name, str))
         values = schema["enum"] if isinstance(schema.get("enum"), list) else []
         values = [*values, schema["const"]] if "const" in schema else values
         if not types:

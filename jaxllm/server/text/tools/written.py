@@ -171,9 +171,11 @@ def _typed_arguments(function: Function, argument: Callable[[str, bool], str], e
 def _string(function: Function, name: str, schema: Mapping[str, Any], types: set[str], excluded: str) -> Format:
     """A string that stands as it is; null, where it may be, is written as JSON has it."""
     values = [schema["const"]] if "const" in schema else schema.get("enum")
-    if values is not None and set(schema) <= {*_PLAIN, "enum", "const"}:
+    if isinstance(values, list) and set(schema) <= {*_PLAIN, "enum", "const"}:
         return either([text(value if isinstance(value, str) else "null") for value in values])
-    if set(schema) - _PLAIN - {"anyOf"} or any(set(each) - _PLAIN for each in schema.get("anyOf", ())):
+    unions = schema.get("anyOf", [])
+    plain = isinstance(unions, list) and all(isinstance(each, Mapping) and not set(each) - _PLAIN for each in unions)
+    if set(schema) - _PLAIN - {"anyOf"} or not plain:
         unknown = min((set(schema) - _PLAIN - {"anyOf"}) or {"anyOf"})
         raise cannot(function, f"{unknown!r} of the string {name!r} cannot be kept to in this model's form of calls")
     return {"type": "any_text", "excludes": [excluded]}
