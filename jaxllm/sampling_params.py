@@ -238,7 +238,7 @@ class SamplingParams:
     def _check_beams(self) -> None:
         """Beam search compares the model's own log probabilities: what changes or draws has no place in it."""
         for f in dataclasses.fields(self):
-            if f.name in _NOT_WITH_BEAMS:
+            if f.name in NOT_WITH_BEAMS:
                 neutral = f.default if f.default is not dataclasses.MISSING else {}
                 _require(getattr(self, f.name) == neutral, self, f.name, "not with use_beam_search; leave it out")
         _require(self.temperature in (0, 1), self, "temperature", "beam search draws nothing; leave it out")
@@ -258,11 +258,12 @@ class SamplingParams:
         return self.temperature == 0
 
 
-_NOT_WITH_BEAMS = frozenset((
+NOT_WITH_BEAMS = frozenset((
     "min_tokens", "top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "stop",
     "logprobs", "logit_bias", "bad_words", "bad_words_ids", "allowed_token_ids", "thinking_token_budget",
     "logits_processors", "structured_outputs",
 ))  # fmt: skip
+"""What draws or changes what is drawn, beside the temperature: beam search takes none of it."""
 
 
 def _are_tokens(ids: Any) -> bool:

@@ -3,6 +3,9 @@
 from jaxllm.config import ServerConfig
 from jaxllm.errors import RequestError
 
+MAX_STOP_LENGTH = 1024
+"""Characters of a stop string at most: each is searched for in every sample, by a table of as many numbers."""
+
 
 def check_inputs(config: ServerConfig, **counts: int) -> None:
     """RequestError for more than one request may hold. counts: how many each of its fields holds."""

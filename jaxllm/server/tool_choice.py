@@ -41,8 +41,6 @@ def chosen_tools(tools: Sequence[dict[str, Any]], function: str | None) -> list[
     """The tools of which one has to be called: the function of this name, or any where None is named."""
     chosen = [tool for tool in tools if function in (None, tool["function"]["name"])]
     if not chosen:
-        raise RequestError(
-            f"tool_choice names {function!r}, which is none of the tools" if function else "tool_choice without tools",
-            "tool_choice",
-        )
+        unknown = f"tool_choice names {function!r}, which is none of the tools"
+        raise RequestError("tool_choice without tools" if function is None else unknown, "tool_choice")
     return chosen

@@ -2,12 +2,16 @@
 
 import json
 import random
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from vocabularies import TOKENIZERS, VECTORS
 
+import jaxllm
 from jaxllm.errors import ConfigError
 from jaxllm.server.text import Tokenizer
 
@@ -62,6 +66,23 @@ def test_encoding_is_that_of_transformers(tokenizer_directory: Callable[[str], P
         text = "Once upon a time, 世界 🙂"
         for special in (True, False):
             assert load_tokenizer(name).encode(text, special) == reference.encode(text, add_special_tokens=special)
+
+
+@pytest.mark.parametrize("how", ["encode", "encode_many", "encode_pairs"])
+def test_other_threads_get_on_while_a_long_text_is_encoded(how: str) -> None:
+    text = "Once upon a time there was a cat. " * 15_000
+    tokenizer = Tokenizer.load(Path(jaxllm.__file__).parent / "demo_model")
+    encode: Callable[[], Any] = {
+        "encode": lambda: tokenizer.encode(text), "encode_many": lambda: tokenizer.encode_many([text], 9),
+        "encode_pairs": lambda: tokenizer.encode_pairs([(text, text)], 9),
+    }[how]  # fmt: skip
+    thread = threading.Thread(target=encode)
+    thread.start()
+    turns = 0
+    while thread.is_alive():
+        time.sleep(0.001)
+        turns += 1
+    assert turns > 20  # one or two where the lock is kept
 
 
 def test_an_id_without_a_token_stands_for_nothing(load_tokenizer: Load) -> None:

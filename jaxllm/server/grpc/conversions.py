@@ -15,6 +15,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from jaxllm.core import Delta, FinishReason, Load, Logprobs, SamplingParams
 from jaxllm.errors import EngineDeadError, QueueFullError, RequestError
+from jaxllm.sampling_params import NOT_WITH_BEAMS
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.text import Tokenizer
 from jaxllm.server.text.chat import text_of
@@ -115,7 +116,8 @@ def sampling_params(wire: pb.Sampling, defaults: Mapping[str, float | int]) -> S
             value = shortest(value)
         values[field.name] = value
     if values.get("use_beam_search"):  # which draws nothing: how to draw is not for it to know
-        values = {name: value for name, value in values.items() if name not in defaults or _is_set(wire, name)}
+        drawing = {*NOT_WITH_BEAMS, "temperature"}
+        values = {name: value for name, value in values.items() if name not in drawing or _is_set(wire, name)}
     return SamplingParams(**values)
 
 
@@ -165,7 +167,10 @@ class Conversation:
     @classmethod
     def read(cls, chat: pb.Chat) -> "Conversation":
         """Raises RequestError."""
-        keywords: dict[str, Any] = MessageToDict(chat.template_kwargs)
+        try:
+            keywords: dict[str, Any] = _with_whole_numbers(MessageToDict(chat.template_kwargs))
+        except ValueError as error:
+            raise RequestError(f"template_kwargs: not JSON ({error})", "template_kwargs") from error
         for name in ("messages", "tools", "documents"):
             if name in keywords:
                 raise RequestError(
@@ -179,10 +184,14 @@ class Conversation:
         check_tools(tools)
         choice, parallel = chat.tool_choice, chat.parallel_tool_calls or not chat.HasField("parallel_tool_calls")
         must_call: list[dict[str, Any]] = []
-        if choice.WhichOneof("choice") == "function" or choice.mode == pb.ToolChoice.MODE_REQUIRED:
-            must_call = chosen_tools(tools, choice.function or None)
+        if choice.WhichOneof("choice") == "function":
+            must_call = chosen_tools(tools, choice.function)
+        elif choice.mode == pb.ToolChoice.MODE_REQUIRED:
+            must_call = chosen_tools(tools, None)
         elif choice.mode == pb.ToolChoice.MODE_NONE:
             tools = []
+        elif choice.mode not in pb.ToolChoice.Mode.values():
+            raise RequestError(f"tool_choice.mode={choice.mode}: there is no such mode", "tool_choice")
         if tools:
             keywords["tools"] = tools
         messages = [_message(message) for message in chat.messages]
@@ -199,6 +208,18 @@ class Conversation:
         if not self.keywords.get("continue_final_message"):
             return None
         return text_of(self.messages[-1]["content"])
+
+
+def _with_whole_numbers(value: Any) -> Any:
+    """What a Struct holds, all of whose numbers are floating: no template could count or slice by 3.0."""
+    match value:
+        case float() if value.is_integer():
+            return int(value)
+        case dict():
+            return {name: _with_whole_numbers(each) for name, each in value.items()}
+        case list():
+            return [_with_whole_numbers(each) for each in value]
+    return value
 
 
 def _message(wire: pb.ChatMessage) -> dict[str, Any]:

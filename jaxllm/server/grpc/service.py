@@ -32,6 +32,9 @@ from jaxllm.server.grpc.stubs import jaxllm_pb2_grpc as pb_grpc
 log = logging.getLogger(__name__)
 
 MESSAGE_BYTES = 1 << 20  # of one SessionResponse, or one chunk if that is more; clients accept 4 MiB by default
+DETAIL_BYTES = 2000
+"""Of a status' message: it travels among the metadata, of which 8 KiB pass for sure, in up to thrice as many bytes;
+with more of them clients see RESOURCE_EXHAUSTED in its place."""
 RETRY_SECONDS = "1"  # a full queue and a model that loads pass: clients that retry should wait a little
 SERVICES = ("jaxllm.v1.Inference", "jaxllm.v1.Control")
 OPTIONS = (
@@ -102,7 +105,9 @@ async def statuses(context: grpc.aio.ServicerContext, request: Message | None = 
             trailing.append(("retry-after", RETRY_SECONDS))
         if trailing:
             context.set_trailing_metadata(tuple(trailing))
-        await context.abort(error.code, error.message)
+        whole = error.message.encode(errors="replace")
+        part = whole[:DETAIL_BYTES].decode(errors="ignore")
+        await context.abort(error.code, part if len(whole) <= DETAIL_BYTES else f"{part}…")
 
 
 class InferenceService(pb_grpc.InferenceServicer):

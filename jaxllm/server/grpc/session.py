@@ -30,6 +30,7 @@ from jaxllm.server.grpc.calls import Call
 from jaxllm.server.grpc.conversions import CallError, Conversation
 from jaxllm.server.grpc.generation import Generation, MakeReader
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
+from jaxllm.server.limits import MAX_STOP_LENGTH
 from jaxllm.server.outcome import OnOutcome, Outcome
 from jaxllm.server.text import AnswerFormat, AnswerReader, Tokenizer
 from jaxllm.server.text.constraining import GENERIC_TOOLS, constrain
@@ -275,6 +276,10 @@ class Requests:
         if len(params.stop) > stop:
             raise RequestError(
                 f"stop holds {len(params.stop)} strings: at most {stop} here (--max-stop-strings)", "stop"
+            )
+        if (longest := max(map(len, params.stop), default=0)) > MAX_STOP_LENGTH:
+            raise RequestError(
+                f"stop holds a string of {longest} characters: at most {MAX_STOP_LENGTH}; send a shorter one", "stop"
             )
 
     async def encode(self, text: str, add_special_tokens: bool) -> list[int]:

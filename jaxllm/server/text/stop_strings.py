@@ -1,5 +1,6 @@
 """Finding stop strings in text that comes in pieces, and holding back only what may still become one."""
 
+import functools
 from collections.abc import Sequence
 
 
@@ -65,7 +66,8 @@ class StopStrings:
         return complete
 
 
-def _fallbacks(stop: str) -> list[int]:
+@functools.lru_cache(maxsize=256)  # samples of one prompt have the same, and so have many requests
+def _fallbacks(stop: str) -> tuple[int, ...]:
     """[len + 1]: for each matched length, the longest shorter prefix of `stop` that also ends there."""
     table = [0] * (len(stop) + 1)
     length = 0
@@ -75,4 +77,4 @@ def _fallbacks(stop: str) -> list[int]:
         if stop[length] == stop[i]:
             length += 1
         table[i + 1] = length
-    return table
+    return tuple(table)

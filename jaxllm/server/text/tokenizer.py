@@ -88,19 +88,11 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of the text; special tokens written out in it are recognised."""
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return self._encoded([text], add_special_tokens)[0].ids
 
     def encode_many(self, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
         """Token ids of each text with its special tokens, cut to max_tokens with those kept."""
-        whole = [encoding.ids for encoding in self._backend.encode_batch(list(texts))]
-        if max_tokens is None:
-            return whole
-        for index, ids in enumerate(whole):
-            if len(ids) > max_tokens:
-                bare = self._backend.encode(texts[index], add_special_tokens=False)
-                bare.truncate(max(0, max_tokens - self._backend.num_special_tokens_to_add(False)))
-                whole[index] = self._backend.post_process(bare).ids[:max_tokens]
-        return whole
+        return [_cut(whole, max_tokens)[0] for whole in self._encoded(list(texts))]
 
     def encode_pairs(
         self, pairs: Sequence[tuple[str, str]], max_tokens: int | None = None
@@ -109,18 +101,13 @@ class Tokenizer:
 
         max_tokens: the longer text of a pair is cut first, then both alike.
         """
-        encoded = []
-        for (first, second), whole in zip(pairs, self._backend.encode_batch(list(pairs)), strict=True):
-            if max_tokens is not None and len(whole) > max_tokens:
-                bare = [self._backend.encode(text, add_special_tokens=False) for text in (first, second)]
-                room = max(0, max_tokens - self._backend.num_special_tokens_to_add(True))
-                short, long = sorted(bare, key=len)
-                kept = min(len(short), room // 2)
-                long.truncate(min(len(long), room - kept))
-                short.truncate(min(len(short), max(kept, room - len(long))))
-                whole = self._backend.post_process(*bare)
-            encoded.append((whole.ids[:max_tokens], whole.type_ids[:max_tokens]))
-        return encoded
+        return [_cut(whole, max_tokens) for whole in self._encoded(list(pairs))]
+
+    def _encoded(self, texts: list[Any], add_special_tokens: bool = True) -> list[Any]:
+        """The encoding of each text, or pair of texts. Never one by one: `encode` keeps the interpreter's lock, for a
+        second with a megabyte, and no other thread gets on meanwhile."""
+        encodings: list[Any] = self._backend.encode_batch(texts, add_special_tokens=add_special_tokens)
+        return encodings
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of whole sequences. Ids that stand for nothing are left out.
@@ -255,6 +242,30 @@ def _byte_alphabet() -> dict[str, int]:
     alphabet = {chr(byte): byte for byte in range(256) if printable(byte)}
     others: Iterable[int] = (byte for byte in range(256) if not printable(byte))
     return alphabet | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+def _cut(whole: Any, max_tokens: int | None) -> tuple[list[int], list[int]]:
+    """Ids and segments of an encoding of one text or two, cut to max_tokens: the longer text first, then both alike, and
+    special tokens last of all.
+
+    By hand: what tokenizers' own `truncate` cuts off it keeps, and makes pairs of, gigabytes for two pages of text.
+    """
+    ids, types = whole.ids, whole.type_ids
+    if max_tokens is None or len(ids) <= max_tokens:
+        return ids, types
+    texts = whole.sequence_ids  # None for what belongs to no text
+    lengths = [texts.count(0), texts.count(1)]
+    room = max(0, max_tokens - len(ids) + sum(lengths))
+    short = min(min(lengths), room // 2)
+    long = room - short
+    left = [short, long] if lengths[0] <= lengths[1] else [long, short]
+    kept = []
+    for place, text in enumerate(texts):
+        if text is not None:
+            left[text] -= 1
+        if text is None or left[text] >= 0:
+            kept.append(place)
+    return [ids[place] for place in kept[:max_tokens]], [types[place] for place in kept[:max_tokens]]
 
 
 def _add_ends(tokenizer: Any, directory: Path) -> None:

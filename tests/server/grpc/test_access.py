@@ -156,6 +156,7 @@ async def test_limits(engine, tokenizer):
     ):
         for name, sampling in (
             ("n", {"n": 5}), ("best_of", {"n": 2, "best_of": 5}), ("stop", {"stop": ["a", "b", "c"]}),
+            ("stop", {"stop": ["a", "b" * 1025]}),
         ):  # fmt: skip
             error = await code_of(ask(channel, sampling=pb.Sampling(**sampling)))
             assert error.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -71,9 +71,10 @@ def test_every_sampling_field_arrives() -> None:
 
 
 def test_beam_search_takes_no_defaults_of_drawing() -> None:
-    defaults = {"temperature": 0.6, "top_p": 0.9}
+    defaults = {"temperature": 0.6, "top_p": 0.9, "max_tokens": 7, "stop_token_ids": [5]}
     params = conversions.sampling_params(pb.Sampling(use_beam_search=True, n=3), defaults)
     assert (params.use_beam_search, params.temperature, params.top_p) == (True, 1.0, 1.0)
+    assert (params.max_tokens, list(params.stop_token_ids)) == (7, [5])
     with pytest.raises(RequestError, match=r"top_p=0\.5: not with use_beam_search"):
         conversions.sampling_params(pb.Sampling(use_beam_search=True, top_p=0.5), defaults)
 
@@ -223,6 +224,8 @@ def test_tool_choice(
         ([function("f"), function("f")], {}, "two functions of the name 'f'"),
         ([function("f", parameters=3)], {}, "must be a JSON schema"),
         ([function("f")], {"function": "g"}, "'g', which is none of the tools"),
+        ([function("f")], {"function": ""}, "'', which is none of the tools"),
+        ([function("f")], {"mode": 7}, "tool_choice.mode=7"),
         ([], {"mode": pb.ToolChoice.MODE_REQUIRED}, "tool_choice without tools"),
     ],
 )
@@ -230,6 +233,20 @@ def test_tools_that_are_none(tools: list[str], choice: dict, why: str) -> None:
     with pytest.raises(RequestError, match=why) as raised:
         conversions.Conversation.read(pb.Chat(tools=tools, tool_choice=choice))
     assert raised.value.param in ("tools", "tool_choice")
+
+
+def test_numbers_of_a_template_are_whole_where_they_can_be() -> None:
+    chat = pb.Chat()
+    chat.template_kwargs.update({"n": 3, "part": 0.5, "deep": [{"m": 1e6}], "on": True, "none": None, "text": "3.0"})
+    keywords = conversions.Conversation.read(chat).keywords
+    assert repr(dict(sorted(keywords.items()))) == repr(
+        {"deep": [{"m": 1000000}], "n": 3, "none": None, "on": True, "part": 0.5, "text": "3.0"}
+    )
+    for odd in (math.inf, math.nan):
+        chat.template_kwargs.update({"n": odd})
+        with pytest.raises(RequestError, match="template_kwargs") as raised:
+            conversions.Conversation.read(chat)
+        assert raised.value.param == "template_kwargs"
 
 
 @pytest.mark.parametrize(

@@ -383,6 +383,14 @@ async def test_an_unknown_model(served: Served) -> None:
         assert message == "model='other' is not served here; 'scripted' is, and is also taken when empty"
 
 
+@pytest.mark.parametrize("character", ["x", "\n", "語", "\U0001f600"])
+async def test_a_message_that_quotes_much_keeps_its_status(served: Served, character: str) -> None:
+    code, message = await status(served.inference.Tokenize(pb.TokenizeRequest(text="x", model=character * 20_000)))
+    assert code is STATUS.NOT_FOUND
+    assert message.startswith("model=")
+    assert message.endswith("…")
+
+
 async def test_the_served_models_name_is_accepted(served: Served) -> None:
     await served.inference.Tokenize(pb.TokenizeRequest(text="x", model="scripted"))
 
