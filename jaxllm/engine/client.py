@@ -44,6 +44,7 @@ class EngineClient:
     Attributes:
         info: the model.
         make_request, make_pooling_request: those of Engine.
+        max_queued: requests that can wait together, as those of one call do before the first step after it.
         capacity: requests that can run and wait together.
     """
 
@@ -52,7 +53,8 @@ class EngineClient:
         self.engine = engine
         self.make_request = engine.make_request
         self.make_pooling_request = engine.make_pooling_request
-        self.capacity = engine.runner.scheduler_config.max_num_seqs + engine.config.max_queued
+        self.max_queued = engine.config.max_queued
+        self.capacity = engine.runner.scheduler_config.max_num_seqs + self.max_queued
         self._observers: list[Observer] = []
         self._streams: dict[str, _Stream] = {}
         self._inbox: deque[Callable[[], object]] = deque()  # what other threads sent, for the engine's to carry out
@@ -82,9 +84,8 @@ class EngineClient:
                 raise RequestError(
                     f"request_id={request.request_id!r}: a request of this id is running; choose another", "request_id"
                 )
-            max_queued = self.engine.config.max_queued
-            if self._num_entering + self.engine.num_queued >= max_queued:
-                raise QueueFullError(f"{max_queued} requests wait already: try again later, or raise --max-queued")
+            if self._num_entering + self.engine.num_queued >= self.max_queued:
+                raise QueueFullError(f"{self.max_queued} requests wait already: try again later, or raise --max-queued")
             self._streams[request.request_id] = _Stream(on_delta)
             self._num_entering += 1
             self._send(functools.partial(self._add, request))

@@ -18,11 +18,11 @@ def check_inputs(config: ServerConfig, **counts: int) -> None:
 
 
 def check_queue(max_requests: int, **counts: int) -> None:
-    """RequestError for a request that is more of the engine's than can run and wait together: it would never fit."""
+    """RequestError for a request that is more of the engine's than can wait together: it would never fit."""
     for field, count in counts.items():
         if count > max_requests:
             raise RequestError(
-                f"{field} has {count} entries, and {max_requests} requests can run and wait here (--max-queued); send "
+                f"{field} has {count} entries, and {max_requests} requests can wait here (--max-queued); send "
                 "several requests",
                 field,
             )

@@ -265,7 +265,7 @@ class ControlService(pb_grpc.ControlServicer):
                 eos_token_ids=info.eos_token_ids,
                 has_chat_template=requests.has_chat_template,
                 max_logprobs=info.max_logprobs,
-                max_requests=requests.client.capacity,
+                max_requests=requests.client.max_queued,
                 path=info.path,
                 task="generate" if info.pooling is None else info.pooling.task,
                 pooling=None if info.pooling is None else pooling_info(info.pooling),

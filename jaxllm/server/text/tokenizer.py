@@ -245,7 +245,7 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 def _cut(whole: Any, max_tokens: int | None) -> tuple[list[int], list[int]]:
-    """Ids and segments of an encoding of one text or two, cut to max_tokens: the longer text first, then both alike, and
+    """Ids and segments of an encoding of one text or two, cut to max_tokens: the longer text first, then both alike,
     special tokens last of all.
 
     By hand: what tokenizers' own `truncate` cuts off it keeps, and makes pairs of, gigabytes for two pages of text.

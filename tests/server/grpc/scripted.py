@@ -26,6 +26,7 @@ class ScriptedEngine:
         )  # fmt: skip
         self.alive = True
         self.full = False
+        self.max_queued = 900
         self.capacity = 1000
         self.requests: dict[str, Request] = {}  # the latest under each of the clients' ids
         self.aborted: list[tuple[str, FinishReason]] = []

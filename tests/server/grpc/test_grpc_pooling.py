@@ -32,6 +32,7 @@ class ScriptedPooler:
             pooling=Pooling(task="embed", size=3, sequence="mean", per_token=True, activation="none"),
         )  # fmt: skip
         self.alive = True
+        self.max_queued = 90
         self.capacity = 100
         self.room = 100
         self.waiting: dict[str, tuple[PoolingRequest, Callable[[Delta], None]]] = {}

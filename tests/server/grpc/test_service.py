@@ -667,7 +667,7 @@ async def test_control_says_what_there_is(served: Served) -> None:
     assert (model.name, model.max_model_len, model.eos_token_ids, model.has_chat_template) == (
         "scripted", 8192, [257], True,
     )  # fmt: skip
-    assert model.max_requests == 1000
+    assert model.max_requests == 900
     load = await served.control.GetLoad(pb.GetLoadRequest())
     assert (load.pages_total, load.cache_usage, load.generation_tokens) == (10, 0.5, 7)
     assert (await served.control.FlushPrefixCache(pb.FlushPrefixCacheRequest())).pages == 3

@@ -106,7 +106,7 @@ def test_more_prompts_than_the_queue_ever_holds(shared_front):
     answer = shared_front.post(COMPLETIONS, prompt=["x"] * 101, max_tokens=1)
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, "prompt")
-    assert error["message"].startswith("prompt has 101 entries, and 100 requests can run and wait here (--max-queued)")
+    assert error["message"].startswith("prompt has 101 entries, and 100 requests can wait here (--max-queued)")
     assert len(shared_front.post(COMPLETIONS, prompt=["x"] * 100, max_tokens=1).json()["choices"]) == 100
 
 

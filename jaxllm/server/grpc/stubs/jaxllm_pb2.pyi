@@ -1332,7 +1332,7 @@ class GetModelInfoResponse(_message.Message):
     task: _builtins.str
     """What it is served for: generate, embed, classify, token_embed or token_classify."""
     max_requests: _builtins.int
-    """Requests that can run and wait at once; more are refused until some of them have ended."""
+    """Requests that can wait at once, and so be asked for together; more are refused until some of them run."""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
