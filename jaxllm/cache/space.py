@@ -180,7 +180,7 @@ class CacheSpace:
         index knows, and the leader's page, which is in no index before it is full or let go."""
         source, found = group.tail(prefix, tokens)
         leader = request.leader
-        if isinstance(group, States) or leader is None or not leader.tables:
+        if isinstance(group, States) or leader is None or leader.unshared or not leader.tables:
             return source, found
         if len(leader.tables[group.place]) > pages:
             page = leader.tables[group.place][pages]

@@ -72,8 +72,9 @@ def _check(schema: Any, place: str) -> None:
             )
         for name, inner in _inner(keyword, value):
             _check(inner, f"{place}/{name}")
-    least = schema.get("minProperties")
-    if isinstance(least, (int, float)) and least > max(1, len(set(schema.get("required") or ()))):
+    least, required = schema.get("minProperties"), schema.get("required")
+    names = {name for name in required if isinstance(name, str)} if isinstance(required, list) else ()
+    if isinstance(least, (int, float)) and least > max(1, len(names)):
         # Nothing keeps two further properties from having one name, and then they are one.
         raise RequestError(
             f"structured_outputs: json: 'minProperties': {least} at {place} is more than 1 and than the required "

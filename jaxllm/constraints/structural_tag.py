@@ -58,11 +58,11 @@ class _Writer:
 
     def _write(self, form: Any) -> str:
         """The name of a rule for a format."""
-        if not isinstance(form, Mapping) or form.get("type") not in _FORMATS:
-            kind = form.get("type") if isinstance(form, Mapping) else form
+        kind = form.get("type") if isinstance(form, Mapping) else form
+        if not isinstance(form, Mapping) or not isinstance(kind, str) or kind not in _FORMATS:
             raise _error(f"format {kind!r} is not supported: use one of {', '.join(_FORMATS)}")
-        fields, write = _FORMATS[form["type"]]
-        _check_fields(form["type"], form, {"type", *fields})
+        fields, write = _FORMATS[kind]
+        _check_fields(kind, form, {"type", *fields})
         return self._rule(write(self, form))
 
     def _rule(self, body: str, options: str = "") -> str:

@@ -225,8 +225,11 @@ class EngineClient:
         step = self.engine.last_step
         if step is None:
             return
-        for observer in self._observers:
-            observer.observe_step(step.kind, step.num_tokens, step.seconds)
+        try:
+            for observer in self._observers:
+                observer.observe_step(step.kind, step.num_tokens, step.seconds)
+        except Exception:
+            log.exception("an observer failed on a step")
 
     def _end_all(self) -> None:
         """Nothing is left without an answer: not what runs, nor what was sent and not seen yet."""

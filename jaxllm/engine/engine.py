@@ -210,15 +210,15 @@ class Engine:
         """Queue a request. Raises QueueFullError, RequestError (its id is in use) or EngineDeadError."""
         if self.death is not None:
             raise EngineDeadError(self.death)
+        if request.request_id in self._groups or request.request_id in self._requests:
+            raise RequestError(
+                f"request_id={request.request_id!r}: a request of this id is running; choose another", "request_id"
+            )
         group = group_of(request) if isinstance(request, Request) else None
         if group is None:
             self._scheduler.add(request)
             self._requests[request.request_id] = request
             return
-        if request.request_id in self._groups:
-            raise RequestError(
-                f"request_id={request.request_id!r}: a request of this id is running; choose another", "request_id"
-            )
         first, *others = group.start()
         self._scheduler.add(first)  # may refuse
         self._requests[first.request_id] = first

@@ -148,11 +148,19 @@ def compile_table(prepared: Prepared, progress: Progress | None = None) -> Prepa
         try:
             prepared.table.compile(prepared.plan.sizes, progress, check, prepared.workers)
         except TooHungryError as error:
+            free, cache = show(max(0, limit or 0)), prepared.plan.kv_bytes
+            smaller = prepared.again(error.cost.temp_bytes + beside)
+            if smaller.plan.kv_bytes >= cache:
+                raise ConfigError(
+                    f"{error}, and {free} are free beside a cache of {show(cache)}, as was asked for: lower "
+                    "kv_cache_memory_bytes, num_gpu_blocks_override or max_num_batched_tokens, or raise "
+                    "gpu_memory_utilization"
+                ) from None
             log.warning(
                 "%s, %s were reckoned and %s are free beside a cache of %s: planning a smaller cache",
-                error, show(prepared.plan.program_bytes), show(limit or 0), show(prepared.plan.kv_bytes),
+                error, show(prepared.plan.program_bytes), free, show(cache),
             )  # fmt: skip
-            prepared = prepared.again(error.cost.temp_bytes + beside)
+            prepared = smaller
         else:
             return prepared
 

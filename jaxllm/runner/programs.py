@@ -356,7 +356,8 @@ class Programs:
 
     def _score(self, weights: Leaves, hidden: jax.Array, targets: jax.Array) -> TokenLogprobs:
         """Log probabilities of targets [T] after hidden [T, E], a block of logits at a time."""
-        model, block = self.model.merge(weights), min(SCORE_BLOCK, hidden.shape[0])
+        tokens = hidden.shape[0]
+        model, block = self.model.merge(weights), tokens if tokens <= SCORE_BLOCK else math.gcd(SCORE_BLOCK, tokens)
 
         def score(part: tuple[jax.Array, jax.Array]) -> TokenLogprobs:
             return self.drawing.logprobs(model.logits(part[0]), part[1])

@@ -61,14 +61,8 @@ class Workers:
     def building[K](self, jobs: Sequence[Job[K]]) -> Iterator[Iterator[K]]:
         """The keys of jobs as they are built and kept; processes that are left when this ends are stopped."""
         built: SimpleQueue[int | None] = SimpleQueue()
-        shares = deal(len(jobs), self.count)
-        processes = [_start(replace(self.order, keys=tuple(jobs[i].key for i in share))) for share in shares]
-        threads = [
-            threading.Thread(target=_follow, args=(process.stdout, share, built), name="worker", daemon=True)
-            for process, share in zip(processes, shares, strict=True)
-        ]
-        for thread in threads:
-            thread.start()
+        processes: list[subprocess.Popen[bytes]] = []
+        threads: list[threading.Thread] = []
 
         def keys() -> Iterator[K]:
             running = len(threads)
@@ -79,6 +73,16 @@ class Workers:
                     yield jobs[i].key
 
         try:
+            try:
+                for share in deal(len(jobs), self.count):
+                    process = _start(replace(self.order, keys=tuple(jobs[i].key for i in share)))
+                    processes.append(process)
+                    arguments = process.stdout, share, built
+                    thread = threading.Thread(target=_follow, args=arguments, name="worker", daemon=True)
+                    thread.start()
+                    threads.append(thread)
+            except OSError as error:  # no memory or no process is left; those that run will do
+                log.warning("a process that was to compile cannot be started: %s", error)
             yield keys()
         finally:
             for process in processes:

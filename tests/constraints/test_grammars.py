@@ -102,6 +102,8 @@ def test_structural_tags(tag: dict[str, object], pattern: str, drawer: Drawer) -
     [
         ({}, "format of structural_tag must be an object"),
         ({"format": {"type": "xml"}}, "format 'xml' is not supported: use one of const_string"),
+        ({"format": {"type": []}}, "format [] is not supported"),
+        ({"format": {"type": "or", "elements": [{"type": {}}]}}, "format {} is not supported"),
         ({"format": {"type": "any_text", "stop": ["a"]}}, "any_text has no field 'stop'"),
         ({"format": {"type": "const_string"}}, "value of const_string must be a string"),
         ({"format": {"type": "any_text", "excludes": [""]}}, "excludes must hold texts"),

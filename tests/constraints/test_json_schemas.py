@@ -241,6 +241,8 @@ def test_what_a_schema_may_be(value: Any, drawer: Drawer) -> None:
         ({"type": "string", "format": "idn-email"}, "idn-email"),
         ({"type": "object", "x-guidance": {"lenient": True}}, "'x-guidance' at #"),
         ({"type": "object", "minProperties": 3}, "'minProperties': 3 at #"),
+        ({"type": "object", "minProperties": 2, "required": 5}, "'minProperties': 2 at #"),
+        ({"type": "object", "minProperties": 2, "required": [{}, "a", "a"]}, "'minProperties': 2 at #"),
         ({"$ref": "https://example.com/schema"}, "https://example.com/schema"),
         ({"oneOf": [{"minimum": 1}, {"maximum": 3}]}, "'oneOf' is not supported where its alternatives may overlap"),
         ({"type": "string", "pattern": "(?<=a)b"}, "look-around"),

@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from echo_runner import VOCABULARY, answer, echo_engine
@@ -271,6 +272,23 @@ def test_a_failing_listener_harms_nobody_else(client: EngineClient, caplog: pyte
     assert client.drain(20)
     assert caplog.text.count("whoever listens to request") == 1  # it was aborted at once
     assert client.load().generation_tokens < 100
+
+
+@pytest.mark.parametrize("method", ["observe_request", "observe_delta", "observe_step"])
+def test_a_failing_observer_harms_nobody(method: str, client: EngineClient, caplog: pytest.LogCaptureFixture) -> None:
+    class Observer:
+        def __getattr__(self, name: str) -> Any:
+            def observe(*_: Any) -> None:
+                if name == method:
+                    raise ValueError("observer")
+
+            return observe
+
+    client.add_observer(Observer())
+    assert submit(client, [2], max_tokens=5).end().finish is FinishReason.LENGTH
+    assert client.drain(20)
+    assert client.alive
+    assert "an observer failed on" in caplog.text
 
 
 def test_observers_see_every_delta_and_every_step(client: EngineClient) -> None:

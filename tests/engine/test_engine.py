@@ -119,6 +119,17 @@ def test_an_id_is_free_again_when_its_request_has_ended() -> None:
         assert tokens(run(engine)["r"]) == answer([1], 3)
 
 
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1), (2, 2)])
+def test_an_id_is_one_requests_whatever_its_samples(first: int, second: int) -> None:
+    engine = echo_engine()
+    engine.add(engine.make_request([1], SamplingParams(max_tokens=3, n=first), request_id="r"))
+    with pytest.raises(RequestError, match="a request of this id is running"):
+        engine.add(engine.make_request([2], SamplingParams(max_tokens=3, n=second), request_id="r"))
+    deltas = run(engine)["r"]
+    assert {delta.index for delta in deltas} == set(range(first))
+    assert sum(delta.finish is not None for delta in deltas) == first
+
+
 @pytest.mark.parametrize("seconds", [-1.0, 0.05])
 def test_a_deadline_ends_a_request(seconds: float) -> None:
     engine = echo_engine(step_time=0.01, decode_steps=(1,))

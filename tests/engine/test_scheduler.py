@@ -5,7 +5,7 @@ import pytest
 
 from jaxllm.cache import PagePool
 from jaxllm.config import CacheGroup, SchedulerConfig
-from jaxllm.core import FinishReason, Logprobs, Request, RowOutput, SamplingParams, StepOutput, StepPlan
+from jaxllm.core import Family, FinishReason, Logprobs, Request, RowOutput, SamplingParams, StepOutput, StepPlan
 from jaxllm.engine.deltas import delta_of
 from jaxllm.engine.scheduler import Scheduler
 from jaxllm.errors import ConfigError, QueueFullError, RequestError
@@ -628,6 +628,23 @@ def test_flush_forgets_what_nobody_holds():
     scheduler.add(again)
     finish_all(scheduler)
     assert again.num_cached == 0
+
+
+def test_a_sample_that_waits_at_a_flush_takes_nothing_from_before_it():
+    scheduler = make(max_num_seqs=2)
+    family, stem = Family("f"), [1, 2, 3, 4, 5, 6]
+    first = ask("first", stem, family=family)
+    waiting = ask("waiting", stem, max_tokens=2, leader=first, family=family)
+    for request in (ask("other", 1, max_tokens=3), first, waiting):
+        scheduler.add(request)
+    step(scheduler)
+    step(scheduler)
+    assert waiting.slot < 0
+    scheduler.flush_prefix_cache()
+    while waiting.finish is None:
+        plan = step(scheduler)
+        assert not plan.copies
+    assert waiting.num_cached == 0
 
 
 def test_what_was_running_at_a_flush_is_never_shared_after_it():

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxllm.config import EngineConfig
-from jaxllm.errors import CheckpointError
+from jaxllm.errors import CheckpointError, ConfigError
 from jaxllm.runner import Runner, estimate, executables, plan, resolve, start
 from jaxllm.runner.compiling import Compiler, Job, ProgramCost, StoppedError
 from jaxllm.runner.plan import compile_table, prepare, with_costs
@@ -437,6 +437,18 @@ def test_a_program_that_takes_more_than_reckoned_makes_the_cache_smaller(
     assert set(built.table.compiled) == set(built.table.keys)
     assert all(isinstance(cost, ProgramCost) for cost in built.table.costs.values())
     assert device_budget(config) is None  # of the CPU itself
+
+
+@pytest.mark.parametrize("fixed", [{"num_gpu_blocks_override": 17}, {"kv_cache_memory_bytes": 1 << 20}])
+def test_a_cache_of_a_fixed_size_that_leaves_programs_no_room_is_refused(
+    small: EngineConfig, fixed: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small.replace(**({"num_gpu_blocks_override": None, "compilation_cache_dir": ""} | fixed))
+    taken = with_costs((whole := prepare(config)).plan, whole.table)
+    budget = taken.weight_bytes + taken.state_bytes + taken.kv_bytes
+    monkeypatch.setattr(plan, "device_budget", lambda config: budget)
+    with pytest.raises(ConfigError, match="as was asked for: lower kv_cache_memory_bytes, num_gpu_blocks_override"):
+        compile_table(prepare(config))
 
 
 def test_a_later_start_knows_what_its_programs_take(

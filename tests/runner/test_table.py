@@ -167,6 +167,16 @@ def test_the_warm_up_runs_no_program_more_often_than_it_must(runner: Runner) -> 
     assert sorted(key.size for key in timed) == [2, 16, 32, 64, 128, 256]
 
 
+@pytest.mark.parametrize("tokens", [*range(256, 4097, 256), 8192, 16384, 32768, 65536])
+def test_programs_that_score_prompts_can_be_traced_at_all_sizes(tokens: int, runner: Runner) -> None:
+    keys = closed_table(256, tokens, (1,), gpu=True)
+    table = ProgramTable(runner.table.programs, keys, runner._weights, jnp.float32)
+    for key in {key for key in keys if key.variant == "scored" and key.size <= 4096}:
+        job = table.job(key, runner.memory_plan.sizes)
+        _, _, out = jax.eval_shape(job.function, *job.arguments)
+        assert out.size >= key.size
+
+
 def test_the_warm_up_times_prompts_on_a_gpu(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = closed_table(256, 8192, (1, 4), gpu=True)
     table = ProgramTable(runner.table.programs, keys, (), jnp.float32)

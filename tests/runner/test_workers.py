@@ -117,6 +117,25 @@ def test_workers_that_do_not_start_are_not_missed(
         assert _built_alone(prepare(config))
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_processes_that_there_is_no_room_for_are_not_missed(
+    number: int, config: EngineConfig, started: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    start = workers._start
+
+    def refuse(order: workers.Order) -> subprocess.Popen[bytes]:
+        if len(started) == number:
+            raise BlockingIOError("no more processes")
+        return start(order)
+
+    monkeypatch.setattr(workers, "_start", refuse)
+    built = compile_table(prepare(config))
+    assert set(built.table.compiled) == set(built.table.keys)
+    assert "cannot be started: no more processes" in caplog.text
+    assert [process.returncode is not None for process in started] == [True] * number
+
+
 def test_workers_end_with_the_start_that_wanted_them(
     config: EngineConfig, started: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
