@@ -148,5 +148,6 @@ class SequenceClassification(PoolingDecoder):
 
 
 def as_embedding(model_class: type[CausalLM]) -> type[PoolingModel]:
-    """The decoder's class as an embedding model's."""
-    return type(f"{model_class.__name__}Embedding", (Embedding, model_class), {"__doc__": model_class.__doc__})
+    """The decoder's class as an embedding model's, of the same module: whose code it is decides what is kept of it."""
+    own = {"__doc__": model_class.__doc__, "__module__": model_class.__module__}
+    return type(f"{model_class.__name__}Embedding", (Embedding, model_class), own)

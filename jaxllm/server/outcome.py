@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from jaxllm.core import Delta
 from jaxllm.sampling_params import SamplingParams
 
+MAX_ID = 256
+"""Characters of a request's id in a line of the log."""
+
 
 @dataclass(slots=True)
 class Outcome:
@@ -63,15 +66,16 @@ class Outcome:
 
     def __str__(self) -> str:
         """A line for the log; nothing of what was asked or answered."""
-        name = f"{self.request_id} ({self.client_request_id})" if self.client_request_id else self.request_id
+        name = self.request_id[:MAX_ID] + (f" ({self.client_request_id})" if self.client_request_id else "")
         end = self.error or ", ".join(self.finish) or "abort"
         stages = f"queue {self.queue_seconds:.3f}"
         if self.prefill_seconds is not None and self.decode_seconds is not None:
             stages += f", prefill {self.prefill_seconds:.3f}, decode {self.decode_seconds:.3f}"
-        return (
+        line = (
             f"request {name}: {end}; {self.num_prompt} prompt tokens, {self.num_cached} of them cached, "
             f"{self.num_output} new, {self.seconds:.3f} s ({stages})"
         )
+        return line if line.isprintable() else line.encode("unicode_escape").decode()  # clients choose ids
 
 
 OnOutcome = Callable[[Outcome], None]

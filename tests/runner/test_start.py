@@ -17,6 +17,7 @@ from jaxllm.config import EngineConfig
 from jaxllm.errors import CheckpointError, ConfigError
 from jaxllm.runner import Runner, estimate, executables, plan, resolve, start
 from jaxllm.runner.compiling import Compiler, Job, ProgramCost, StoppedError
+from jaxllm.runner.encode import EncodeRunner
 from jaxllm.runner.plan import compile_table, prepare, with_costs
 from jaxllm.runner.resolve import device_budget
 
@@ -234,6 +235,15 @@ def test_what_fails_in_its_first_run_is_not_kept(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), compiler.trying():
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
+
+
+def test_a_decoder_that_embeds_lowers_nothing_twice(small: EngineConfig, tmp_path: Path) -> None:
+    config = small.replace(task="embed", max_num_batched_tokens=32, compilation_cache_dir=str(tmp_path))
+    first = EncodeRunner.load(config)
+    first.keep(wait=True)
+    second = EncodeRunner.load(config)
+    assert first.table.compiler.compiled == second.table.compiler.loaded > 0
+    assert (first.table.compiler.loaded, second.table.compiler.compiled) == (0, 0)
 
 
 def test_users_own_code_is_not_kept_as_executables(config: EngineConfig, tmp_path: Path) -> None:

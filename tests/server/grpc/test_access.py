@@ -196,6 +196,11 @@ async def test_names_go_in_and_out_and_ends_are_told(engine, tokenizer, caplog):
         outcome = outcomes.pop()
         assert outcome.client_request_id == ""
         assert "INVALID_ARGUMENT" in str(outcome)
+        await code_of(ask(channel, request_id="a\nb\u2028" + "c" * 300, sampling=pb.Sampling(n=1000)))
+        told = str(outcomes.pop())
+        assert told.isprintable()
+        assert told.startswith("request a\\nb\\u2028ccc")
+        assert len(told) < 600
         assert not outcomes
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
