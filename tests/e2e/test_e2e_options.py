@@ -129,6 +129,8 @@ def test_openais_client_comes_in_with_certificate_and_key(locked: Locked):
             answer = client.completions.create(model="tales", prompt="Once upon a time", max_tokens=4)
             assert answer.model == "stories"
             assert answer.usage.completion_tokens == 4
+            # What --override-generation-config says where the request says nothing.
+            assert client.completions.create(model="tales", prompt="Once").usage.completion_tokens == 7
         client = openai.OpenAI(base_url=f"{locked.url}/v1", api_key="wrong", http_client=http, max_retries=0)
         with pytest.raises(openai.AuthenticationError, match="no valid API key"):
             client.completions.create(model="tales", prompt="Once")

@@ -266,6 +266,7 @@ class ControlService(pb_grpc.ControlServicer):
                 has_chat_template=requests.has_chat_template,
                 max_logprobs=info.max_logprobs,
                 max_requests=requests.client.max_queued,
+                default_max_tokens=info.generation_defaults.get("max_tokens") or 0,
                 path=info.path,
                 task="generate" if info.pooling is None else info.pooling.task,
                 pooling=None if info.pooling is None else pooling_info(info.pooling),

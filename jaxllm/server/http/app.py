@@ -80,7 +80,7 @@ def build(target: str, config: ServerConfig | None = None) -> FastAPI:
         check_inputs(config, prompt=len(body.prompt))
         served = await link.connect()
         check_queue(served.max_requests, prompt=len(body.prompt))
-        answer = CompletionAnswer(body, served.name)
+        answer = CompletionAnswer(body.with_default(served.default_max_tokens), served.name)
         return Generation(link, traffic, answer, answer.requests)
 
     @app.post("/v1/chat/completions")

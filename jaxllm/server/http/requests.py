@@ -241,6 +241,10 @@ class CompletionRequest(GenerationRequest):
     echo: bool | None = None
     suffix: Unsupported = None
 
+    def with_default(self, max_tokens: int) -> Self:
+        """The same with the operator's max_tokens, 0 for none, where the client says nothing of it."""
+        return self.model_copy(update={"max_tokens": max_tokens}) if self.max_tokens is None and max_tokens else self
+
     @property
     def num_logprobs(self) -> int | None:
         return self.logprobs

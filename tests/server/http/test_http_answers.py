@@ -185,6 +185,9 @@ def test_unset_fields_stay_unset(shared_front):
     shared_front.post(COMPLETIONS, prompt="x")
     assert [field.name for field, _ in last_request(shared_front).sampling.ListFields()] == ["max_tokens"]
     assert last_request(shared_front).sampling.max_tokens == 16
+    silent, own = CompletionRequest(prompt="x"), CompletionRequest(prompt="x", max_tokens=3)
+    limits = [body.with_default(operators).token_limit for body in (silent, own) for operators in (0, 7)]
+    assert limits == [16, 7, 3, 3]
     shared_front.post(CHAT, messages=MESSAGES)
     assert last_request(shared_front).sampling.ListFields() == []
 

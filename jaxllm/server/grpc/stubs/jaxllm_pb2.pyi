@@ -1319,6 +1319,7 @@ class GetModelInfoResponse(_message.Message):
     TASK_FIELD_NUMBER: _builtins.int
     POOLING_FIELD_NUMBER: _builtins.int
     MAX_REQUESTS_FIELD_NUMBER: _builtins.int
+    DEFAULT_MAX_TOKENS_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     architecture: _builtins.str
@@ -1333,6 +1334,8 @@ class GetModelInfoResponse(_message.Message):
     """What it is served for: generate, embed, classify, token_embed or token_classify."""
     max_requests: _builtins.int
     """Requests that can wait at once, and so be asked for together; more are refused until some of them run."""
+    default_max_tokens: _builtins.int
+    """New tokens of requests that do not say how many, where the operator says so (--override-generation-config); 0 if not."""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -1359,11 +1362,12 @@ class GetModelInfoResponse(_message.Message):
         task: _builtins.str = ...,
         pooling: Global___PoolingInfo | None = ...,
         max_requests: _builtins.int = ...,
+        default_max_tokens: _builtins.int = ...,
         aliases: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pooling", b"pooling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "architecture", b"architecture", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "has_chat_template", b"has_chat_template", "max_logprobs", b"max_logprobs", "max_model_len", b"max_model_len", "max_requests", b"max_requests", "name", b"name", "parameters", b"parameters", "path", b"path", "pooling", b"pooling", "task", b"task", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "architecture", b"architecture", "default_max_tokens", b"default_max_tokens", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "has_chat_template", b"has_chat_template", "max_logprobs", b"max_logprobs", "max_model_len", b"max_model_len", "max_requests", b"max_requests", "name", b"name", "parameters", b"parameters", "path", b"path", "pooling", b"pooling", "task", b"task", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
