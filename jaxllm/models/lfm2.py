@@ -101,6 +101,7 @@ def lfm2_config(fields: Fields, architecture: str, **family: Any) -> ModelConfig
 
 def _adjusted(fields: Fields) -> int:
     """The MLPs' inner size: two thirds of what the file says, times a factor, rounded up to a multiple, if asked."""
+    fields.default_nullable(block_ffn_dim_multiplier=1.0)  # null is not to round
     size, multiple = fields.size("intermediate_size"), fields.size("block_multiple_of", 256)
     factor = fields.positive("block_ffn_dim_multiplier", None)
     if not fields.take("block_auto_adjust_ff_dim", bool, True):

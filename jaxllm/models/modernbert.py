@@ -116,6 +116,7 @@ def modernbert_config(fields: Fields, architecture: str) -> ModernBertConfig:
     if fields.values.get("layer_types") is not None:
         windows = read_layer_types(fields, num_layers, window, period=0)
     fields.raw("layer_types")
+    fields.default_nullable(local_rope_theta=10000.0)  # null is as the global one
     theta, local_theta = fields.take("global_rope_theta", float, 160000.0), fields.take("local_rope_theta", float, None)
     rope, positions = read_rope(fields, head_dim, fields.size("max_position_embeddings", 8192), theta=theta)
     fields.expect("position_embedding_type", "absolute", None)  # in the files, and without meaning
@@ -150,7 +151,7 @@ def modernbert_config(fields: Fields, architecture: str) -> ModernBertConfig:
         rope=rope,
         **common(fields),
     )
-    return with_local_rope(config, fields, 10000.0 if local_theta is None else local_theta)
+    return with_local_rope(config, fields, theta if local_theta is None else local_theta)
 
 
 class ModernBertForSequenceClassification(ModernBertModel):

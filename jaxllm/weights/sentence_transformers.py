@@ -12,6 +12,11 @@ from jaxllm.errors import ConfigError
 from jaxllm.weights.directory import read_object
 
 _MODES: dict[str, Literal["cls", "mean", "last"]] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
+_TRANSFORMER = tuple(
+    f"sentence_{family}_config.json"
+    for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+"""Of which the library reads the first that is there."""
 _FLAGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
 
 
@@ -47,12 +52,11 @@ def read_sentence_transformer(directory: Path) -> SentenceTransformer | None:
             f"{path}: the steps {', '.join(kinds)} are not supported, only Transformer, Pooling and Normalize;"
             " serve another checkpoint, or remove the file to pool as its family does"
         )
-    inner = read_object(directory / "sentence_bert_config.json") or {}
+    name = next((name for name in _TRANSFORMER if (directory / name).is_file()), _TRANSFORMER[0])
+    inner = read_object(directory / name) or {}
     longest = inner.get("max_seq_length")
     if longest is not None and (type(longest) is not int or longest < 1):
-        raise ConfigError(
-            f"{directory}: sentence_bert_config.json: max_seq_length={longest!r} must be positive, or null"
-        )
+        raise ConfigError(f"{directory}: {name}: max_seq_length={longest!r} must be positive, or null")
     return SentenceTransformer(
         sequence=_read_mode(steps[1][1] / "config.json"),
         normalize="Normalize" in kinds,

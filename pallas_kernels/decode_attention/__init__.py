@@ -44,6 +44,8 @@ def decode_attention(
     )  # fmt: skip
     if page_table.shape[0] != rows:
         raise ValueError(f"{name}: qkv {qkv.shape} and page_table {page_table.shape} disagree about the rows")
+    if window is not None:  # no longer than any row: kernels add it to positions
+        window = min(window, page_table.shape[1] * k_pages.shape[1])
     result: tuple[jax.Array, jax.Array, jax.Array] = choose.run(
         name,
         ("triton", "reference"),

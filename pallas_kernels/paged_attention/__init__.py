@@ -52,6 +52,8 @@ def paged_attention(
         )
     if not causal and any(x is not None for x in (window, alibi_slopes, position_bias)):
         raise ValueError("paged_attention: without causality there are no distances for windows, slopes or biases")
+    if window is not None:  # no longer than any row: kernels add it to positions
+        window = min(window, page_table.shape[1] * k_pages.shape[1])
     result: jax.Array = choose.run(
         "paged_attention",
         ("mosaic", "triton", "reference"),

@@ -38,6 +38,8 @@ def ragged_attention(
             f"ragged_attention: position_bias {position_bias.shape} must be ({heads}, 2 * W + 1): by distance, for"
             " keys before the query, its own and those behind it"
         )
+    if window is not None:  # no longer than any row: kernels add it to positions
+        window = min(window, q.shape[0])
     result: jax.Array = choose.run(
         "ragged_attention",
         ("triton", "reference"),

@@ -85,6 +85,8 @@ CASES = (
     RaggedCase("dim-256", (66, 9), heads=2, kv_heads=1, dim=256),
     RaggedCase("window", (150, 12, 40), heads=2, kv_heads=2, window=20, padding=4),
     RaggedCase("window-1-dim-32", (70, 2), dim=32, window=1),
+    RaggedCase("window-without-end", (70, 2), window=2**31 - 1),
+    RaggedCase("window-without-end-causal", (70, 2), window=2**31 - 1, causal=True),
     RaggedCase("window-long", (260, 140), heads=2, kv_heads=1, window=129),
     RaggedCase("window-causal-dim-48", (150, 12, 40), heads=2, kv_heads=1, dim=48, window=20, causal=True),
     RaggedCase("soft-cap-dim-72", (70, 9), heads=2, kv_heads=2, dim=72, soft_cap=2.0),

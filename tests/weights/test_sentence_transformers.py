@@ -77,6 +77,15 @@ def test_a_damaged_pooling_is_named(tmp_path, text):
         weights.read_sentence_transformer(tmp_path)
 
 
+def test_the_transformers_file_has_several_names(tmp_path):
+    write_pooling(tmp_path, PLAIN, {"pooling_mode": "cls"})
+    for name, length in (("xlm-roberta", 96), ("roberta", 64), ("bert", 48)):  # the latter go before the former
+        inner = {"max_seq_length": length, "do_lower_case": True}
+        (tmp_path / f"sentence_{name}_config.json").write_text(json.dumps(inner))
+        found = weights.read_sentence_transformer(tmp_path)
+        assert (found.max_seq_length, found.lower_case) == (length, True)
+
+
 @pytest.mark.parametrize("length", [0, -1, 1.5, True, "12", [12]])
 def test_a_length_that_is_none_is_named(tmp_path, length):
     write_pooling(tmp_path, PLAIN, {"pooling_mode": "cls"})
