@@ -46,6 +46,13 @@ class Scoring:
             return [request.prompt for request in self.requests]
         return [query.prompt + document.prompt for query, document in self._joined(self.requests)]
 
+    @property
+    def lengths(self) -> list[int]:
+        """How many those are."""
+        if self.num_queries == 0:
+            return [len(request.prompt) for request in self.requests]
+        return [len(query.prompt) + len(document.prompt) for query, document in self._joined(self.requests)]
+
     def scores(self) -> np.ndarray:
         """[documents] float32, once every request has ended."""
         values = pooled(self.requests)
@@ -119,9 +126,10 @@ class PoolingInputs:
             inputs = [*queries, *documents]
             return Scoring(self.requests(inputs, params, priority=priority, deadline=deadline), len(queries))
         params = replace(params, task="classify")
+        asked = [self._text("queries", query) for query in queries]
         pairs = [
-            (self._text("queries", query), self._text("documents", document))
-            for query, document in zip(itertools.cycle(queries), documents, strict=False)
+            (query, self._text("documents", document))
+            for query, document in zip(itertools.cycle(asked), documents, strict=False)
         ]
         encoded = self._tokenizer().encode_pairs(pairs, self._most_tokens(params))
         return Scoring(

@@ -1,5 +1,6 @@
 """Tokenizers of every kind: ids as recorded elsewhere, bytes per token that add up to the text."""
 
+import itertools
 import json
 import random
 import threading
@@ -14,6 +15,7 @@ from vocabularies import TOKENIZERS, VECTORS
 import jaxllm
 from jaxllm.errors import ConfigError
 from jaxllm.server.text import Tokenizer
+from jaxllm.server.text import tokenizer as tokenizer_module
 
 Load = Callable[[str], Tokenizer]
 Vectors = Callable[[str], list[tuple[str, list[int]]]]
@@ -83,6 +85,21 @@ def test_other_threads_get_on_while_a_long_text_is_encoded(how: str) -> None:
         time.sleep(0.001)
         turns += 1
     assert turns > 20  # one or two where the lock is kept
+
+
+def test_many_texts_are_encoded_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = Tokenizer.load(Path(jaxllm.__file__).parent / "demo_model")
+    texts = ["Once", "", "upon a time " * 9, "there was", "a cat."]
+    pairs = list(itertools.product(texts, texts))
+    monkeypatch.setattr(tokenizer_module, "_BATCH_CHARACTERS", 9)
+    encoded: list[int] = []
+    encode = tokenizer._encoded
+    monkeypatch.setattr(tokenizer, "_encoded", lambda batch: (encoded.append(len(batch)), encode(batch))[1])
+    for most in (None, 4):
+        assert tokenizer.encode_many(texts, most) == [tokenizer.encode_many([text], most)[0] for text in texts]
+        assert tokenizer.encode_pairs(pairs, most) == [tokenizer.encode_pairs([pair], most)[0] for pair in pairs]
+    assert 1 < max(encoded) < len(texts)
+    assert tokenizer.encode_many([]) == tokenizer.encode_pairs([]) == []
 
 
 def test_an_id_without_a_token_stands_for_nothing(load_tokenizer: Load) -> None:

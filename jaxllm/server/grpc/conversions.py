@@ -199,8 +199,8 @@ class Conversation:
 
     @property
     def size(self) -> int:
-        """Characters of its messages and tools, about."""
-        return len(str(self.messages)) + len(str(self.tools))
+        """Characters of its messages, tools, documents and variables, about."""
+        return len(str(self.messages)) + len(str(self.keywords))
 
     @property
     def continued(self) -> str | None:

@@ -7,6 +7,7 @@ from typing import Self
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 
 MAX_NAME = 256  # characters of a name
+MAX_TRACE = 512  # characters of a trace's header, as W3C Trace Context would have carried at least
 NAME = "x-request-id"
 TRACE = ("traceparent", "tracestate")
 
@@ -36,10 +37,10 @@ class Caller:
 
 def metadata_of(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """The metadata of a call that say the same as a request's headers."""
-    named = ((name, headers.get(name, "")) for name in (NAME, *TRACE))
-    return tuple((name, value) for name, value in named if value and value.isascii() and value.isprintable())
+    named = ((NAME, clean(headers.get(NAME))), *((name, clean(headers.get(name), MAX_TRACE)) for name in TRACE))
+    return tuple((name, value) for name, value in named if value)
 
 
-def clean(name: str | None) -> str:
+def clean(name: str | None, longest: int = MAX_NAME) -> str:
     """The name if a log and a header can carry it, else ""."""
-    return name if name and len(name) <= MAX_NAME and name.isascii() and name.isprintable() else ""
+    return name if name and len(name) <= longest and name.isascii() and name.isprintable() else ""

@@ -28,6 +28,8 @@ from jaxllm.server.limits import check_inputs
 from jaxllm.server.outcome import Outcome
 from jaxllm.server.pooling import Input, PoolingInputs, Scoring, pooled
 
+MAX_NUMBERS = 1 << 24
+"""Of an answer with some for each token: 64 MiB, and many times that as JSON."""
 IN_FLIGHT = 1024  # inputs of one call that the engine has at once: two steps of the largest kind; others get between
 RETRY_SECONDS = 0.01  # where the queue is full of others' inputs
 
@@ -123,7 +125,7 @@ class PoolingCalls:
         return pb.ScoreResponse(
             request_id=outcome.request_id,
             scores=scoring.scores().tolist(),
-            prompt_tokens=[len(prompt) for prompt in scoring.prompts],
+            prompt_tokens=scoring.lengths,
             total_tokens=sum(_counts(scoring.requests)),
             timings=_timings(outcome),
         )
@@ -165,9 +167,22 @@ class PoolingCalls:
         contents = _contents("inputs", inputs)
 
         def read(deadline: float | None) -> list[PoolingRequest]:
-            return self._inputs.requests(contents, params, priority=wire.options.priority, deadline=deadline)
+            requests = self._inputs.requests(contents, params, priority=wire.options.priority, deadline=deadline)
+            self._check_size(requests)
+            return requests
 
         return await self._run(wire, read, lambda requests: requests, _size(contents), caller)
+
+    def _check_size(self, requests: Sequence[PoolingRequest]) -> None:
+        """RequestError for more numbers than one answer may hold."""
+        pooling = self._client.info.pooling
+        tokens = sum(len(request.prompt) for request in requests if request.per_token)
+        if pooling is not None and tokens * pooling.size > MAX_NUMBERS:
+            raise RequestError(
+                f"the inputs have {tokens} tokens of {pooling.size} numbers each: an answer holds {MAX_NUMBERS} at "
+                "most; send several requests",
+                "inputs",
+            )
 
     async def _run[T](
         self,

@@ -21,11 +21,11 @@ from jaxllm.errors import ConfigError, RequestError
 from jaxllm.server.access import Keys
 from jaxllm.server.grpc import conversions
 from jaxllm.server.grpc.calls import Call
-from jaxllm.server.grpc.conversions import CallError, Conversation
+from jaxllm.server.grpc.conversions import CallError
 from jaxllm.server.grpc.keys import KeyInterceptor
 from jaxllm.server.grpc.labels import Caller, label
 from jaxllm.server.grpc.pooling import PoolingCalls, pooling_info
-from jaxllm.server.grpc.session import Requests
+from jaxllm.server.grpc.session import Requests, read_chat
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.grpc.stubs import jaxllm_pb2_grpc as pb_grpc
 
@@ -178,7 +178,7 @@ class InferenceService(pb_grpc.InferenceServicer):
                     special = not request.HasField("add_special_tokens") or request.add_special_tokens
                     token_ids = await requests.encode(request.text, special)
                 case "chat":
-                    _, token_ids = await requests.encode_chat(Conversation.read(request.chat))
+                    _, token_ids = await requests.encode_chat(await read_chat(request.chat))
                 case _:
                     raise RequestError("nothing to tokenize: set text or chat", "prompt")
             return pb.TokenizeResponse(

@@ -184,8 +184,9 @@ class Requests:
         try:
             params = conversions.sampling_params(wire.sampling, self.client.info.generation_defaults)
             self._check_limits(params)
-            if self._tokenizer is not None:
-                params = self._tokenizer.resolve(params)
+            if (tokenizer := self._tokenizer) is not None:
+                resolve = functools.partial(tokenizer.resolve, params)
+                params = await run_sized(sum(map(len, params.bad_words)), resolve)
             deadline = call_deadline
             if wire.HasField("timeout_seconds"):
                 if not (math.isfinite(wire.timeout_seconds) and wire.timeout_seconds > 0):
@@ -312,7 +313,7 @@ class Requests:
             case "token_ids":
                 return list(wire.token_ids.ids), None, params
             case "chat":
-                chat = Conversation.read(wire.chat)
+                chat = await read_chat(wire.chat)
                 self._chats.check(chat)
                 text, token_ids = await self.encode_chat(chat)
                 params = self._chats.constrain(params, chat, text)
@@ -381,6 +382,11 @@ class Requests:
                 tell(outcome)
             except Exception:  # what is told of a request is nothing to the request
                 log.exception("nothing can be told of request %s", outcome.request_id)
+
+
+async def read_chat(chat: pb.Chat) -> Conversation:
+    """Raises RequestError."""
+    return await run_sized(chat.ByteSize(), lambda: Conversation.read(chat))
 
 
 async def run_sized[T](size: int, work: Callable[[], T]) -> T:

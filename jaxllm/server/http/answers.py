@@ -131,6 +131,7 @@ class OpenAIAnswer[R: (CompletionRequest, ChatRequest)]:
         options = request.stream_options
         self._usage_at_end = bool(options and options.include_usage)
         self._usage_always = bool(options and options.continuous_usage_stats)
+        self._usage_json: bytes | None = None  # what the events that are being made say of it
         event_head = to_json(self._head | {"object": self.event_object})[:-1]
         self._event_head = b"data: " + event_head + b',"choices":['
 
@@ -149,6 +150,7 @@ class OpenAIAnswer[R: (CompletionRequest, ChatRequest)]:
 
     def events(self) -> bytes:
         events = []
+        self._usage_json = None
         for choice in self._touched.values():
             if not choice.started:
                 choice.started = True
@@ -181,7 +183,9 @@ class OpenAIAnswer[R: (CompletionRequest, ChatRequest)]:
 
     def _usage_part(self) -> bytes:
         if self._usage_always:
-            return b',"usage":' + to_json(self._usage())
+            if self._usage_json is None:  # of all choices, of which there may be thousands: once for all that came
+                self._usage_json = to_json(self._usage())
+            return b',"usage":' + self._usage_json
         return b',"usage":null' if self._usage_at_end else b""
 
     def _full_event(self, choice: Choice, ended: bool) -> bytes:

@@ -19,14 +19,37 @@ from jaxllm.server.tool_choice import check_tools
 
 MAX_VARIABLE_NESTING = 16
 """Lists and objects in each other that a template's variable may be: protobuf reads few more."""
+MAX_VARIABLE_VALUES = 10_000
+"""Values that a template's variables may hold: each is a message of its own on the wire."""
 
 
-def _check_numbers(value: Any) -> None:
+def _check_variables(variables: dict[str, Any]) -> None:
+    """RequestError for what protobuf could not carry, or only at length."""
+    count = 0
+
+    def check(value: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > MAX_VARIABLE_VALUES:
+            raise RequestError(
+                f"chat_template_kwargs: more than {MAX_VARIABLE_VALUES} values; send what is long in messages or "
+                "documents, or as a string",
+                "chat_template_kwargs",
+            )
+        if isinstance(value, (dict, list)):
+            for inner in value.values() if isinstance(value, dict) else value:
+                check(inner)
+        else:
+            _check_number(value)
+
+    for value in variables.values():
+        check_nesting(value, MAX_VARIABLE_NESTING, "chat_template_kwargs")
+        check(value)
+
+
+def _check_number(value: Any) -> None:
     """RequestError for a number that protobuf's, which have 64 bits, cannot hold or write as JSON."""
-    if isinstance(value, (dict, list)):
-        for inner in value.values() if isinstance(value, dict) else value:
-            _check_numbers(inner)
-    elif isinstance(value, (int, float)) and not abs(value) <= sys.float_info.max:  # so of NaN, too
+    if isinstance(value, (int, float)) and not abs(value) <= sys.float_info.max:  # so of NaN, too
         raise RequestError(
             "chat_template_kwargs: a number is none that 64 bits can hold; send it as a string",
             "chat_template_kwargs",
@@ -195,9 +218,7 @@ class ChatFields(Body):
     def _check_chat(self) -> Self:
         if self.messages == []:
             raise RequestError("messages: must hold at least one message", "messages")
-        for value in (self.chat_template_kwargs or {}).values():
-            check_nesting(value, MAX_VARIABLE_NESTING, "chat_template_kwargs")
-            _check_numbers(value)
+        _check_variables(self.chat_template_kwargs or {})
         return self
 
     def chat(self) -> pb.Chat:

@@ -29,7 +29,7 @@ def _hint(name: str, known: Sequence[str]) -> str:
     instead, advice = _HINTS.get(name, ("", ""))
     if instead in known:
         return advice
-    near = () if instead else difflib.get_close_matches(name, known, 1)
+    near = () if instead or len(name) > 100 else difflib.get_close_matches(name, known, 1)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
 
 

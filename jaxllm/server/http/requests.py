@@ -31,6 +31,8 @@ from jaxllm.server.http.forms import (
 from jaxllm.server.http.structured import ResponseFormat, Structured
 from jaxllm.structured_outputs import StructuredOutputs
 
+MAX_COPIED_BYTES = 32 << 20
+"""Of sampling parameters, of which each prompt of a request takes a copy."""
 SAMPLING_FIELDS = tuple(field.name for field in dataclasses.fields(SamplingParams))
 
 _EARLY_STOPPING = {
@@ -222,6 +224,12 @@ class GenerationRequest(SamplingFields):
         """One request per choice, with ids made from `request_id`."""
         requests = self.prompts()
         sampling = self.sampling()
+        if len(requests) > 1 and len(requests) * sampling.ByteSize() > MAX_COPIED_BYTES:
+            raise RequestError(
+                f"prompt has {len(requests)} entries, each of which takes a copy of sampling parameters of "
+                f"{sampling.ByteSize()} bytes: send several requests",
+                "prompt",
+            )
         for index, request in enumerate(requests):
             request.request_id = f"{request_id}-{index}"
             request.model = self.model or ""

@@ -50,6 +50,7 @@ class SectionedAnswer:
         self._names, self._prompt_field = body.names, body.prompt_field  # the body itself is not to be held
         self._begun = False
         self._logprobs: list[pb.TokenLogprob] = []  # of tokens whose text has not come yet
+        self._num_reasoning = 0  # tokens
 
     @property
     def cut_off(self) -> bool:
@@ -92,8 +93,9 @@ class SectionedAnswer:
         if not self._begun:
             self._begun = True
             self.begun()
-        if chunk.logprobs:
-            self._logprobs.extend(chunk.logprobs)
+        reasoning = max(0, chunk.counts.reasoning - self._num_reasoning)
+        self._num_reasoning += reasoning
+        self._logprobs.extend(chunk.logprobs[reasoning:])  # the first of a chunk's tokens are those of its reasoning
         calls = list(chunk.tool_calls)
         # The rest of the call that is open: what else the chunk holds was generated behind it.
         while calls and not calls[0].name and self.sections and self.sections[-1].call == calls[0].index:
@@ -122,9 +124,11 @@ class SectionedAnswer:
 
     def _extend(self, section: Section, piece: str) -> None:
         """Tokens are told of with the text that they come with or before; those of reasoning and calls are not."""
-        logprobs, self._logprobs = self._logprobs, []
         section.pieces.append(piece)
-        if section.kind != "text":
+        logprobs: list[pb.TokenLogprob] = []
+        if section.kind != "reasoning":
+            logprobs, self._logprobs = self._logprobs, []
+        if section.kind == "call":
             logprobs = []
         section.logprobs.extend(logprobs)
         self.extended(section, piece, logprobs)

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,9 @@ class Tokenizer:
 
     def encode_many(self, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
         """Token ids of each text with its special tokens, cut to max_tokens with those kept."""
-        return [_cut(whole, max_tokens)[0] for whole in self._encoded(list(texts))]
+        return [
+            _cut(whole, max_tokens)[0] for batch in _batches(texts, map(len, texts)) for whole in self._encoded(batch)
+        ]
 
     def encode_pairs(
         self, pairs: Sequence[tuple[str, str]], max_tokens: int | None = None
@@ -101,7 +103,8 @@ class Tokenizer:
 
         max_tokens: the longer text of a pair is cut first, then both alike.
         """
-        return [_cut(whole, max_tokens) for whole in self._encoded(list(pairs))]
+        sizes = (len(first) + len(second) for first, second in pairs)
+        return [_cut(whole, max_tokens) for batch in _batches(pairs, sizes) for whole in self._encoded(batch)]
 
     def _encoded(self, texts: list[Any], add_special_tokens: bool = True) -> list[Any]:
         """The encoding of each text, or pair of texts. Never one by one: `encode` keeps the interpreter's lock, for a
@@ -242,6 +245,22 @@ def _byte_alphabet() -> dict[str, int]:
     alphabet = {chr(byte): byte for byte in range(256) if printable(byte)}
     others: Iterable[int] = (byte for byte in range(256) if not printable(byte))
     return alphabet | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+_BATCH_CHARACTERS = 1 << 20
+"""Of texts that are encoded at once: an encoding takes a hundred bytes a character until its ids are read."""
+
+
+def _batches[T](texts: Sequence[T], sizes: Iterable[int]) -> Iterator[list[T]]:
+    batch, characters = list[T](), 0
+    for text, size in zip(texts, sizes, strict=True):
+        batch.append(text)
+        characters += size
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def _cut(whole: Any, max_tokens: int | None) -> tuple[list[int], list[int]]:

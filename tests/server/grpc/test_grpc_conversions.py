@@ -235,6 +235,14 @@ def test_tools_that_are_none(tools: list[str], choice: dict, why: str) -> None:
     assert raised.value.param in ("tools", "tool_choice")
 
 
+def test_the_size_of_a_conversation_is_that_of_all_it_holds() -> None:
+    long = "x" * 5000
+    chat = pb.Chat(messages=[pb.ChatMessage(role="user", content=long)], documents=[json.dumps({"text": long})])
+    chat.tools.append(function("f", description=long))
+    chat.template_kwargs.update({"a": long})
+    assert 20_000 < conversions.Conversation.read(chat).size < 21_000
+
+
 def test_numbers_of_a_template_are_whole_where_they_can_be() -> None:
     chat = pb.Chat()
     chat.template_kwargs.update({"n": 3, "part": 0.5, "deep": [{"m": 1e6}], "on": True, "none": None, "text": "3.0"})

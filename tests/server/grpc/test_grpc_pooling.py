@@ -12,7 +12,7 @@ import pytest
 from jaxllm.config import ServerConfig
 from jaxllm.core import Delta, FinishReason, Load, ModelInfo, Pooling, PoolingParams, PoolingRequest
 from jaxllm.errors import QueueFullError
-from jaxllm.server.grpc import service
+from jaxllm.server.grpc import pooling, service
 from jaxllm.server.grpc.session import Requests
 from jaxllm.server.grpc.stubs import jaxllm_pb2 as pb
 from jaxllm.server.grpc.stubs import jaxllm_pb2_grpc as pb_grpc
@@ -35,6 +35,7 @@ class ScriptedPooler:
         self.max_queued = 90
         self.capacity = 100
         self.room = 100
+        self.per_token = False
         self.waiting: dict[str, tuple[PoolingRequest, Callable[[Delta], None]]] = {}
         self.most = 0
         self.aborted: list[str] = []
@@ -43,7 +44,7 @@ class ScriptedPooler:
     def make_pooling_request(self, ids: list[int], params: PoolingParams, **options: object) -> PoolingRequest:
         self._count += 1
         options.pop("token_types")
-        return PoolingRequest(str(self._count), list(ids), params, False, **options)  # type: ignore[arg-type]
+        return PoolingRequest(str(self._count), list(ids), params, self.per_token, **options)  # type: ignore[arg-type]
 
     def submit(self, request: PoolingRequest, on_delta: Callable[[Delta], None]) -> None:
         if len(self.waiting) >= self.room:
@@ -134,6 +135,16 @@ async def test_too_many_inputs(stub, engine: ScriptedPooler, field: str) -> None
         assert message.startswith(f"{field} has {MAX_PROMPTS + 1} entries: at most {MAX_PROMPTS} here (--max-prompts)")
         assert ("jaxllm-param", field) in [tuple(pair) for pair in await call.trailing_metadata()]
     assert engine.waiting == {}
+
+
+async def test_more_numbers_than_an_answer_holds(stub, engine: ScriptedPooler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pooling, "MAX_NUMBERS", 11)
+    engine.per_token = True
+    inputs = [pb.PoolingInput(token_ids=pb.TokenIds(ids=ids)) for ids in ([1, 2], [3, 4])]  # of 3 numbers each
+    code, message = await failure(stub.Pool(pb.PoolRequest(inputs=inputs, task=pb.POOLING_TASK_TOKEN_EMBED)))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "the inputs have 4 tokens of 3 numbers each: an answer holds 11 at most" in message
+    assert not engine.waiting
 
 
 async def test_as_many_inputs_as_a_call_takes(stub, engine: ScriptedPooler) -> None:

@@ -67,6 +67,7 @@ class BackgroundRun:
             log.exception("response %s failed", self._answer.id)
             self._answer.fail(ApiError(500, "internal error", code="internal"))
         finally:
+            self._requests = []  # the store counts what is kept, and they are not
             self._tell()
             self._store.settle(self._answer)
 
