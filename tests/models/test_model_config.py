@@ -527,3 +527,23 @@ def test_fields_that_published_files_have_and_that_say_nothing() -> None:
     for norm, expected in (({}, 1.0), ({"moe_normalize_expert_weights": None}, None)):
         experts = {name: value for name, value in values["ffn_config"].items() if "normalize" not in name} | norm
         assert resolved(case, ffn_config=experts).mixture.routing.norm == expected
+
+
+def test_a_null_is_not_what_is_left_out() -> None:
+    """Of ModernBERT's rotation of layers with a window, and of LFM2's rounding of its MLPs' size (transformers 4)."""
+
+    def read(folder: str, name: str, *given: Any) -> Any:
+        values = json.loads((Path(__file__).parent / folder / "config.json").read_text())
+        values.pop("rope_parameters", None)
+        values.pop(name, None)
+        values |= {"intermediate_size": 50} | dict(zip((name,), given, strict=False))
+        return registry.resolve(values, None, "auto").config
+
+    field = "local_rope_theta"
+    for given, local in (((), 1e4), ((None,), 16e4), ((5e3,), 5e3)):
+        config = read("reference_pooling/modernbert-windows", field, *given)
+        expected = {16e4 if window is None else local for window in config.windows}
+        assert {rope.theta for rope in config.layer_ropes} == expected
+    field = "block_ffn_dim_multiplier"
+    sizes = [read("reference/lfm2-adjusted", field, *given).intermediate_size for given in ((), (1.0,), (None,))]
+    assert sizes == [40, 40, 33]

@@ -1,7 +1,12 @@
 """What one legal request may cost, and answers that do not depend on how their chunks come together."""
 
+import contextlib
+import difflib
+import gc
 import itertools
-import time
+import weakref
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +18,8 @@ from jaxllm.server.http import requests
 from jaxllm.server.http.chats import MAX_VARIABLE_VALUES, ChatRequest
 from jaxllm.server.http.forms import Strict
 from jaxllm.server.http.requests import CompletionRequest
+from jaxllm.server.http.responses.background import BackgroundRun
+from jaxllm.server.http.responses.store import Store
 from jaxllm.server.http.sections import SectionedAnswer
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -38,11 +45,34 @@ def test_variables_of_a_template_are_counted() -> None:
         ChatRequest(messages=MESSAGES, chat_template_kwargs=few | {"more": [1] * 99})
 
 
-def test_a_long_unknown_field_is_named_at_once() -> None:
-    begin = time.thread_time()
-    with pytest.raises(ValueError, match="unknown field"):
-        Strict.model_validate({"x" * 4_000_000: 1})
-    assert time.thread_time() - begin < 0.2
+def test_nothing_near_is_looked_for_where_an_unknown_field_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+    monkeypatch.setattr(difflib, "get_close_matches", lambda name, *_: compared.append(name) or [])
+    for name in ("x" * 101, "x" * 4_000_000, "promt"):
+        with pytest.raises(ValueError, match="unknown field"):
+            Strict.model_validate({name: 1})
+    assert compared == ["promt"]
+
+
+async def test_what_a_background_response_was_asked_goes_with_its_end() -> None:
+    class Requests(list[pb.GenerateRequest]):
+        """Which can be watched."""
+
+    @contextlib.asynccontextmanager
+    async def submit(requests: list[pb.GenerateRequest]) -> AsyncIterator[Any]:
+        yield SimpleNamespace(done=True)
+
+    answer = SimpleNamespace(id="a", take_events=list, ended=True, output=[], fail=None, cancel=lambda: None)
+    for cancelled in (False, True):
+        requests = Requests([pb.GenerateRequest()])
+        held = weakref.ref(requests)
+        run = BackgroundRun(SimpleNamespace(submit=submit), Store(1, 1), answer, requests)  # type: ignore[arg-type]
+        task = run.start()
+        del requests
+        await (run.cancel() if cancelled else task)
+        gc.collect()
+        assert held() is None
+        assert run is not None
 
 
 def test_metadata_that_grpc_would_not_carry_is_left_out() -> None:

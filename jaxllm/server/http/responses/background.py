@@ -36,7 +36,8 @@ class BackgroundRun:
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
-        self._answer.cancel()  # one that was cancelled before it began has not done so itself
+        self._answer.cancel()  # one that was cancelled before it began has not done so itself, nor let go of these
+        self._requests = []
         self._news.set()
 
     async def follow(self, after: int) -> AsyncIterator[bytes]:
